@@ -1,0 +1,138 @@
+"""Docstrings of the installed Python packages: real technical English that every machine of this project has.
+
+They are read with `ast`, nothing is imported. Labels come for free: a docstring's one-line summary is a query, the
+rest of that docstring its relevant document. The summaries of the held-out sets are removed from the corpus.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from dream.corpora.jsonl import BeirCorpus
+from dream.errors import ConfigError, require
+from dream.files import fingerprint, new_directory
+from dream.runtime import progress, say
+
+EXTRACTION = 1  # raise when the extraction below changes, so that cached corpora are made anew
+SPLITS = ("dev", "test")
+
+
+class PyDocsCorpus(BeirCorpus):
+    """Extracts the docstrings once into BEIR's layout under `cache_dir`, then reads them from there."""
+
+    def __init__(
+        self,
+        name: str,
+        packages: list[str],
+        stdlib: bool,
+        min_characters: int,
+        heldout_fraction: float,
+        seed: int,
+        cache_dir: str,
+    ) -> None:
+        require(0 < heldout_fraction < 0.5, "corpus.heldout_fraction", heldout_fraction, "choose between 0 and 0.5")
+        description = {
+            "extraction": EXTRACTION,
+            "python": sys.version_info[:3] if stdlib else None,
+            "packages": {package: _version(package) for package in sorted(packages)},
+            "settings": [min_characters, heldout_fraction, seed],
+        }
+        self.min_characters, self.heldout_fraction, self.seed = min_characters, heldout_fraction, seed
+        folder = Path(cache_dir) / f"pydocs-{fingerprint(description)}"
+        if not folder.exists():
+            self._extract(folder, list(packages), stdlib)
+        super().__init__(name, str(folder), deduplicate=True)
+
+    def _extract(self, folder: Path, packages: list[str], stdlib: bool) -> None:
+        files = [(root, file) for root in _roots(packages, stdlib) for file in _python_files(root, stdlib)]
+        say(f"Reading the docstrings of {len(packages)} installed packages{' and the standard library' * stdlib}")
+        qrels: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+        with new_directory(folder) as aside:
+            with (aside / "corpus.jsonl").open("w", encoding="utf-8") as corpus:
+                for root, file in progress(files, unit="file", desc="docstrings"):
+                    for name, docstring in _docstrings(root, file):
+                        if len(docstring) < self.min_characters:
+                            continue
+                        summary, body = split_summary(docstring)
+                        split = self._split_of(summary) if summary else None
+                        if split:
+                            qrels[split].setdefault(summary, []).append(name)
+                        text = body if split else docstring
+                        corpus.write(json.dumps({"_id": name, "title": "", "text": text, "name": name}) + "\n")
+            (aside / "qrels").mkdir()
+            with (aside / "queries.jsonl").open("w", encoding="utf-8") as queries:
+                for split, by_summary in qrels.items():
+                    with (aside / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as lines:
+                        lines.write("query-id\tcorpus-id\tscore\n")
+                        for number, (summary, names) in enumerate(by_summary.items()):
+                            queries.write(json.dumps({"_id": f"{split}{number}", "text": summary}) + "\n")
+                            lines.writelines(f"{split}{number}\t{name}\t1\n" for name in dict.fromkeys(names))
+
+    def _split_of(self, summary: str) -> str | None:
+        """The split a summary is held out for. Equal summaries share it, so no copy of a query stays in the corpus."""
+        digest = hashlib.blake2b(f"{self.seed} {summary.lower()}".encode(), digest_size=8).digest()
+        position = int.from_bytes(digest) / 2**64 / self.heldout_fraction
+        return SPLITS[int(position)] if position < len(SPLITS) else None
+
+
+def split_summary(docstring: str) -> tuple[str, str]:
+    """(one-line summary, rest), or ("", docstring) where the docstring does not begin with a usable one."""
+    summary, _, body = docstring.partition("\n\n")
+    usable = "\n" not in summary and 20 <= len(summary) <= 160 and len(summary.split()) >= 4 and len(body) >= 100
+    if not usable or summary.startswith((">>>", ".. ")) or summary.endswith(")"):
+        return "", docstring
+    return summary.strip(), body.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        distributions = importlib.metadata.packages_distributions().get(package, [package])
+        return importlib.metadata.version(distributions[0])
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError("corpus.packages", package, "this package is not installed here") from None
+
+
+def _roots(packages: list[str], stdlib: bool) -> list[Path]:
+    roots = [Path(sysconfig.get_paths()["stdlib"])] if stdlib else []
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError("corpus.packages", package, "this is not an importable package")
+        roots.append(Path(next(iter(spec.submodule_search_locations))))
+    return roots
+
+
+def _python_files(root: Path, stdlib: bool) -> list[Path]:
+    """Source files below `root`, sorted; tests and vendored or installed packages left out."""
+    skip = {"site-packages", "tests", "test", "testing", "_vendor", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
+    return sorted(f for f in root.rglob("*.py") if not skip.intersection(f.relative_to(root).parts))
+
+
+def _docstrings(root: Path, file: Path) -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of the module, its classes and functions, in source order."""
+    parts = file.relative_to(root if (root / "os.py").exists() else root.parent).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's source
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # template files of packages are not always Python
+    pending: list[tuple[str, ast.AST]] = [(module, tree)]
+    while pending:
+        name, node = pending.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield name, inspect.cleandoc(docstring)
+        for child in reversed(list(ast.iter_child_nodes(node))):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                pending.append((f"{name}.{child.name}", child))

@@ -1,0 +1,43 @@
+"""A seeded pseudo-random order of n windows, computed position by position: no list is ever shuffled or stored."""
+
+import numpy as np
+
+ROUNDS = 6
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser (Steele, Lea & Flood 2014): each input bit flips about half of the output's."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
+    """uint64 that depend on the seed and the counters alone, so that any draw of a run can be repeated."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.asarray(seed, dtype=np.uint64) + GOLDEN)
+        for counter in counters:
+            state = _mix(state * GOLDEN + np.asarray(counter).astype(np.uint64) + GOLDEN)
+    return state
+
+
+def permute(seed: int, positions: np.ndarray, n: int) -> np.ndarray:
+    """Window ids at these positions of the endless stream; each run of n positions is a new permutation of range(n).
+
+    A balanced Feistel network over the smallest even power of two above n, walking the cycle until the value is below
+    n (Black & Rogaway 2002).
+    """
+    positions = np.asarray(positions, dtype=np.int64)
+    epochs = positions // n
+    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    values = (positions % n).astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & low
+        for round_ in range(ROUNDS):
+            left, right = right, left ^ (random_bits(seed, epochs[outside], round_, right) & low)
+        values[outside] = (left << half) | right
+        outside = values >= n
+    return values.astype(np.int64)

@@ -1,0 +1,57 @@
+"""Flat arrays on disk: token ids and text as memory maps, cut by offsets."""
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dream.batch import TokenBatch
+
+
+class ArrayWriter:
+    """Appends rows to a raw file, so that a table of unknown length never has to fit in memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype | type) -> None:
+        self.file = path.open("wb")
+        self.dtype = np.dtype(dtype)
+        self.rows = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        rows = np.ascontiguousarray(rows, dtype=self.dtype)
+        self.file.write(rows.tobytes())
+        self.rows += len(rows)
+
+
+class Strings:
+    """Many strings in one UTF-8 file, each read on demand."""
+
+    def __init__(self, path: Path, ends: np.ndarray) -> None:
+        self.ends = ends
+        self.path = path
+        file = path.open("rb")
+        self.bytes: mmap.mmap | bytes = (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.bytes[start : int(self.ends[row])].decode()
+
+    def __reduce__(self):  # loader workers that are spawned map the file themselves
+        return Strings, (self.path, self.ends)
+
+
+def pad_tokens(rows: Sequence[np.ndarray], pad_id: int, width: int | None = None) -> TokenBatch:
+    """Pad rows of token ids to the longest (or to `width`), padding last."""
+    width = max(1, width or max(len(row) for row in rows))
+    ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask_BT = np.zeros((len(rows), width), dtype=bool)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row)] = row[:width]
+        mask_BT[b, : len(row)] = True
+    return TokenBatch(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))

@@ -1,0 +1,120 @@
+"""The store: a corpus cut into passages and windows, on disk, memory-mapped, with both tokenizers' ids."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.batch import TokenBatch
+from dream.errors import DataError
+from dream.store.ragged import Strings, pad_tokens
+
+ENCODER, SCORER = 0, 1  # the two sides of every token range
+
+PASSAGE = np.dtype([("document", "<i8"), ("characters", "<i8", 2), ("tokens", "<i8", (2, 2))])
+WINDOW = np.dtype([("document", "<i8"), ("characters", "<i8", 3), ("tokens", "<i8", (2, 3))])
+
+
+class Store:
+    """Read-only view of a store directory. Rows of its tables are the ids of documents, passages and windows.
+
+    Characters and tokens of passages and windows are absolute: positions in the whole corpus's token stream, and
+    character positions within the document.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.manifest = json.loads((path / "manifest.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise DataError(f"{path}: not a complete store ({error}); delete the folder and run again") from error
+        self.hash: str = self.manifest["hash"]
+        self.passages = self._map("passages", PASSAGE)
+        self.windows = self._map("windows", WINDOW)
+        same = self.manifest["same_tokenizer"]
+        self.tokens = [
+            self._map(name, np.dtype(self.manifest["token_dtypes"][side]))
+            for side, name in enumerate(["encoder_ids", "encoder_ids" if same else "scorer_ids"])
+        ]
+        self.pad_ids: list[int] = self.manifest["pad_ids"]
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        file = self.path / f"{name}.bin"
+        if file.stat().st_size == 0:
+            return np.empty(0, dtype=dtype)
+        return np.memmap(file, dtype=dtype, mode="r")
+
+    def __reduce__(self):
+        return Store, (self.path,)
+
+    @cached_property
+    def texts(self) -> Strings:
+        return Strings(self.path / "texts.bin", self._map("text_ends", np.dtype("<i8")))
+
+    @cached_property
+    def document_names(self) -> Strings:
+        return Strings(self.path / "ids.bin", self._map("id_ends", np.dtype("<i8")))
+
+    @cached_property
+    def titles(self) -> Strings:
+        return Strings(self.path / "titles.bin", self._map("title_ends", np.dtype("<i8")))
+
+    @cached_property
+    def passage_documents(self) -> np.ndarray:
+        """Document row of each passage, int64, in memory (8 bytes a passage)."""
+        return np.ascontiguousarray(self.passages["document"])
+
+    @cached_property
+    def encoder_document_frequency(self) -> np.ndarray:
+        """In how many passages each token of the encoder's vocabulary occurs, float64."""
+        return np.load(self.path / "encoder_df.npy").astype(np.float64)
+
+    def passage_text(self, passage_id: int) -> str:
+        row = self.passages[passage_id]
+        return self.texts[int(row["document"])][slice(*row["characters"])]
+
+    def window_text(self, window_id: int) -> tuple[str, str]:
+        """(context, target)"""
+        row = self.windows[window_id]
+        text = self.texts[int(row["document"])]
+        start, middle, end = row["characters"]
+        return text[start:middle], text[middle:end]
+
+    def passage_tokens(self, passage_id: int, side: int) -> np.ndarray:
+        start, end = self.passages["tokens"][passage_id, side]
+        return self.tokens[side][start:end]
+
+    def window_tokens(self, window_id: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """(context ids, target ids)"""
+        start, middle, end = self.windows["tokens"][window_id, side]
+        return self.tokens[side][start:middle], self.tokens[side][middle:end]
+
+    def passage_batch(self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int) -> TokenBatch:
+        """The passages' encoder tokens, the first `longest` of each."""
+        if isinstance(passage_ids, torch.Tensor):
+            passage_ids = passage_ids.cpu().numpy()
+        rows = [self.passage_tokens(int(row), ENCODER)[:longest] for row in passage_ids]
+        return pad_tokens(rows, self.pad_ids[ENCODER])
+
+    def rows_of(self, document_ids: Sequence[str]) -> dict[str, int]:
+        """Document rows by the corpus's own ids; an id whose text was a duplicate gives the copy that was kept.
+
+        Scans the id file once and keeps only what was asked for.
+        """
+        wanted = set(document_ids)
+        aliases = self.path / "aliases.jsonl"
+        rows = {}
+        with aliases.open(encoding="utf-8") as lines:
+            for line in lines:
+                dropped, kept = json.loads(line)
+                if dropped in wanted:
+                    rows[dropped] = kept
+        names = self.document_names
+        for row in range(len(names)):
+            if names[row] in wanted:
+                rows[names[row]] = row
+        return rows
