@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 # Fast tokenizers spawn threads; a process that forks loader workers afterwards would warn or hang. The store builder,
 # which never forks, turns them on for itself.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Nothing that runs by default needs the network. A hub model that is not cached still downloads, unless HF_HUB_OFFLINE=1.
+# Nothing that runs by default needs the network; a hub model that is not cached downloads, unless HF_HUB_OFFLINE=1.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -1,62 +1,100 @@
-"""Where a document is cut: passages for the index, windows (context, target) for training.
+"""Where documents are cut: passages for the index, windows (context, target) for training.
 
-All cuts are token positions of one tokenizer, moved back to the nearest word boundary, and then carried over to the
-other tokenizer through character offsets. A document is therefore tokenised once per tokenizer, as a whole.
+All cuts are token positions of one tokenizer, moved to a word boundary, and then carried over to the other tokenizer
+through the characters. A document is therefore tokenised once per tokenizer, as a whole. Everything here works on a
+batch of documents laid end to end: characters and tokens count from the batch's first.
 """
+
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 
-SPACE = np.array([chr(code).isspace() for code in range(0x3001)])  # every Unicode space is at or below U+3000
+from dream.store.tokens import Tokens
+
+SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unicode space is at or below U+3000
 
 
-def word_starts(text: str, starts_T: np.ndarray) -> np.ndarray:
-    """For each token, whether a word begins there. `starts_T`: character offset of each token's beginning."""
+def spaces(text: str) -> np.ndarray:
+    """For each character, whether it is white space; bool."""
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    is_space = SPACE[np.minimum(codes, len(SPACE) - 2)]
-    before = np.maximum(starts_T - 1, 0)
-    here = np.minimum(starts_T, len(codes) - 1)
-    return (starts_T == 0) | is_space[before] | is_space[here]
+    return SPACE[np.minimum(codes, len(SPACE) - 1)]
 
 
-def _back_to_word(position: int, lowest: int, boundary_T: np.ndarray) -> int:
-    """The last word boundary at or before `position` and above `lowest`, else `position` itself."""
-    candidates = np.flatnonzero(boundary_T[lowest + 1 : position + 1])
-    return lowest + 1 + int(candidates[-1]) if len(candidates) else position
+class Boundaries:
+    """Where words and characters begin, as token positions.
+
+    A word begins at a document's first token, after white space, and where a token begins with white space. Byte-level
+    tokenizers spell rare characters with several tokens; a cut between those would leave text that cannot be decoded.
+    """
+
+    def __init__(self, tokens: Tokens, is_space: np.ndarray) -> None:
+        starts_T, firsts = tokens.starts_T, tokens.bounds[tokens.bounds < len(tokens.starts_T)]
+        opens_T = np.ones(len(starts_T), dtype=bool)
+        opens_T[1:] = starts_T[1:] != starts_T[:-1]
+        here_T = is_space[np.minimum(starts_T, len(is_space) - 1)]
+        word_T = opens_T & (is_space[starts_T - 1] | here_T)
+        word_T[firsts] = True
+        self.words: list[int] = np.flatnonzero(word_T).tolist()
+        self.inside: set[int] = set(np.flatnonzero(~opens_T).tolist())
+
+    def back(self, position: int, lowest: int) -> int:
+        """The last word start in [lowest, position], else the last character start there, else `position`."""
+        word = self.words[bisect_right(self.words, position) - 1]
+        if word >= lowest:
+            return word
+        return next((p for p in range(position, lowest - 1, -1) if p not in self.inside), position)
+
+    def forward(self, position: int, highest: int) -> int:
+        """The first word start in [position, highest], else the first character start there, else `position`."""
+        number = bisect_left(self.words, position)
+        if number < len(self.words) and self.words[number] <= highest:
+            return self.words[number]
+        return next((p for p in range(position, highest + 1) if p not in self.inside), position)
 
 
-def cut_passages(tokens: int, boundary_T: np.ndarray, longest: int) -> list[tuple[int, int]]:
-    """Consecutive token ranges that cover the document, each at most `longest`, of about equal length."""
+def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) -> list[tuple[int, int]]:
+    """Consecutive token ranges that cover [first, last), each at most `longest` long, of about equal length."""
     ranges = []
-    start = 0
-    while start < tokens:
-        left = tokens - start
+    start = first
+    while start < last:
+        left = last - start
         pieces = -(-left // longest)
         end = start + -(-left // pieces)
-        if end < tokens:
-            end = _back_to_word(end, start + (end - start) // 2, boundary_T)
+        if end < last:
+            end = boundaries.back(end, start + (end - start) // 2 + 1)
         ranges.append((start, end))
         start = end
     return ranges
 
 
 def cut_windows(
-    tokens: int, boundary_T: np.ndarray, context: int, min_context: int, target: int
+    first: int, last: int, boundaries: Boundaries, context: int, min_context: int, target: int
 ) -> list[tuple[int, int, int]]:
-    """Consecutive (start, middle, end): context is [start, middle), target is [middle, end), `target` tokens long.
+    """Disjoint (start, middle, end) in [first, last): context is [start, middle), target is [middle, end).
 
-    The last window of a document may have a context as short as `min_context`; what is left after it has no window.
+    A target is exactly `target` tokens long, and a context between `min_context` and `context`. A target may end inside
+    a word; the next window then begins after that word. What is left at the end of a document has no window.
     """
     windows = []
-    start = 0
-    while tokens - start >= min_context + target:
-        middle = min(start + context, tokens - target)
-        middle = _back_to_word(middle, start + min_context - 1, boundary_T)
-        windows.append((start, middle, middle + target))
-        start = middle + target
+    start = first
+    while last - start >= min_context + target:
+        middle = boundaries.back(min(start + context, last - target), start + min_context)
+        end = middle + target
+        windows.append((start, middle, end))
+        start = boundaries.forward(end, min(end + min_context, last))
     return windows
 
 
-def carry_over(cuts: np.ndarray, from_starts_T: np.ndarray, to_starts_T: np.ndarray) -> np.ndarray:
-    """Translate token positions of one tokenizer to another, through the characters where the tokens begin."""
-    edges = np.append(from_starts_T, np.iinfo(np.int64).max)
-    return np.searchsorted(to_starts_T, edges[cuts], side="left")
+def carry_over(cuts: np.ndarray, documents: np.ndarray, source: Tokens, goal: Tokens, is_space: np.ndarray) -> np.ndarray:
+    """Translate token positions from one tokenizer to another: to the first token that begins at or after the same text.
+
+    `cuts`: (rows, columns), `documents`: (rows,). White space does not count, because tokenizers differ in whether a
+    word's token includes the space before it. A document's first and last token stay its first and last.
+    """
+    solid_before = np.zeros(len(is_space) + 1, dtype=np.int64)
+    np.cumsum(~is_space, out=solid_before[1:])
+    edges = np.append(solid_before[source.starts_T], solid_before[-1])[cuts]
+    carried = np.searchsorted(solid_before[goal.starts_T], edges, side="left")
+    first, last = goal.bounds[documents][:, None], goal.bounds[documents + 1][:, None]
+    carried = np.where(cuts == source.bounds[documents][:, None], first, np.clip(carried, first, last))
+    return np.where(cuts == source.bounds[documents + 1][:, None], last, carried)

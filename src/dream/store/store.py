@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dream.batch import TokenBatch
 from dream.errors import DataError
-from dream.store.ragged import Strings, pad_tokens
+from dream.store.ragged import Strings, gather_tokens
 
 ENCODER, SCORER = 0, 1  # the two sides of every token range
 
@@ -97,8 +97,8 @@ class Store:
         """The passages' encoder tokens, the first `longest` of each."""
         if isinstance(passage_ids, torch.Tensor):
             passage_ids = passage_ids.cpu().numpy()
-        rows = [self.passage_tokens(int(row), ENCODER)[:longest] for row in passage_ids]
-        return pad_tokens(rows, self.pad_ids[ENCODER])
+        starts_B, ends_B = self.passages["tokens"][np.asarray(passage_ids, dtype=np.int64), ENCODER].T
+        return gather_tokens(self.tokens[ENCODER], starts_B, ends_B, longest, self.pad_ids[ENCODER])
 
     def rows_of(self, document_ids: Sequence[str]) -> dict[str, int]:
         """Document rows by the corpus's own ids; an id whose text was a duplicate gives the copy that was kept.

@@ -1,0 +1,43 @@
+# Needs Python 3.11 to 3.13, git and make. Everything is installed into .venv, nothing outside this folder.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test
+
+help:
+	@echo "make train   train the quickstart retriever on this machine's own Python documentation"
+	@echo "make test    ruff, mypy and the tests"
+	@echo "make setup   only create .venv with the pinned packages (train and test do it by themselves)"
+	@echo ""
+	@echo "PYTHON=python3.12  another interpreter than python3, to create .venv with"
+	@echo "ARGS='...'         appended to the command, e.g. make train ARGS='trainer.max_steps=100'"
+
+setup: $(READY)
+
+train: $(READY)
+	@echo "Training: dream-train experiment=quickstart $(ARGS)"
+	@$(BIN)/dream-train experiment=quickstart $(ARGS)
+
+test: $(READY)
+	@echo "1/4 ruff check"
+	@$(BIN)/ruff check
+	@echo "2/4 ruff format --check"
+	@$(BIN)/ruff format --check
+	@echo "3/4 mypy"
+	@$(BIN)/mypy
+	@echo "4/4 pytest $(ARGS)"
+	@$(BIN)/pytest $(ARGS)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up .venv: some minutes the first time, a few seconds when the pinned packages are there already"
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" 2>/dev/null || \
+		{ echo "error: $(PYTHON) is `$(PYTHON) --version 2>&1`, but Python 3.11, 3.12 or 3.13 is needed; name one with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@echo "Installing the packages pinned in requirements.lock"
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	@echo "Installing this checkout, editable"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)

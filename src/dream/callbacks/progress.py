@@ -1,0 +1,15 @@
+"""Lightning's progress bar, quiet where nobody watches a terminal."""
+
+import sys
+
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+REFRESH_WITHOUT_TERMINAL = 25  # steps between two lines of a log file
+
+
+class TrainProgress(TQDMProgressBar):
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else REFRESH_WITHOUT_TERMINAL)
+
+    def get_metrics(self, trainer, pl_module):
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

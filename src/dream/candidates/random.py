@@ -1,0 +1,39 @@
+"""Passages drawn at random: what a helpful passage is compared with."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from dream.batch import WindowBatch
+from dream.store.permutation import random_bits
+from dream.store.store import Store
+
+if TYPE_CHECKING:
+    from dream.indexes.generation import IndexHandle
+
+
+def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, passages: int) -> np.ndarray:
+    """(B, count) int64 ids below `passages`, uniform, with repetitions.
+
+    They depend on the seed, the number of the random stream, the window and its position in the run, so that a resumed
+    run draws the same.
+    """
+    window_ids_B = windows.window_ids_B.cpu().numpy()
+    positions_B = windows.consumed - len(windows) + np.arange(len(windows))
+    bits_BM = random_bits(seed, stream, positions_B[:, None], window_ids_B[:, None], np.arange(count)[None])
+    return (bits_BM % np.uint64(passages)).astype(np.int64)
+
+
+class RandomCandidates:
+    """Uniform over the passages of the corpus."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def prepare(self, store: Store, index: "IndexHandle") -> None:
+        self.passages = len(store.passage_documents)
+
+    def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
+        """Twice as many as asked for, because the window's own document and repetitions fall away."""
+        return draw_passages(self.seed, 0, windows, 2 * k, self.passages)

@@ -1,0 +1,101 @@
+"""What every console script shares: Hydra, and mistakes of the user told in one line."""
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dream.errors import DreamError
+from dream.runtime import CONFIG_DIR
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Turn `task(cfg)` into a console script. HYDRA_FULL_ERROR=1 shows the traceback of a mistake, too."""
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of printing its own
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+            except Exception as error:
+                message = one_line(error, config_name)
+                if wants_traceback or message is None:
+                    raise
+                sys.exit(f"error: {message}")
+
+        return main
+
+    return decorate
+
+
+def one_line(error: BaseException, config_name: str) -> str | None:
+    """The mistake in one line, or None where the error is not the user's."""
+    for cause in _chain(error):
+        if isinstance(cause, DreamError):
+            return str(cause)
+    text = " ".join(str(error).split())
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _unknown_option(text) or _unknown_key(text, config_name) or _not_buildable(error) or text
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unknown_option(text: str) -> str | None:
+    match = re.search(r"(?:Could not find|Could not load) '([\w/]+)/([^/']+?)(?:\.yaml)?'", text)
+    if not match:
+        return None
+    group, value = match.groups()
+    options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    return f"{group}={value}: no such option; choose from {', '.join(options)}"
+
+
+def _unknown_key(text: str, config_name: str) -> str | None:
+    match = re.search(r"Could not (?:override|delete|find) (?:value )?'?([\w.@/]+)'?", text)
+    if not match:
+        return None
+    key = match.group(1).rstrip(".")
+    close = difflib.get_close_matches(key, sorted(_known_keys(config_name)), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "see all keys with --cfg job"
+    return f"{key}: no such key; {hint}"
+
+
+def _known_keys(config_name: str) -> set[str]:
+    """Every dotted key and group of the default config."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose(config_name)
+    keys = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key in map(str, node if isinstance(node, DictConfig) else ()):
+            keys.add(f"{prefix}{key}")
+            if not node._is_missing(key):
+                walk(node._get_node(key), f"{prefix}{key}.")
+
+    walk(cfg, "")
+    return keys
+
+
+def _not_buildable(error: BaseException) -> str | None:
+    """A constructor refused its arguments: name the section of the config and the reason."""
+    match = re.search(r"full_key: ([\w.]+)", str(error))
+    reason = " ".join(str(error.__cause__ or error).split("full_key")[0].split())
+    return f"{match.group(1)}: cannot be built from these values: {reason}" if match else None

@@ -1,0 +1,156 @@
+"""How good ranked documents are, per query: pure functions of ranks and judgements.
+
+Shape suffixes: Q labelled queries, R ranks (best first, padded with -1), K passages found for a query.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchmetrics import MeanMetric
+
+from dream.corpora.base import Labels
+from dream.store.store import Store
+
+DEPTH = 100  # documents ranked for each query: what recall@100 reads
+NDCG_RANKS = 10
+METRICS = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Documents of each query, best first: rows_QR int64 padded with -1, score_QR float32 padded with -inf."""
+
+    rows_QR: np.ndarray
+    score_QR: np.ndarray
+
+    @classmethod
+    def empty(cls, queries: int, depth: int) -> "Ranking":
+        return cls(np.full((queries, depth), -1, np.int64), np.full((queries, depth), -np.inf, np.float32))
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """The queries of a split that have a relevant document, with their relevant documents as rows of the store.
+
+    `grades[q]` maps document rows to grades above 0. `missing[q]` holds the grades of relevant documents that the
+    corpus does not have: they cannot be found, and count all the same. `left_out` queries have no relevant document.
+    """
+
+    query_ids: list[str]
+    queries: list[str]
+    grades: list[dict[int, int]]
+    missing: list[list[int]]
+    left_out: int
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @classmethod
+    def of(cls, labels: Labels, store: Store) -> "Judgements":
+        """Relevant documents that are copies of each other are one document in the store, with the highest grade."""
+        row_of = store.rows_of(list({document for graded in labels.qrels.values() for document in graded}))
+        query_ids = [query for query in labels.qrels if max(labels.qrels[query].values(), default=0) > 0]
+        grades: list[dict[int, int]] = []
+        missing: list[list[int]] = []
+        for query in query_ids:
+            found: dict[int, int] = {}
+            absent: list[int] = []
+            for document, grade in labels.qrels[query].items():
+                if grade > 0 and document in row_of:
+                    row = row_of[document]
+                    found[row] = max(grade, found.get(row, 0))
+                elif grade > 0:
+                    absent.append(grade)
+            grades.append(found)
+            missing.append(absent)
+        queries = [labels.queries[query] for query in query_ids]
+        return cls(query_ids, queries, grades, missing, len(labels.qrels) - len(query_ids))
+
+
+def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.ndarray]:
+    """Each of `METRICS` for each query, float64. The documents of a ranking are distinct.
+
+    nDCG is trec_eval's `ndcg_cut`, which BEIR reports: gain = grade, discount = log2(rank + 1) (Järvelin & Kekäläinen
+    2002). recall@k is the share of all relevant documents, and MRR@10 is 0 where the first relevant document is lower.
+    """
+    grade_QR = _grades(ranking.rows_QR, judgements)
+    relevant_QR = grade_QR > 0
+    relevant_Q = np.array([len(g) + len(m) for g, m in zip(judgements.grades, judgements.missing, strict=True)])
+    first_Q = np.where(relevant_QR[:, :10].any(1), relevant_QR[:, :10].argmax(1) + 1.0, np.inf)
+    return {
+        "ndcg_at_10": _gain(grade_QR[:, :NDCG_RANKS]) / _gain(_ideal(judgements)),
+        "recall_at_10": relevant_QR[:, :10].sum(1) / relevant_Q,
+        "recall_at_100": relevant_QR[:, :100].sum(1) / relevant_Q,
+        "mrr_at_10": 1 / first_Q,
+    }
+
+
+def mean_metrics(per_query: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means over the queries, of all processes where there are several."""
+    means = {}
+    for name, values_Q in per_query.items():
+        metric = MeanMetric().set_dtype(torch.float64)
+        metric.update(torch.from_numpy(np.asarray(values_Q, dtype=np.float64)))
+        means[name] = float(metric.compute())
+    return means
+
+
+def _grades(rows_QR: np.ndarray, judgements: Judgements) -> np.ndarray:
+    """grade_QR float64: grade of the document at each rank, 0 where it is not relevant."""
+    grade_QR = np.zeros(rows_QR.shape)
+    for q, graded in enumerate(judgements.grades):
+        ranks = np.flatnonzero(np.isin(rows_QR[q], list(graded)))
+        grade_QR[q, ranks] = [graded[int(row)] for row in rows_QR[q, ranks]]
+    return grade_QR
+
+
+def _ideal(judgements: Judgements) -> np.ndarray:
+    """grade_QR of the best possible ranking, documents that the corpus lacks included."""
+    ideal_QR = np.zeros((len(judgements), NDCG_RANKS))
+    for q, (graded, absent) in enumerate(zip(judgements.grades, judgements.missing, strict=True)):
+        best = sorted([*graded.values(), *absent], reverse=True)[:NDCG_RANKS]
+        ideal_QR[q, : len(best)] = best
+    return ideal_QR
+
+
+def _gain(grade_QR: np.ndarray) -> np.ndarray:
+    """Discounted cumulative gain of each query."""
+    return grade_QR @ (1 / np.log2(np.arange(grade_QR.shape[1]) + 2))
+
+
+def documents_from_passages(
+    sim_QK: np.ndarray, ids_QK: np.ndarray, passage_documents: np.ndarray, depth: int
+) -> Ranking:
+    """Documents by their best passage (MaxP, Dai & Callan 2019). Ties go to the lower document row.
+
+    Passages come best first; an id of -1 is none.
+    """
+    ranking = Ranking.empty(len(ids_QK), depth)
+    for q, (sim, ids) in enumerate(zip(sim_QK, ids_QK, strict=True)):
+        found = ids >= 0
+        scores, documents = sim[found], passage_documents[ids[found]]
+        order = np.lexsort((documents, -scores))
+        first = np.sort(np.unique(documents[order], return_index=True)[1])[:depth]
+        ranking.score_QR[q, : len(first)] = scores[order][first]
+        ranking.rows_QR[q, : len(first)] = documents[order][first]
+    return ranking
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int = 60, depth: int = DEPTH) -> Ranking:
+    """Several rankings of the same queries as one: score = Σ 1 / (k + rank) (Cormack, Clarke & Büttcher 2009).
+
+    60 is the paper's k. Ties go to the lower document row.
+    """
+    queries = len(rankings[0].rows_QR)
+    fused = Ranking.empty(queries, depth)
+    gains = np.concatenate([1 / (k + 1 + np.arange(ranking.rows_QR.shape[1])) for ranking in rankings])
+    for q in range(queries):
+        ranked = np.concatenate([ranking.rows_QR[q] for ranking in rankings])
+        documents, place = np.unique(ranked[ranked >= 0], return_inverse=True)
+        scores = np.bincount(place, gains[ranked >= 0], minlength=len(documents))
+        best = np.argsort(-scores, kind="stable")[:depth]
+        fused.score_QR[q, : len(best)] = scores[best]
+        fused.rows_QR[q, : len(best)] = documents[best]
+    return fused

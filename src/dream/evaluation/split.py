@@ -1,0 +1,44 @@
+"""The labelled queries of one split, ranked by any system and scored."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dream.candidates.bm25 import BM25Index
+from dream.corpora.base import Corpus
+from dream.encoders.base import Encoder
+from dream.errors import DataError
+from dream.evaluation.baselines import rank_bm25, rank_dense
+from dream.evaluation.metrics import Judgements, Ranking, mean_metrics, per_query_metrics
+from dream.indexes.generation import IndexHandle
+from dream.store.store import Store
+
+
+class LabelledSplit:
+    """Queries and judgements of `split`, against the documents of `store`."""
+
+    def __init__(self, corpus: Corpus, store: Store, split: str) -> None:
+        self.name, self.store = split, store
+        self.judgements = Judgements.of(corpus.labels(split), store)
+        if not len(self.judgements):
+            raise DataError(f"split {split} of corpus {corpus.name}: no query has a relevant document")
+
+    def __len__(self) -> int:
+        return len(self.judgements)
+
+    @property
+    def queries(self) -> Sequence[str]:
+        return self.judgements.queries
+
+    def by_bm25(self, index: BM25Index) -> Ranking:
+        return rank_bm25(index, self.queries, self.store.passage_documents)
+
+    @torch.inference_mode()
+    def by_encoder(self, encoder: Encoder, index: IndexHandle) -> Ranking:
+        """Through the current generation of the index, which must be that of the encoder's current weights."""
+        query_QD = encoder.embed_queries(list(self.queries))
+        return rank_dense(index.search, query_QD, self.store.passage_documents)
+
+    def score(self, ranking: Ranking) -> dict[str, float]:
+        """Means over the queries that have a relevant document."""
+        return mean_metrics(per_query_metrics(ranking, self.judgements))

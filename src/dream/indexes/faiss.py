@@ -1,0 +1,121 @@
+"""Nearest passages with FAISS: exact, or any approximation that an index_factory string names.
+
+Only the main process searches. A data loader worker that is forked after the parent's first search and then searches
+itself hangs in OpenMP; whoever has to search there calls `faiss.omp_set_num_threads(1)` first.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.errors import ConfigError, require
+from dream.indexes.base import NOTHING, best_first, pad_results
+
+FILE = "index.faiss"
+ADD_ROWS = 65_536  # rows in float32 at a time
+SPARE = 8  # results fetched beyond k, to see whether the k-th is tied
+MOST_TIES = 4_096  # beyond so many equal similarities around the k-th, FAISS chooses which of them are returned
+
+
+class FaissIndex:
+    """`faiss.index_factory(width, factory, METRIC_INNER_PRODUCT)` in RAM, float32.
+
+    `train_points`: most rows, spread evenly over the corpus, that IVF and PQ are trained on. `search_params`: what
+    `faiss.ParameterSpace` can set, such as nprobe and efSearch. Everything but HNSW's graph, which threads build
+    together, comes out the same each time.
+
+    Raises ConfigError for a factory string that FAISS does not know, that does not go with the width, or that needs
+    more passages for training than there are, and for a search parameter that the index does not have.
+    """
+
+    def __init__(self, factory: str, train_points: int, search_params: dict[str, Any] | None) -> None:
+        require(isinstance(factory, str) and bool(factory), "index.factory", factory, "e.g. Flat or IVF1024,Flat")
+        require(train_points >= 1, "index.train_points", train_points, "at least 1")
+        self.factory = factory
+        self.train_points = train_points
+        self.search_params = dict(search_params or {})
+        self._index: Any = None
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "faiss", "factory": self.factory, "train_points": self.train_points}
+
+    def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
+        chunks = list(embeddings_ND)
+        index = self._new(width)
+        if not index.is_trained:
+            self._train(index, chunks, count)
+        for chunk in chunks:
+            for start in range(0, len(chunk), ADD_ROWS):
+                index.add(_float32(chunk[start : start + ADD_ROWS]))
+        self._index = self._tuned(index)
+
+    def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        query = _float32(query_QD.detach().float().cpu().numpy())
+        count = self._index.ntotal
+        sim_QK, ids_QK = torch.empty(len(query), k), torch.empty(len(query), k, dtype=torch.int64)
+        rows = torch.arange(len(query))
+        fetch = min(count, k + SPARE)
+        while len(rows):
+            sims, ids = self._fetch(query[rows.numpy()], fetch)
+            sim_QK[rows], ids_QK[rows] = pad_results(sims, ids, k)
+            if fetch >= min(count, k + MOST_TIES):
+                break
+            rows = rows[(sims[:, -1] == sims[:, k - 1]) & sims[:, -1].isfinite()]
+            fetch = min(count, 4 * fetch)
+        return sim_QK.to(query_QD.device), ids_QK.to(query_QD.device)
+
+    def save(self, folder: Path) -> None:
+        faiss.write_index(self._index, str(folder / FILE))
+
+    def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
+        self._index = self._tuned(faiss.read_index(str(folder / FILE)))
+
+    def _new(self, width: int) -> Any:
+        try:
+            return faiss.index_factory(width, self.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ConfigError("index.factory", self.factory, f"FAISS cannot build it for width {width}: "
+                              f"{_reason(error)}; try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
+
+    def _train(self, index: Any, chunks: list[np.ndarray], count: int) -> None:
+        every = max(1, -(-count // self.train_points))
+        sample, first = [], 0
+        for chunk in chunks:
+            sample.append(_float32(chunk[-first % every :: every]))
+            first += len(chunk)
+        points = np.concatenate(sample)
+        try:
+            index.train(points)
+        except RuntimeError as error:
+            raise ConfigError("index.factory", self.factory, f"{len(points):,} of {count:,} passages are too few to "
+                              f"train it ({_reason(error)}); fewer lists, Flat, or a higher "
+                              "index.train_points") from error  # fmt: skip
+
+    def _tuned(self, index: Any) -> Any:
+        for name, value in self.search_params.items():
+            try:
+                faiss.ParameterSpace().set_index_parameter(index, name, value)
+            except (RuntimeError, TypeError) as error:
+                raise ConfigError(f"index.search_params.{name}", value, f"index.factory={self.factory} has no such "
+                                  f"parameter ({_reason(error)})") from error  # fmt: skip
+        return index
+
+    def _fetch(self, query: np.ndarray, fetch: int) -> tuple[Tensor, Tensor]:
+        sims, ids = (torch.from_numpy(array) for array in self._index.search(query, fetch))
+        return best_first(sims.masked_fill(ids == NOTHING, float("-inf")), ids)
+
+
+def _float32(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def _reason(error: Exception) -> str:
+    """What FAISS says went wrong, without the C++ function, file and condition around it."""
+    said = re.search(r"\.cpp:\d+: (?:Error: )?(?:'.*' failed: )?(.*)", str(error))
+    return said[1] if said and said[1] else str(error)

@@ -1,0 +1,258 @@
+"""The corpus embedded by one state of the encoder, on disk, and the handle through which a run searches the newest one.
+
+    <folder>/generation-00000500/
+        manifest.json      store_hash, encoder_fingerprint, step, count, width, index, shards
+        shard-00000.npy    (rows, D) float16; passage ids run on from shard to shard
+        index.faiss        what the index needs besides
+
+Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
+"""
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.encoders.base import Encoder
+from dream.errors import DataError, DreamError, require
+from dream.files import new_directory, write_json
+from dream.indexes.base import Index
+from dream.indexes.torch import TorchIndex
+from dream.runtime import progress
+from dream.store.permutation import permute
+from dream.store.store import ENCODER, Store
+
+ROWS_PER_SHARD = 262_144
+ROWS_PER_BLOCK = 16_384  # sorted by length among themselves, so that a batch has little padding
+PROBES, POOL, NEIGHBOURS = 256, 16_384, 10  # of `overlap`
+SEED = 20_260_627  # of the passages that `overlap` looks at: the same in every run
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """What a refresh took. `overlap_at_10` is None for the first generation."""
+
+    seconds: float
+    overlap_at_10: float | None
+    passages_per_second: float
+
+
+class Generation:
+    """Read-only view of a generation. Raises DataError where the folder is not a complete one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+            self.embeddings: list[np.ndarray] = [_open_shard(path / name) for name in self.manifest["shards"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path}: not a complete index generation ({error}); delete it and embed the corpus "
+                            "again") from error  # fmt: skip
+        self.step: int = self.manifest["step"]
+        self.count: int = self.manifest["count"]
+        self.width: int = self.manifest["width"]
+        self.encoder_fingerprint: str = self.manifest["encoder_fingerprint"]
+
+    def refuse_other(self, store: Store, width: int | None) -> None:
+        """Raise DataError unless it was made from this store and with embeddings of this width, where one is given."""
+        if self.manifest["store_hash"] != store.hash:
+            raise DataError(f"{self.path}: made from store {self.manifest['store_hash']}, but this is {store.hash} "
+                            f"({store.path}): its passage ids mean other passages")  # fmt: skip
+        if width not in (None, self.width):
+            raise DataError(f"{self.path}: embeddings of width {self.width}, but the encoder's width is {width}; "
+                            "take the encoder it was made with")  # fmt: skip
+
+    def rows(self, passage_ids: np.ndarray) -> np.ndarray:
+        """(len(passage_ids), D) float32 embeddings of these passages."""
+        passage_ids = np.asarray(passage_ids, dtype=np.int64)
+        ends = np.cumsum([len(shard) for shard in self.embeddings])
+        owners = np.searchsorted(ends, passage_ids, side="right")
+        found = np.empty((len(passage_ids), self.width), dtype=np.float32)
+        for owner in np.unique(owners):
+            here = owners == owner
+            shard = self.embeddings[owner]
+            found[here] = np.asarray(shard)[passage_ids[here] - (ends[owner] - len(shard))]
+        return found
+
+
+class IndexHandle:
+    """The newest generation below `folder` and the index over it. Everybody who searches does it through here.
+
+    `index` says which kind to build; each generation builds its own copy of it, and the old one is searched until the
+    new one is complete on disk.
+    """
+
+    def __init__(self, index: Index, folder: Path, rows_per_shard: int = ROWS_PER_SHARD) -> None:
+        require(rows_per_shard >= 1, "rows_per_shard", rows_per_shard, "at least 1")
+        self.index = index
+        self.folder = Path(folder)
+        self.rows_per_shard = rows_per_shard
+        self.current: Generation | None = None
+
+    def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(sim_QK float32, ids_QK int64), best first; -inf and -1 where fewer than k passages are found."""
+        if self.current is None:
+            raise DreamError("the corpus is not embedded yet, so that there is nothing to search; keep the callback "
+                             "callbacks.refresh, or take candidates=bm25")  # fmt: skip
+        return self.index.search(query_QD, k)
+
+    def open(self, path: Path, store: Store, width: int | None = None) -> None:
+        """Search an existing generation from now on; where the configured index is another one, it is built anew.
+
+        Raises DataError where it was made from another store or, if `width` is given, by an encoder of another width.
+        """
+        generation = Generation(Path(path))
+        generation.refuse_other(store, width)
+        index = copy.copy(self.index)
+        if generation.manifest["index"] == index.description():
+            index.load(generation.path, generation.embeddings)
+        else:
+            index.build(generation.embeddings, generation.count, generation.width)
+        self.index, self.current = index, generation
+
+    def refresh(
+        self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int
+    ) -> RefreshReport:
+        """Embed every passage, build the index over it, and search that from now on.
+
+        Until it is complete, the old generation stays as it is, on disk and in memory.
+        """
+        began = time.perf_counter()
+        old, fingerprint = self.current, encoder.fingerprint()
+        name, exists = self._name(fingerprint, store.hash, step)
+        speed = 0.0
+        if exists:  # a run resumed from an earlier checkpoint comes by here again
+            self.open(self.folder / name, store, encoder.width)
+        else:
+            index = copy.copy(self.index)
+            with new_directory(self.folder / name) as aside:
+                started = time.perf_counter()
+                shards = embed_corpus(aside, encoder, store, device, batch_passages, self.rows_per_shard)
+                speed = len(store.passages) / (time.perf_counter() - started)
+                index.build([_open_shard(aside / shard) for shard in shards], len(store.passages), encoder.width)
+                index.save(aside)
+                manifest = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
+                            "count": len(store.passages), "width": encoder.width,
+                            "index": index.description(), "shards": shards}  # fmt: skip
+                write_json(aside / "manifest.json", manifest)
+            self.index, self.current = index, Generation(self.folder / name)
+        shared = overlap(old, self.current) if old and self.current else None
+        return RefreshReport(time.perf_counter() - began, shared, speed)
+
+    def prune(self, keep: set[Path]) -> None:
+        """Delete the generations below the folder, other than `keep` and the current one, and what a crash left."""
+        kept = {path.resolve() for path in keep} | ({self.current.path.resolve()} if self.current else set())
+        for path in self.generations():
+            if path.resolve() not in kept:
+                path.rename(path.with_name(f".{path.name}.deleted"))
+        for path in self.folder.glob(".generation-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def generations(self) -> list[Path]:
+        """Complete generations below the folder, oldest first."""
+        return sorted(path.parent for path in self.folder.glob("generation-*/manifest.json"))
+
+    def _name(self, encoder_fingerprint: str, store_hash: str, step: int) -> tuple[str, bool]:
+        """Name of the generation, and whether it is there. One of other weights at this step is left untouched."""
+        plain = f"generation-{step:08d}"
+        for name in (plain, f"{plain}-{encoder_fingerprint}"):
+            if not (self.folder / name).exists():
+                return name, False
+            manifest = Generation(self.folder / name).manifest
+            if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
+                return name, True
+        raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it")
+
+
+def embed_corpus(
+    folder: Path,
+    encoder: Encoder,
+    store: Store,
+    device: torch.device | str,
+    batch_passages: int,
+    rows_per_shard: int,
+) -> list[str]:
+    """Write the embeddings of all passages as float16 shards into `folder`, which exists; returns the shards' names.
+
+    The encoder is in eval mode meanwhile. Memory: one batch; the shards are memory maps.
+    """
+    count = len(store.passages)
+    edges = [*range(0, count, rows_per_shard), count]
+    names = []
+    bar = progress(total=count, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
+    with torch.inference_mode(), _in_eval_mode(encoder), bar:
+        for number, (first, end) in enumerate(pairwise(edges)):
+            names.append(f"shard-{number:05d}.npy")
+            shape = (end - first, encoder.width)
+            shard = np.lib.format.open_memmap(folder / names[-1], mode="w+", dtype=np.float16, shape=shape)
+            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
+                batch = store.passage_batch(ids, encoder.max_tokens).to(device)
+                embedding_BD = encoder(batch, "passage").float().cpu()
+                if not embedding_BD.isfinite().all():
+                    raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
+                                     f"{ids.max()}): training has diverged; lower the learning rate")  # fmt: skip
+                shard[ids - first] = embedding_BD.numpy()
+                bar.update(len(ids))
+            shard.flush()
+    return names
+
+
+def _batches_by_length(store: Store, first: int, end: int, longest: int, batch_passages: int) -> Iterator[np.ndarray]:
+    """Passage ids of [first, end), each once, in batches of passages of about equal length."""
+    for start in range(first, end, ROWS_PER_BLOCK):
+        ranges = store.passages["tokens"][start : min(end, start + ROWS_PER_BLOCK), ENCODER]
+        order = np.argsort(np.minimum(ranges[:, 1] - ranges[:, 0], longest), kind="stable") + start
+        for place in range(0, len(order), batch_passages):
+            yield order[place : place + batch_passages]
+
+
+def overlap(old: Generation, new: Generation) -> float:
+    """How alike two generations' neighbourhoods are, 0 to 1: how far the encoder has moved between them.
+
+    For up to 256 seeded passages, the mean share of their 10 nearest passages by the old embeddings that are also among
+    the 10 nearest by the new ones. Neighbours are searched exactly, among the same seeded 16,384 passages of the corpus
+    (all of them where there are fewer), so that the cost does not grow with it.
+    """
+    count = min(old.count, new.count)
+    pool = permute(SEED, np.arange(min(POOL, count)), count)
+    k = min(NEIGHBOURS, len(pool) - 1)
+    if k < 1:
+        return 1.0
+    near_old, near_new = (_neighbours(generation.rows(pool), k) for generation in (old, new))
+    return float((near_old[:, :, None] == near_new[:, None, :]).any(2).float().mean())
+
+
+def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:
+    """Rows (P, k) of the k nearest of the first P rows, other than itself."""
+    index = TorchIndex(rows_per_chunk=POOL, keep_on_device=False)
+    index.build([embedding_ND], *embedding_ND.shape)
+    _, rows_PK = index.search(torch.from_numpy(embedding_ND[:PROBES]), k + 1)
+    itself = rows_PK == torch.arange(len(rows_PK))[:, None]
+    itself[:, -1] |= ~itself.any(1)  # copies of it may have crowded it out
+    return rows_PK[~itself].view(len(rows_PK), k)
+
+
+def _open_shard(path: Path) -> np.ndarray:
+    """Memory map. Copy-on-write instead of read-only: PyTorch warns of read-only arrays."""
+    return np.load(path, mmap_mode="c", allow_pickle=False)
+
+
+@contextmanager
+def _in_eval_mode(encoder: Encoder) -> Iterator[None]:
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,66 @@
+"""The console scripts as a person meets them: help, mistakes, from any folder. Run: pytest tests/test_cli.py"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("script", ["train", "pretrain", "search"])
+def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
+    for command in ([str(BIN / f"dream-{script}")], [sys.executable, "-m", f"dream.{script}"]):
+        done = run(*command, "--help", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "override" in done.stdout.lower()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["objective.temprature=0.1"], "objective.temprature: no such key; did you mean objective.temperature?"),
+        (["encodr=static"], "encodr: no such key; did you mean encoder?"),
+        (["encoder=transformer"], "encoder=transformer: no such option; choose from hf, static"),
+        (["objective.temperature=-1"], "objective.temperature=-1: must be above 0"),
+        (["objective.temperature=abc"], "objective.temperature=abc"),
+        (["corpus=jsonl", "corpus.path=nowhere.jsonl"], "corpus.path=nowhere.jsonl: no such file"),
+        (["corpus=jsonl"], "corpus.path"),
+        (["corpus=jsonl", "corpus.path=empty.jsonl"], "is empty"),
+        (["corpus=jsonl", "corpus.path=one.jsonl"], "only one document"),
+        (["corpus=jsonl", "corpus.path=few.jsonl", "candidates.k=500"], "candidates.k=500"),
+        (["corpus=jsonl", "corpus.path=broken.jsonl"], "broken.jsonl:2: not valid JSON"),
+        (["ckpt=nowhere.ckpt"], "ckpt=nowhere.ckpt: no such checkpoint"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_line(arguments, expected, tmp_path, llama_folder):
+    sentence = "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time in the sun "
+    line = '{{"_id": "{}", "text": "{}"}}\n'
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "one.jsonl").write_text(line.format("a", sentence * 20))
+    (tmp_path / "few.jsonl").write_text("".join(line.format(n, f"{n} " + sentence * 20) for n in range(4)))
+    (tmp_path / "broken.jsonl").write_text(line.format("a", sentence) + "{not json\n")
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    scorer = ["scorer=hf", f"scorer.name={llama_folder}"]
+    done = run(str(BIN / "dream-train"), *paths, *scorer, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert expected in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_search_without_a_run_says_what_to_do(tmp_path):
+    done = run(str(BIN / "dream-search"), "how to read a file", f"run={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no run is there; train one with" in done.stderr
+    assert "Traceback" not in done.stderr

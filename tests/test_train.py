@@ -1,0 +1,150 @@
+"""Whole runs on a tiny corpus with a tiny random language model. Run: pytest tests/test_train.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dream import runs
+from dream.assembly import assemble, retriever
+from dream.evaluation.searcher import Searcher
+from dream.runtime import CONFIG_DIR
+from dream.train import train
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig
+
+STEPS, REFRESH_EVERY = 6, 3
+
+
+@pytest.fixture
+def config(corpus_folder, llama_folder, tmp_path):
+    """Composes the training config of a tiny run; each call gets a run folder of its own."""
+
+    def make(run: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose(
+                "train",
+                [
+                    "corpus=jsonl",
+                    f"corpus.path={corpus_folder / 'corpus.jsonl'}",
+                    f"corpus.queries={corpus_folder / 'queries.jsonl'}",
+                    f"corpus.qrels={{dev: {corpus_folder / 'dev.tsv'}}}",
+                    "corpus.text_fields=[text]",
+                    "evaluation.report_split=dev",
+                    "scorer=hf",
+                    f"scorer.name={llama_folder}",
+                    f"paths.data={tmp_path / 'data'}",
+                    f"paths.logs={tmp_path / 'logs'}",
+                    f"paths.run={tmp_path / 'logs' / run}",
+                    "data.batch_size=4",
+                    "data.passage_tokens=24",
+                    "data.context_tokens=12",
+                    "data.min_context_tokens=6",
+                    "data.target_tokens=8",
+                    "candidates.k=4",
+                    f"trainer.max_steps={STEPS}",
+                    "trainer.log_every_n_steps=1",
+                    "trainer.accelerator=cpu",
+                    "+trainer.enable_progress_bar=false",
+                    "callbacks.progress=null",
+                    f"callbacks.refresh.every_n_steps={REFRESH_EVERY}",
+                    "callbacks.last_checkpoint.every_n_train_steps=2",
+                    *overrides,
+                ],
+            )
+
+    return make
+
+
+class Recorder(Callback):
+    """Losses and candidate ids by step, and a checkpoint of every step."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, tuple[float, list[list[int]] | None]] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        ids = outputs.get("candidate_ids_BK")
+        self.steps[trainer.global_step] = (outputs["loss"].item(), None if ids is None else ids.tolist())
+
+
+def fit(cfg: DictConfig, checkpoint: str | None = None) -> tuple[Recorder, dict[str, torch.Tensor]]:
+    parts = assemble(cfg)
+    module = retriever(cfg, parts)
+    trainer = runs.trainer(cfg, parts.corpus)
+    recorder = Recorder()
+    every = ModelCheckpoint(Path(cfg.paths.run) / "every", "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer.callbacks[:0] = [recorder]
+    trainer.callbacks.append(every)
+    trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+    return recorder, {name: tensor.clone() for name, tensor in module.encoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_at_any_step_repeats_losses_candidates_and_weights_bitwise(config, workers):
+    """One run of 6 steps with a refresh after step 3, against runs resumed from each of its checkpoints."""
+    whole, final = fit(config("whole", f"data.workers={workers}"))
+    assert sorted(whole.steps) == list(range(1, STEPS + 1))
+    for stop in range(1, STEPS) if workers == 0 else (2, 4):
+        checkpoint = next(Path(config("whole").paths.run).glob(f"every/*step={stop}.ckpt"))
+        resumed, weights = fit(config(f"resumed{stop}", f"data.workers={workers}"), str(checkpoint))
+        assert resumed.steps == {step: whole.steps[step] for step in range(stop + 1, STEPS + 1)}
+        assert all(torch.equal(weights[name], final[name]) for name in final)
+
+
+def test_a_run_leaves_behind_what_search_and_the_next_run_need(config, tmp_path, capsys):
+    best = train(config("run"))
+    run = tmp_path / "logs" / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert best == summary["val/ndcg_at_10"]
+    for system in ("bm25", "untrained", "trained", "hybrid"):
+        for metric in ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10"):
+            assert 0 <= summary[f"{system}/{metric}"] <= 1
+    assert {"train/loss", "train/gain", "train/agreement", "train/posterior_entropy", "train/retriever_entropy",
+            "index/age_steps", "index/overlap_at_10", "perf/windows_per_second", "perf/fraction_score",
+            "val/recall_at_100", "val/mrr_at_10"} <= set(summary)  # fmt: skip
+    assert summary["windows"] == STEPS * 4
+    assert (tmp_path / "logs" / "latest").resolve() == run.resolve()
+    assert not list(tmp_path.rglob(".*.tmp"))
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("bm25", "untrained", "trained", "hybrid", "tensorboard", "dream-search"))
+    for mode in ("dense", "bm25", "hybrid"):
+        hits = Searcher(str(run), mode).search("Document words that nobody wrote", 3)
+        assert len(hits) == (0 if mode == "bm25" else 3)
+
+
+def test_checkpoints_carry_the_encoder_and_no_language_model(config, tmp_path):
+    fit(config("run"))
+    checkpoint = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"encoder.table_VD", "encoder.weight_V"}
+
+
+def test_info_nce_trains_without_proposing_or_scoring(config):
+    recorder, _ = fit(config("run", "objective=info_nce"))
+    assert all(ids is None for _, ids in recorder.steps.values())
+
+
+def test_training_on_the_same_windows_again_and_again_overfits(config):
+    """The retriever can follow the posterior on 8 windows: the loss falls to less than half."""
+    recorder, _ = fit(
+        config(
+            "run",
+            "data.limit_windows=8",
+            "data.batch_size=8",
+            "candidates=bm25",
+            "candidates.k=4",
+            "objective.in_batch=false",
+            "trainer.max_steps=60",
+            "callbacks.refresh.every_n_steps=30",
+            "optimizer.optimizer.lr=0.02",
+        )
+    )
+    losses = [recorder.steps[step][0] for step in sorted(recorder.steps)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_checkpoint_of_another_store_is_refused_by_name(config):
+    fit(config("run"))
+    checkpoint = config("run").paths.run + "/checkpoints/last.ckpt"
+    with pytest.raises(runs.DataError, match="another store"):
+        fit(config("other", "data.passage_tokens=20"), checkpoint)
