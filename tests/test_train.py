@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig
+
 from dream import runs
 from dream.assembly import assemble, retriever
 from dream.evaluation.searcher import Searcher
 from dream.runtime import CONFIG_DIR
 from dream.train import train
-from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from omegaconf import DictConfig
 
 STEPS, REFRESH_EVERY = 6, 3
 

@@ -19,7 +19,7 @@ PARTS = ("data", "encode", "propose", "score", "step", "refresh")
 
 
 class RetrieverModule(L.LightningModule):
-    """Trains `encoder` with `objective`. The frozen scorer is a plain attribute: no gradient, no place in checkpoints."""
+    """Trains `encoder` with `objective`. The frozen scorer is a plain attribute: it has no place in checkpoints."""
 
     strict_loading = False
 

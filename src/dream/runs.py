@@ -27,7 +27,6 @@ from dream.runtime import say
 from dream.store.store import Store
 
 NEEDS_LABELS = ("evaluation", "best_checkpoint")
-REFRESH_BATCH = 512  # passages embedded at once
 VERSIONS_OF = ("torch", "lightning", "transformers", "faiss-cpu", "numpy")
 
 
@@ -83,7 +82,10 @@ def checkpoint_to_resume(cfg: DictConfig) -> str | None:
 
 def compare_before(cfg: DictConfig, trainer: L.Trainer, parts: Parts, module: RetrieverModule) -> Comparison | None:
     """The comparison of the report split with BM25 and the untrained encoder ranked; None without labels."""
-    module.index.refresh(parts.encoder, parts.store, 0, "cpu", REFRESH_BATCH)
+    parts.encoder.to(trainer.strategy.root_device)
+    module.index.refresh(
+        parts.encoder, parts.store, 0, trainer.strategy.root_device, cfg.callbacks.refresh.batch_passages
+    )
     if cfg.evaluation.report_split not in parts.corpus.splits():
         return None
     split = LabelledSplit(parts.corpus, parts.store, cfg.evaluation.report_split)

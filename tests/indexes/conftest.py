@@ -15,28 +15,8 @@ from dream.scorers.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
 from dream.store.store import Store
 
-WORDS = [
-    "ant",
-    "bee",
-    "cat",
-    "dog",
-    "elk",
-    "fox",
-    "gnu",
-    "hen",
-    "ibis",
-    "jay",
-    "koi",
-    "lynx",
-    "moth",
-    "newt",
-    "owl",
-    "pig",
-    "quail",
-    "rat",
-    "seal",
-    "toad",
-]
+ANIMALS = "ant bee cat dog elk fox gnu hen ibis jay koi lynx moth newt owl pig quail rat seal toad"
+WORDS = ANIMALS.split()
 
 
 def make_store(folder: Path, documents: int) -> tuple[Store, AutoTokenizer]:

@@ -3,34 +3,50 @@
 from typing import Any
 
 import lightning as L
+import torch
 
-from dream.errors import ConfigError, require
+from dream.callbacks.refresh import IndexRefresh
+from dream.errors import require
 from dream.evaluation.split import LabelledSplit
 
 
 class RetrievalEvaluation(L.Callback):
-    """Logs `val/*` every n steps, through the index. n must be a multiple of the refresh interval: an old index
-    would be searched with a newer encoder's queries, and the figure would belong to neither."""
+    """Logs `val/*` every n steps (0: only at the end), through the index.
+
+    n must be a multiple of the refresh interval: an old index would be searched with a newer encoder's queries, and the
+    figure would belong to neither. Stands after the refresh in the list of callbacks.
+    """
 
     def __init__(self, split: str, every_n_steps: int) -> None:
-        require(every_n_steps > 0, "callbacks.evaluation.every_n_steps", every_n_steps, "at least 1 step")
+        require(every_n_steps >= 0, "callbacks.evaluation.every_n_steps", every_n_steps, "at least 1, or 0 for the end")
         self.split_name, self.every_n_steps = split, every_n_steps
+        self.evaluated_step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        from dream.callbacks.refresh import IndexRefresh
-
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, IndexRefresh) and self.every_n_steps % callback.every_n_steps:
-                raise ConfigError("callbacks.evaluation.every_n_steps", self.every_n_steps,
-                                  f"must be a multiple of callbacks.refresh.every_n_steps={callback.every_n_steps}")  # fmt: skip
-        self.split = LabelledSplit(trainer.datamodule.corpus, pl_module.store, self.split_name)  # type: ignore[attr-defined]
-        self.evaluated_step = 0
+            if isinstance(callback, IndexRefresh) and self.every_n_steps:
+                interval = callback.every_n_steps
+                remedy = f"must be a multiple of callbacks.refresh.every_n_steps={interval}"
+                fits = interval > 0 and self.every_n_steps % interval == 0
+                require(fits, "callbacks.evaluation.every_n_steps", self.every_n_steps, remedy)
+        corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        self.split = LabelledSplit(corpus, pl_module.store, self.split_name)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps or step == self.evaluated_step:
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self.evaluated_step:
+            for name, value in self._scores(trainer, pl_module).items():
+                pl_module.log(name, value, prog_bar=name == "val/ndcg_at_10", batch_size=1)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self.evaluated_step:
             return
-        self.evaluated_step = step
+        scores = self._scores(trainer, pl_module)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scores.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=trainer.global_step)
+
+    def _scores(self, trainer: L.Trainer, pl_module: Any) -> dict[str, float]:
+        self.evaluated_step = trainer.global_step
         scores = self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))
-        for name, value in scores.items():
-            pl_module.log(f"val/{name}", value, prog_bar=name == "ndcg_at_10", batch_size=1)
+        return {f"val/{name}": value for name, value in scores.items()}

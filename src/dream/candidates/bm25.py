@@ -1,6 +1,7 @@
 """BM25 over the store's passages: a candidate source for the cold start, and the baseline of every evaluation.
 
-Words, stop words and formula are bm25s' defaults (Lucene's BM25, k1 1.5, b 0.75, English stop words, no stemming).
+Stop words and formula are bm25s' defaults (Lucene's BM25, k1 1.5, b 0.75, English stop words, no stemming). So are the
+words, except that an underscore ends one: nDCG@10 on CoSQA .290 → .363, on docstrings .363 → .402, on prose unchanged.
 """
 
 import logging
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which Hydra's root handler would print
 
-LAYOUT = 1  # raise when words or formula change, so that cached indexes are made anew
-WORD = re.compile(r"(?u)\b\w\w+\b")
+LAYOUT = 2  # raise when words or formula change, so that cached indexes are made anew
+WORD = re.compile(r"[^\W_]{2,}")
 STOP_WORDS = frozenset(STOPWORDS_EN)
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words of two characters or more that are not stop words."""
+    """Lower-cased runs of two or more letters and digits that are not stop words."""
     return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 

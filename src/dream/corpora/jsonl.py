@@ -1,13 +1,12 @@
 """Documents from a JSON-lines file, plain or gzip, with optional labels in BEIR's formats."""
 
-import csv
-import gzip
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from dream.corpora.base import Document, Labels, existing_file
+from dream.corpora.base import Document, Labels, existing_path, text_lines
 from dream.errors import ConfigError, DataError, require
 from dream.files import file_fingerprint
 
@@ -27,17 +26,23 @@ class JsonlCorpus:
         qrels: dict[str, str] | None,
     ) -> None:
         self.name = name
-        self.path: Path = existing_file("corpus.path", path)
+        self.path = existing_path("corpus.path", path, "file")
         require(bool(text_fields), "corpus.text_fields", list(text_fields), "name at least one field, e.g. [text]")
         self.id_field, self.title_field, self.text_fields = id_field, title_field, list(text_fields)
         self.deduplicate = deduplicate
-        self.qrels_paths = {split: existing_file(f"corpus.qrels.{split}", p) for split, p in (qrels or {}).items()}
-        self.queries_path = existing_file("corpus.queries", queries) if self.qrels_paths else None
+        self.qrels_paths = {
+            split: existing_path(f"corpus.qrels.{split}", file, "file") for split, file in (qrels or {}).items()
+        }
+        self.queries_path = existing_path("corpus.queries", queries, "file") if self.qrels_paths else None
+
+    @cached_property
+    def _content(self) -> str:
+        return file_fingerprint(self.path)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
             "kind": "jsonl",
-            "content": file_fingerprint(self.path),
+            "content": self._content,
             "fields": [self.id_field, self.title_field, *self.text_fields],
         }
 
@@ -60,8 +65,10 @@ class JsonlCorpus:
             if not isinstance(part, str):
                 raise DataError(f"{self.path}:{number}: field {field!r} is {type(part).__name__}, not text")
             parts.append(part.strip())
+        name = record.get(self.id_field)
         title = record.get(self.title_field) or ""
-        return Document(str(record.get(self.id_field, number)), str(title), "\n".join(filter(None, parts)))
+        return Document(_valid(str(number if name is None else name)), _valid(str(title)),
+                        _valid("\n".join(filter(None, parts))))  # fmt: skip
 
     def splits(self) -> list[str]:
         return list(self.qrels_paths)
@@ -75,7 +82,7 @@ class JsonlCorpus:
             if "_id" not in record or not isinstance(record.get("text"), str):
                 raise DataError(f"{self.queries_path}:{number}: a query needs the fields _id and text")
             if str(record["_id"]) in qrels:
-                texts[str(record["_id"])] = record["text"]
+                texts[str(record["_id"])] = _valid(record["text"])
         missing = [query for query in qrels if query not in texts]
         if missing:
             raise DataError(f"{self.qrels_paths[split]}: {len(missing)} queries are not in {self.queries_path}, "
@@ -87,55 +94,62 @@ class BeirCorpus(JsonlCorpus):
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv. Text is the title, then the text."""
 
     def __init__(self, name: str, path: str, deduplicate: bool) -> None:
-        folder: Path = existing_file("corpus.path", path)
-        if not (folder / "corpus.jsonl").exists():
+        folder = existing_path("corpus.path", path, "folder")
+        plain, packed = folder / "corpus.jsonl", folder / "corpus.jsonl.gz"
+        if not plain.exists() and not packed.exists():
             raise ConfigError("corpus.path", path, "this folder has no corpus.jsonl; BEIR's layout is expected")
+        queries = folder / "queries.jsonl"
         super().__init__(
             name=name,
-            path=str(folder / "corpus.jsonl"),
+            path=str(plain if plain.exists() else packed),
             id_field="_id",
             title_field="title",
             text_fields=["title", "text"],
             deduplicate=deduplicate,
-            queries=str(folder / "queries.jsonl"),
+            queries=str(queries if queries.exists() else folder / "queries.jsonl.gz"),
             qrels={qrels.stem: str(qrels) for qrels in sorted((folder / "qrels").glob("*.tsv"))},
         )
 
 
-def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
 def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each non-blank line; a bad line ends the stream with its file and number."""
-    number = 0
-    try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise DataError(f"{path}:{number}: a line must hold a JSON object, not {type(record).__name__}")
-                yield number, record
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove the line") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not valid UTF-8 ({error.reason}); convert the file to UTF-8") from error
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}:{number + 1}: damaged gzip file ({error})") from error
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # besides bad syntax, numbers of thousands of digits
+            reason = getattr(error, "msg", error)
+            raise DataError(f"{path}:{number}: not valid JSON ({reason}); mend or remove the line") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: a line must hold a JSON object, not {type(record).__name__}")
+        yield number, record
+
+
+def _valid(text: str) -> str:
+    """The text with each lone surrogate, which JSON can spell and UTF-8 cannot, replaced by a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Tab-separated `query-id corpus-id score`, with or without that header line."""
+    """BEIR's `query-id corpus-id score` separated by tabs, or TREC's `query-id 0 corpus-id score`; with or without header."""
     qrels: dict[str, dict[str, int]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            if not row or (number == 1 and not row[-1].lstrip("-").isdigit()):
-                continue
-            if len(row) != 3 or not row[2].lstrip("-").isdigit():
-                raise DataError(f"{path}:{number}: expected query-id, corpus-id and an integer, tab-separated")
-            qrels.setdefault(row[0], {})[row[1]] = int(row[2])
+    for number, line in text_lines(path):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
+            continue
+        grade = _grade(fields[-1])
+        if len(fields) not in (3, 4) or (grade is None and number > 1):
+            raise DataError(f"{path}:{number}: expected query-id, corpus-id and an integer, separated by tabs")
+        if grade is not None:
+            qrels.setdefault(fields[0], {})[fields[-2]] = grade
+    if not qrels:
+        raise DataError(f"{path}: this file of labels has no line with a label")
     return qrels
+
+
+def _grade(field: str) -> int | None:
+    try:
+        return int(float(field)) if float(field).is_integer() else None
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Contrastive loss on a window's own continuation: needs no language model, and is what its gain is measured against."""
+"""Contrastive loss on a window's own continuation: needs no language model, so others are measured against it."""
 
 import torch
 from torch import Tensor

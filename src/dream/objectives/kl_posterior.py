@@ -15,8 +15,8 @@ def kl_posterior(
     """Mean over windows of KL(posterior ‖ p), or of KL(p ‖ posterior) where `direction` is reverse, in nats.
 
     p = softmax(sim / temperature) over the allowed columns. Forward: PDist of Atlas (Izacard et al. 2022, §2.2) and ART
-    (Sachan et al. 2022, eq. 4); reverse: mode-seeking, finite only where the posterior has mass, so columns without mass
-    are left out of p.
+    (Sachan et al. 2022, eq. 4). Reverse is finite only where the posterior has mass, so that p leaves out the other
+    columns.
     """
     if direction == "reverse":
         allowed_BU = allowed_BU & (posterior_BU > 0)

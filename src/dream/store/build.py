@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import numpy as np
 
@@ -15,16 +18,18 @@ from dream.corpora.base import Corpus, Document
 from dream.errors import ConfigError, DataError
 from dream.files import fingerprint, new_directory, write_json
 from dream.runtime import progress, say
-from dream.store.cut import carry_over, cut_passages, cut_windows, word_starts
+from dream.store.cut import Batch, cut_passages, cut_windows
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
+from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LAYOUT = 1  # raise when the files or the cuts below change
-BATCH_CHARACTERS = 2_000_000
-BATCH_DOCUMENTS = 2_000
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LAYOUT = 2  # raise when the files or the cuts change
 
 
 def open_or_build(
@@ -42,144 +47,135 @@ def open_or_build(
 
     `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's.
     """
+    tokenizers = [encoder_tokenizer, scorer_tokenizer]
     description = {
         "layout": LAYOUT,
         "corpus": corpus.fingerprint(),
         "deduplicate": corpus.deduplicate,
-        "tokenizers": [tokenizer_fingerprint(encoder_tokenizer), tokenizer_fingerprint(scorer_tokenizer)],
+        "tokenizers": [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers],
         "lengths": [passage_tokens, context_tokens, min_context_tokens, target_tokens],
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
     if not path.exists():
-        builder = _Builder(encoder_tokenizer, scorer_tokenizer, description)
+        builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
         with new_directory(path) as aside:
             builder.build(aside, corpus)
     return Store(path)
 
 
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Hash of everything a fast tokenizer does to text."""
-    return fingerprint(json.loads(tokenizer.backend_tokenizer.to_str()))
-
-
 class _Builder:
-    def __init__(
-        self,
-        encoder_tokenizer: "PreTrainedTokenizerFast",
-        scorer_tokenizer: "PreTrainedTokenizerFast",
-        description: dict,
-    ) -> None:
+    def __init__(self, tokenizers: list[BatchTokenizer], description: dict) -> None:
         self.description = description
-        self.same = len(set(description["tokenizers"])) == 1
-        self.tokenizers = [encoder_tokenizer] if self.same else [encoder_tokenizer, scorer_tokenizer]
-        self.dtypes = [np.dtype("<u2" if len(t) <= 2**16 else "<u4") for t in (encoder_tokenizer, scorer_tokenizer)]
-        self.pad_ids = [t.pad_token_id or 0 for t in (encoder_tokenizer, scorer_tokenizer)]
-        self.document_frequency = np.zeros(len(encoder_tokenizer), dtype=np.int64)
+        self.sides = tokenizers
+        self.same = tokenizers[ENCODER].fingerprint == tokenizers[SCORER].fingerprint
+        self.document_frequency = np.zeros(tokenizers[ENCODER].vocabulary, dtype=np.int64)
         self.positions = [0, 0]  # tokens written so far, per side
         self.document_rows = 0
-        self.character_ends = {"text": 0, "id": 0, "title": 0}
+        self.byte_ends = {"text": 0, "id": 0, "title": 0}
         self.counts = {"documents_read": 0, "empty": 0, "duplicates": 0}
         self.seen: dict[int, int] = {}  # 64-bit text hash -> row; about 100 bytes a document
         self.writers: dict[str, ArrayWriter] = {}
 
     def build(self, folder: Path, corpus: Corpus) -> None:
-        say(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {corpus.size_bytes() / 1e6:.1f} MB")
-        self._open(folder)
+        megabytes = corpus.size_bytes() / 1e6
+        say(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {megabytes:.1f} MB")
         bar = progress(total=corpus.size_bytes(), unit="B", unit_scale=True, desc="preparing")
-        with (folder / "aliases.jsonl").open("w") as aliases, _parallel_tokenizers(), bar:
-            for batch in _batches(corpus.documents()):
-                kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases)]
-                if kept:
-                    self._write(kept)
-                bar.update(sum(len(document.text) for document in batch))
-        for writer in self.writers.values():
-            writer.file.close()
-        np.save(folder / "encoder_df.npy", self.document_frequency)
+        with ExitStack() as open_files, _parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
+            self._open(folder, open_files)
+            aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
+            batches = self._batches(corpus, aliases, bar)
+            for (first_row, documents), tokens in _one_ahead(thread, self._tokenize, batches):
+                self._write(first_row, documents, tokens)
         rows = {name: self.writers[name].rows for name in ("passages", "windows")}
         self._refuse_unusable(corpus, rows)
+        np.save(folder / "encoder_df.npy", self.document_frequency)
         manifest = {
             "hash": fingerprint(self.description),
             **self.description,
             "same_tokenizer": self.same,
-            "token_dtypes": [dtype.str for dtype in self.dtypes],
-            "pad_ids": self.pad_ids,
+            "token_dtypes": [side.dtype.str for side in self.sides],
+            "pad_ids": [side.pad_id for side in self.sides],
             "counts": {**self.counts, "documents": self.document_rows, **rows, "encoder_tokens": self.positions[0]},
         }
         write_json(folder / "manifest.json", manifest)
         say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
 
-    def _open(self, folder: Path) -> None:
-        tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.dtypes[ENCODER]}
+    def _open(self, folder: Path, open_files: ExitStack) -> None:
+        tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.sides[ENCODER].dtype}
         if not self.same:
-            tables["scorer_ids"] = self.dtypes[SCORER]
-        tables |= {f"{kind}s" if kind != "id" else "ids": np.dtype("u1") for kind in self.character_ends}
-        tables |= {f"{kind}_ends": np.dtype("<i8") for kind in self.character_ends}
-        self.writers = {name: ArrayWriter(folder / f"{name}.bin", dtype) for name, dtype in tables.items()}
+            tables["scorer_ids"] = self.sides[SCORER].dtype
+        tables |= {f"{kind}s": np.dtype("u1") for kind in self.byte_ends}
+        tables |= {f"{kind}_ends": np.dtype("<i8") for kind in self.byte_ends}
+        for name, dtype in tables.items():
+            self.writers[name] = open_files.enter_context(ArrayWriter(folder / f"{name}.bin", dtype))
 
-    def _keep(self, document: Document, deduplicate: bool, aliases) -> bool:
+    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO) -> bool:
         """Count the document, and say whether it goes in. Rows are given here, in the order of the stream."""
         self.counts["documents_read"] += 1
-        if not document.text.strip():
+        words = document.text.split()
+        if not words:
             self.counts["empty"] += 1
             return False
         if deduplicate:
-            words = " ".join(document.text.split()).encode()
-            key = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest())
-            if key in self.seen:
+            key = int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest())
+            row = self.seen.setdefault(key, self.document_rows)
+            if row != self.document_rows:
                 self.counts["duplicates"] += 1
-                aliases.write(json.dumps([document.id, self.seen[key]]) + "\n")
+                aliases.write(json.dumps([document.id, row]) + "\n")
                 return False
-            self.seen[key] = self.document_rows
         self.document_rows += 1
         return True
 
-    def _write(self, documents: list[Document]) -> None:
-        first_row = self.document_rows - len(documents)
+    def _batches(self, corpus: Corpus, aliases: TextIO, bar: Any) -> Iterator[tuple[int, list[Document]]]:
+        """The documents that go in, and the row of the first of each batch."""
+        for batch in bounded_batches(corpus.documents(), lambda document: len(document.text)):
+            first_row = self.document_rows
+            kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases)]
+            if kept:
+                yield first_row, kept
+            bar.update(sum(len(document.text) for document in batch))
+
+    def _tokenize(self, batch: tuple[int, list[Document]]) -> list[Tokens]:
+        texts = [document.text for document in batch[1]]
+        encoder = self.sides[ENCODER](texts)
+        return [encoder, encoder if self.same else self.sides[SCORER](texts)]
+
+    def _write(self, first_row: int, documents: list[Document], tokens: list[Tokens]) -> None:
         texts = [document.text for document in documents]
         self._write_strings("text", texts)
         self._write_strings("id", [document.id for document in documents])
         self._write_strings("title", [document.title for document in documents])
-        encodings = [t.backend_tokenizer.encode_batch(texts, add_special_tokens=False) for t in self.tokenizers]
-        for number, text in enumerate(texts):
-            ids = [np.asarray(side[number].ids, dtype=np.int64) for side in encodings]
-            starts = [np.asarray(side[number].offsets, dtype=np.int64).reshape(-1, 2)[:, 0] for side in encodings]
-            if not len(ids[0]) or not len(ids[-1]):
-                continue  # nothing a tokenizer knows, e.g. control characters: no passage, but the row stays
-            self._cut(first_row + number, text, ids, starts)
-
-    def _cut(self, row: int, text: str, ids: list[np.ndarray], starts: list[np.ndarray]) -> None:
-        lengths = self.description["lengths"]
-        encoder, scorer = (0, 0) if self.same else (0, 1)
-        boundaries = [word_starts(text, side) for side in starts]
-        passages = np.array(cut_passages(len(ids[encoder]), boundaries[encoder], lengths[0]))
-        windows = np.array(cut_windows(len(ids[scorer]), boundaries[scorer], *lengths[1:]), dtype=np.int64).reshape(
-            -1, 3
-        )
-        for table, dtype, cuts, native in (
-            ("passages", PASSAGE, passages, encoder),
-            ("windows", WINDOW, windows, scorer),
-        ):
-            rows = np.zeros(len(cuts), dtype=dtype)
-            rows["document"] = row
-            rows["characters"] = np.append(starts[native], len(text))[cuts]
-            for side in (ENCODER, SCORER):
-                own = side % len(starts)
-                rows["tokens"][:, side] = cuts if own == native else carry_over(cuts, starts[native], starts[own])
-                rows["tokens"][:, side] += self.positions[side]
+        batch = Batch(texts, tokens)
+        passage_tokens, context, min_context, target = self.description["lengths"]
+        passages = batch.table(ENCODER, partial(cut_passages, longest=passage_tokens), PASSAGE)
+        cut = partial(cut_windows, context=context, min_context=min_context, target=target)
+        windows = batch.table(SCORER, cut, WINDOW)
+        # The encoder may drop characters that the scorer reads, so that nothing of a context or target is left to it.
+        windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
+        self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
+        for table, rows in (("passages", passages), ("windows", windows)):
+            rows["document"] += first_row
+            rows["tokens"] += np.array(self.positions)[:, None]
             self.writers[table].append(rows)
-        for start, end in passages:
-            self.document_frequency[np.unique(ids[encoder][start:end])] += 1
-        self.writers["encoder_ids"].append(ids[encoder])
-        if not self.same:
-            self.writers["scorer_ids"].append(ids[scorer])
-        self.positions = [self.positions[0] + len(ids[encoder]), self.positions[1] + len(ids[scorer])]
+        for side, name in enumerate(["encoder_ids"] if self.same else ["encoder_ids", "scorer_ids"]):
+            self.writers[name].append(tokens[side].ids_T)
+        self.positions = [written + len(side.ids_T) for written, side in zip(self.positions, tokens, strict=True)]
+
+    def _count_passages(self, ids_T: np.ndarray, ranges: np.ndarray) -> None:
+        """Add to each token the number of passages it occurs in; the ranges cover all of `ids_T` in order."""
+        passage_T = np.repeat(np.arange(len(ranges)), ranges[:, 1] - ranges[:, 0])
+        order_T = np.argsort(ids_T, kind="stable")
+        ids_T, passage_T = ids_T[order_T], passage_T[order_T]
+        first_T = np.ones(len(ids_T), dtype=bool)
+        first_T[1:] = (ids_T[1:] != ids_T[:-1]) | (passage_T[1:] != passage_T[:-1])
+        self.document_frequency += np.bincount(ids_T[first_T], minlength=len(self.document_frequency))
 
     def _write_strings(self, kind: str, strings: list[str]) -> None:
-        encoded = [string.encode("utf-8", "replace") for string in strings]
-        self.writers["ids" if kind == "id" else f"{kind}s"].append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
-        ends = np.cumsum([len(string) for string in encoded]) + self.character_ends[kind]
+        encoded = [string.encode() for string in strings]
+        self.writers[f"{kind}s"].append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
+        ends = np.cumsum([len(string) for string in encoded]) + self.byte_ends[kind]
         self.writers[f"{kind}_ends"].append(ends)
-        self.character_ends[kind] = int(ends[-1])
+        self.byte_ends[kind] = int(ends[-1])
 
     def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int]) -> None:
         if not self.document_rows:
@@ -195,18 +191,18 @@ class _Builder:
                               "data.min_context_tokens")  # fmt: skip
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Batches bounded in characters and in number; a document longer than the bound is a batch of its own."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _one_ahead(
+    thread: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """(item, work(item)) in order, while the thread works on the next one: tokenizers do not hold Python's lock."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    for item in items:
+        waiting.append((item, thread.submit(work, item)))
+        if len(waiting) > 1:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:

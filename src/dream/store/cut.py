@@ -6,6 +6,8 @@ batch of documents laid end to end: characters and tokens count from the batch's
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,16 +87,54 @@ def cut_windows(
     return windows
 
 
-def carry_over(cuts: np.ndarray, documents: np.ndarray, source: Tokens, goal: Tokens, is_space: np.ndarray) -> np.ndarray:
-    """Translate token positions from one tokenizer to another: to the first token that begins at or after the same text.
+class Batch:
+    """Documents laid end to end, with the tokens of both sides: one object twice where the tokenizer is the same."""
 
-    `cuts`: (rows, columns), `documents`: (rows,). White space does not count, because tokenizers differ in whether a
-    word's token includes the space before it. A document's first and last token stay its first and last.
-    """
-    solid_before = np.zeros(len(is_space) + 1, dtype=np.int64)
-    np.cumsum(~is_space, out=solid_before[1:])
-    edges = np.append(solid_before[source.starts_T], solid_before[-1])[cuts]
-    carried = np.searchsorted(solid_before[goal.starts_T], edges, side="left")
-    first, last = goal.bounds[documents][:, None], goal.bounds[documents + 1][:, None]
-    carried = np.where(cuts == source.bounds[documents][:, None], first, np.clip(carried, first, last))
-    return np.where(cuts == source.bounds[documents + 1][:, None], last, carried)
+    def __init__(self, texts: list[str], sides: list[Tokens]) -> None:
+        self.sides = sides
+        self.is_space = spaces("".join(texts))
+        self.bounds = np.cumsum([0, *map(len, texts)])  # (documents + 1,) first character of each document
+        self.solid_before = np.zeros(len(self.is_space) + 1, dtype=np.int64)  # characters that are not white space
+        np.cumsum(~self.is_space, out=self.solid_before[1:])
+
+    def table(self, side: int, cut: Callable[[int, int, Boundaries], Sequence[tuple]], dtype: np.dtype) -> np.ndarray:
+        """Rows of a store table: each document cut by one side's tokens, and the cuts carried over to the other side.
+
+        Documents and tokens count from the batch's first, characters from the document's.
+        """
+        native = self.sides[side]
+        boundaries = Boundaries(native, self.is_space)
+        ranges = [cut(first, last, boundaries) for first, last in pairwise(native.bounds.tolist())]
+        rows = np.zeros(sum(map(len, ranges)), dtype=dtype)
+        if len(rows):
+            rows["document"] = np.repeat(np.arange(len(ranges)), [len(cuts) for cuts in ranges])
+            cuts = np.array([cut for cuts in ranges for cut in cuts])
+            rows["characters"] = self._characters(cuts, rows["document"], native)
+            for other, tokens in enumerate(self.sides):
+                same = tokens is native
+                rows["tokens"][:, other] = cuts if same else self.carry_over(cuts, rows["document"], native, tokens)
+        return rows
+
+    def carry_over(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens, goal: Tokens) -> np.ndarray:
+        """Translate token positions to another tokenizer: to the first token that begins at or after the same text.
+
+        `cuts`: (rows, columns), `documents`: (rows,). White space does not count, because tokenizers differ in whether
+        a word's token includes the space before it. A document's first and last position stay its first and last.
+        """
+        edges = np.append(self.solid_before[source.starts_T], self.solid_before[-1])[cuts]
+        carried = np.searchsorted(self.solid_before[goal.starts_T], edges, side="left")
+        return _pinned(carried, cuts, documents, source.bounds, goal.bounds)
+
+    def _characters(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens) -> np.ndarray:
+        """Where in its document each cut's token begins; together the cuts span the whole document."""
+        starts = np.append(source.starts_T, self.bounds[-1])[cuts]
+        return _pinned(starts, cuts, documents, source.bounds, self.bounds) - self.bounds[documents][:, None]
+
+
+def _pinned(
+    places: np.ndarray, cuts: np.ndarray, documents: np.ndarray, source_bounds: np.ndarray, goal_bounds: np.ndarray
+) -> np.ndarray:
+    """`places` kept within their documents' `goal_bounds`, and equal to those where the cut is a document's end."""
+    first, last = goal_bounds[documents][:, None], goal_bounds[documents + 1][:, None]
+    inside = np.where(cuts == source_bounds[documents][:, None], first, np.clip(places, first, last))
+    return np.where(cuts == source_bounds[documents + 1][:, None], last, inside)

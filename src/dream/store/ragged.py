@@ -18,9 +18,14 @@ class ArrayWriter:
         self.dtype = np.dtype(dtype)
         self.rows = 0
 
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
     def append(self, rows: np.ndarray) -> None:
-        rows = np.ascontiguousarray(rows, dtype=self.dtype)
-        self.file.write(rows.tobytes())
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         self.rows += len(rows)
 
 
@@ -30,10 +35,10 @@ class Strings:
     def __init__(self, path: Path, ends: np.ndarray) -> None:
         self.ends = ends
         self.path = path
-        file = path.open("rb")
-        self.bytes: mmap.mmap | bytes = (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        )
+        self.bytes: mmap.mmap | bytes = b""
+        if path.stat().st_size:
+            with path.open("rb") as file:
+                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __len__(self) -> int:
         return len(self.ends)

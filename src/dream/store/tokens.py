@@ -1,7 +1,7 @@
 """Tokenises batches of documents for the store: texts in, flat arrays out."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,7 +30,7 @@ class Tokens:
 
 
 class BatchTokenizer:
-    """A tokenizer stripped to its bones: no truncation, no padding, and a "<pad>" that a document spells out is text."""
+    """A bare tokenizer: no truncation, no padding, and a "<pad>" that a document spells out is text."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.fingerprint = tokenizer_fingerprint(tokenizer)
@@ -41,6 +41,7 @@ class BatchTokenizer:
         self.rust.no_truncation()
         self.rust.no_padding()
         self.rust.encode_special_tokens = True
+        self.bytes_V = _bytes_of_tokens(self.rust, self.vocabulary)
 
     def __call__(self, texts: list[str]) -> Tokens:
         """The tokens of these texts, none of which may be empty."""
@@ -48,13 +49,56 @@ class BatchTokenizer:
         counts = np.zeros(len(texts) + 1, dtype=np.int64)
         ids, starts, characters = [], [], 0
         for batch in bounded_batches(pieces, lambda numbered: len(numbered[1])):
-            encodings = self.rust.encode_batch([piece for _, piece in batch], add_special_tokens=False)
-            for (document, piece), encoding in zip(batch, encodings, strict=True):
-                ids.append(np.array(encoding.ids, dtype=self.dtype))
-                starts.append(np.array([start for start, _ in encoding.offsets], dtype=np.int64) + characters)
-                counts[document + 1] += len(ids[-1])
-                characters += len(piece)
+            owners, parts = zip(*batch, strict=True)
+            ids_of_parts, starts_T = self._by_bytes(parts) or self._by_offsets(parts)
+            np.add.at(counts, np.array(owners) + 1, [len(part) for part in ids_of_parts])
+            ids += ids_of_parts
+            starts.append(starts_T + characters)
+            characters += sum(map(len, parts))
         return Tokens(np.concatenate(ids), np.maximum.accumulate(np.concatenate(starts)), np.cumsum(counts))
+
+    def _by_bytes(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Ids of each text, and where each token begins, worked out from the tokens' lengths in bytes.
+
+        Half again as fast as asking for the offsets. None where the tokens do not add up to the texts.
+        """
+        if self.bytes_V is None:
+            return None
+        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+        encoded = [text.encode() for text in texts]
+        ends_T = np.cumsum(self.bytes_V[np.concatenate(ids)])
+        ends = np.append(0, ends_T)[np.cumsum([len(part) for part in ids])]
+        if not np.array_equal(ends, np.cumsum([len(text) for text in encoded])):
+            self.bytes_V = None
+            return None
+        opens_character = np.frombuffer(b"".join(encoded), dtype=np.uint8) & 0xC0 != 0x80
+        character_of_byte = np.cumsum(opens_character) - 1
+        return ids, character_of_byte[ends_T - self.bytes_V[np.concatenate(ids)]]
+
+    def _by_offsets(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The same for any tokenizer."""
+        ids, starts, characters = [], [], 0
+        for text, encoding in zip(texts, self.rust.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            ids.append(np.array(encoding.ids, dtype=self.dtype))
+            starts.append(np.array([start for start, _ in encoding.offsets], dtype=np.int64) + characters)
+            characters += len(text)
+        return ids, np.concatenate(starts)
+
+
+def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None:
+    """Length in bytes of each token of a byte-level tokenizer that takes the text as it is; None for any other."""
+    settings = json.loads(tokenizer.to_str())
+    steps = settings["pre_tokenizer"] or {}
+    last = steps["pretokenizers"][-1] if steps.get("type") == "Sequence" else steps
+    if settings["normalizer"] or last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    bytes_V = np.zeros(vocabulary, dtype=np.int64)
+    for token, token_id in tokenizer.get_vocab(with_added_tokens=False).items():
+        bytes_V[token_id] = len(token)  # byte-level vocabularies spell a byte as one character
+    for token_id, added in tokenizer.get_added_tokens_decoder().items():
+        bytes_V[token_id] = len(added.content.encode())
+    return bytes_V
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -1,0 +1,147 @@
+"""Keeps the index fresh: embeds the corpus anew with the encoder as it is, every so many steps."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dream.errors import DataError, DreamError, require
+from dream.indexes.generation import Generation, IndexHandle
+from dream.runtime import say
+
+
+class IndexRefresh(L.Callback):
+    """Refreshes `pl_module.index` at the start, every `every_n_steps` steps (0: never), and at the end.
+
+    A checkpoint names the generation that was searched when it was written; resuming opens that one, so that the run
+    goes on with the candidates it would have had. It is kept as long as a checkpoint in the run's folder names it, as
+    are the newest `keep`. Runs before every ModelCheckpoint, which Lightning calls last.
+
+    Logs index/overlap_at_10 and index/seconds at each refresh, and index/age_steps.
+    """
+
+    def __init__(self, every_n_steps: int, batch_passages: int, keep: int) -> None:
+        require(every_n_steps >= 0, "callbacks.refresh.every_n_steps", every_n_steps, "at least 1, or 0 for never")
+        require(batch_passages >= 1, "callbacks.refresh.batch_passages", batch_passages, "at least 1")
+        require(keep >= 1, "callbacks.refresh.keep", keep, "at least 1, the generation that is searched")
+        self.every_n_steps = every_n_steps
+        self.batch_passages = batch_passages
+        self.keep = keep
+        self._state: dict[str, Any] = {}
+        self._resumed: dict[str, Any] = {}
+        self._named: dict[tuple[Path, int], Path | None] = {}  # generation of each checkpoint file, by its mtime
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = dict(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self._resumed and self._reopen(trainer, pl_module)):
+            self._refresh(trainer, pl_module)
+        self._resumed = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0:
+            self._refresh_unless_fresh(trainer, pl_module)
+        pl_module.log("index/age_steps", float(step - self._state["step"]))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh_unless_fresh(trainer, pl_module)
+
+    def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """With gradient accumulation, several batches end at the same step; the first of them refreshes."""
+        current = _handle(pl_module).current
+        if current is None or current.step != trainer.global_step:
+            self._refresh(trainer, pl_module)
+
+    def _refresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module: Any = pl_module
+        handle = _handle(pl_module)
+        metrics: dict[str, float] = {}
+        timer = getattr(module, "timer", None)
+        with timer("refresh") if timer else nullcontext():
+            if trainer.is_global_zero:
+                with trainer.precision_plugin.forward_context():
+                    report = handle.refresh(
+                        module.encoder, module.store, trainer.global_step, module.device, self.batch_passages
+                    )
+                metrics["index/seconds"] = report.seconds
+                if report.overlap_at_10 is not None:
+                    metrics["index/overlap_at_10"] = report.overlap_at_10
+            path = trainer.strategy.broadcast(str(handle.current.path) if handle.current else "")
+            if not trainer.is_global_zero:
+                handle.open(Path(path), module.store, module.encoder.width)
+        self._remember(handle)
+        if trainer.is_global_zero:
+            handle.prune(self._to_keep(handle))
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+    def _remember(self, handle: IndexHandle) -> None:
+        assert handle.current is not None
+        path, run = handle.current.path.absolute(), handle.folder.parent.absolute()
+        self._state = {
+            "generation": str(path.relative_to(run)) if path.is_relative_to(run) else str(path),
+            "absolute": str(path),
+            "encoder_fingerprint": handle.current.encoder_fingerprint,
+            "step": handle.current.step,
+        }
+
+    def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Open the generation that the checkpoint names: in this run, in the checkpoint's, or where it was written."""
+        module: Any = pl_module
+        handle = _handle(pl_module)
+        checkpoint = Path(trainer.ckpt_path or ".").absolute()
+        runs = [handle.folder.parent, *list(checkpoint.parents)[:3]]
+        for path in [*(run / self._resumed["generation"] for run in runs), Path(self._resumed["absolute"])]:
+            if not (path / "manifest.json").is_file():
+                continue
+            try:
+                if Generation(path).encoder_fingerprint == self._resumed["encoder_fingerprint"]:
+                    handle.open(path, module.store, module.encoder.width)
+                    self._remember(handle)
+                    return True
+            except DataError:  # damaged, or of another store: as good as missing
+                continue
+        say(f"The index generation of the checkpoint, {self._resumed['absolute']}, is gone: embedding the corpus anew; "
+            "candidates can differ from those of a run without the interruption")  # fmt: skip
+        return False
+
+    def _to_keep(self, handle: IndexHandle) -> set[Path]:
+        """The newest generations and those that checkpoint files below the run's folder name."""
+        newest = sorted(handle.generations(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-self.keep :]
+        run = handle.folder.parent
+        named = set()
+        for file in run.rglob("*.ckpt"):
+            key = (file, file.stat().st_mtime_ns)
+            if key not in self._named:
+                self._named[key] = _generation_of(file, run, self.state_key)
+            path = self._named[key]
+            if path is None:
+                return set(handle.generations())  # cannot be read: whatever it needs, keep it
+            named.add(path)
+        return named | set(newest)
+
+
+def _generation_of(checkpoint: Path, run: Path, state_key: str) -> Path | None:
+    """The generation that a checkpoint names; None where it cannot be read. The weights stay on disk."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return run / content["callbacks"][state_key]["generation"]
+    except Exception:
+        return None
+
+
+def _handle(pl_module: L.LightningModule) -> IndexHandle:
+    handle = getattr(pl_module, "index", None)
+    if not isinstance(handle, IndexHandle):
+        raise DreamError("callbacks.refresh needs a module with an index; remove it with ~callbacks.refresh")
+    return handle

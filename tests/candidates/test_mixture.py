@@ -1,0 +1,189 @@
+"""The mixture of candidate sources. Run: pytest tests/candidates/test_mixture.py"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from dream.candidates.exclusion import excluded
+from dream.candidates.index import IndexCandidates
+from dream.candidates.mixture import CandidateMixture, quotas, take
+from dream.candidates.random import RandomCandidates
+from dream.errors import ConfigError
+
+CONF = Path(__file__).parents[2] / "conf" / "candidates"
+SCHEDULE = {"a": {"start": 0.75, "end": 0.25}, "b": {"start": 0.25, "end": 0.75}}
+
+
+class Fixed:
+    """Proposes the same ids to every window."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def prepare(self, store, index):
+        self.prepared = True
+
+    def propose(self, windows, query_BD, k, step):
+        return np.tile(np.asarray(self.ids, dtype=np.int64), (len(windows), 1))
+
+
+class Forbidden(Fixed):
+    def propose(self, *_):
+        raise AssertionError("a source without a share must not be searched")
+
+
+class NoGeneration:
+    current = None
+
+
+def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", seed=7, steps=100):
+    return CandidateMixture(sources, schedule, steps, k, exclude, seed)
+
+
+@pytest.fixture
+def small(make_store):
+    """Documents of 2 passages each: document d owns passages 2d and 2d + 1, and window d."""
+    letters = "abcdefghijklmnopqrstuvwx"
+    return make_store([" ".join(letters[i : i + 4]) for i in range(0, 24, 4)], passage=2, context=2, target=2)
+
+
+def proposal(made, store, batch, step=0):
+    made.prepare(store, NoGeneration())
+    return made.propose(batch, torch.zeros(len(batch), 2), step).tolist()
+
+
+def test_quotas_by_largest_remainder():
+    assert quotas({"a": 0.75, "b": 0.0, "c": 0.25}, 8) == {"a": 6, "b": 0, "c": 2}
+    assert quotas({"a": 0.5, "b": 0.25, "c": 0.25}, 5) == {"a": 3, "b": 1, "c": 1}  # 2.5 beats 1.25
+    assert quotas({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 8) == {"a": 3, "b": 3, "c": 2}  # equal: in their order
+    assert quotas({"a": 0.7, "b": 0.2, "c": 0.1}, 10) == {"a": 7, "b": 2, "c": 1}  # 0.7 · 10 is below 7 in floats
+
+
+def test_take():
+    assert take([[1, 2, 3], [2, 4, 5]], [2, 2], 4) == [1, 2, 4, 5]
+    assert take([[1], [2, 3, 4]], [2, 1], 4) == [1, 2, 3, 4]  # the first ran short
+    assert take([[1, 2, 3, 4], []], [1, 3], 3) == [1, 2, 3]  # the second ran short
+    assert take([[1], [1]], [1, 1], 2) == [1]
+
+
+def test_shares_move_linearly_and_stay():
+    made = mixture({"a": Fixed([]), "b": Fixed([])}, steps=10)
+    assert made.shares(0) == {"a": 0.75, "b": 0.25}
+    assert made.shares(5) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert made.shares(10) == made.shares(99) == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+def test_shares_are_relative():
+    schedule = {"a": {"start": 3, "end": 3}, "b": {"start": 1, "end": 1}}
+    assert mixture({"a": Fixed([]), "b": Fixed([])}, schedule).shares(0) == {"a": 0.75, "b": 0.25}
+
+
+def test_takes_each_share_best_first_without_the_own_document(small, batch_of):
+    """Window 1 owns passages 2 and 3. a gives 3 of 4 (4, 5, 6), b one: 4 is taken, so 8."""
+    made = mixture({"a": Fixed([2, 4, 5, 3, 6, 7]), "b": Fixed([4, 8, 9, -1])})
+    assert proposal(made, small, batch_of(small, [1])) == [[4, 5, 6, 8]]
+    assert made.propose(batch_of(small, [1]), torch.zeros(1, 2), 100).tolist() == [[4, 8, 9, 5]]
+
+
+def test_fills_with_random_passages_never_with_excluded_ones(small, batch_of):
+    made = mixture({"a": Fixed([2, 3, -1]), "b": Fixed([-1, 11])}, k=10)  # window 1 may use exactly 10 of 12 passages
+    [row] = proposal(made, small, batch_of(small, [1]))
+    assert row[0] == 11
+    assert sorted(row) == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_source_without_a_share_is_not_searched(small, batch_of):
+    schedule = {"a": {"start": 1, "end": 1}, "b": {"start": 0, "end": 0}}
+    never = Forbidden([])
+    assert proposal(mixture({"a": Fixed([4, 5, 6, 7]), "b": never}, schedule), small, batch_of(small, [0])) == [
+        [4, 5, 6, 7]
+    ]
+    assert not hasattr(never, "prepared")
+
+
+def test_before_the_first_generation_the_index_proposes_nothing(small, batch_of):
+    schedule = {"index": {"start": 1, "end": 1}}
+    [row] = proposal(mixture({"index": IndexCandidates(4)}, schedule), small, batch_of(small, [0]))
+    assert len(set(row)) == 4
+    assert min(row) > 1
+
+
+def test_the_index_is_asked_for_more():
+    class Handle:
+        current = "generation"
+
+        def search(self, query_QD, k):
+            return torch.zeros(2, k), torch.arange(2 * k).reshape(2, k)
+
+    source = IndexCandidates(3)
+    source.prepare(None, Handle())
+    assert source.propose([0, 1], torch.zeros(2, 4), 5, 0).shape == (2, 15)
+
+
+@pytest.mark.parametrize("exclude", ["document", "overlap"])
+def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude, tmp_path):
+    """On a store of 80 documents: whatever the sources give, and again with new objects at the same position."""
+    schedule = {"bm25": {"start": 0.5, "end": 0.5}, "random": {"start": 0.5, "end": 0.5}}
+
+    def run(seed, consumed):
+        from dream.candidates.bm25 import BM25Candidates
+
+        sources = {"bm25": BM25Candidates(str(tmp_path), None), "random": RandomCandidates(seed)}
+        made = mixture(sources, schedule, k=8, exclude=exclude, seed=seed)
+        made.prepare(store, NoGeneration())
+        batch = batch_of(store, list(range(0, len(store.windows), 5)), consumed)
+        ids_BK = made.propose(batch, torch.zeros(len(batch), 2), 3)
+        assert ids_BK.dtype == torch.int64
+        assert ids_BK.shape == (len(batch), 8)
+        assert not excluded(ids_BK.numpy(), batch, store, exclude).any()
+        assert all(len(set(row)) == 8 for row in ids_BK.tolist())
+        return ids_BK.tolist()
+
+    assert run(7, 1000) == run(7, 1000)
+    assert run(7, 1000) != run(7, 2000)
+    assert run(7, 1000) != run(8, 1000)
+
+
+def test_random_candidates_cover_the_corpus(store, batch_of):
+    source = RandomCandidates(0)
+    source.prepare(store, None)
+    batch = batch_of(store, list(range(50)))
+    counts = np.bincount(source.propose(batch, torch.zeros(50, 2), 100, 0).ravel(), minlength=len(store.passages))
+    mean = counts.sum() / len(counts)
+    assert len(counts) == len(store.passages)
+    assert abs(counts - mean).max() < 6 * mean**0.5  # Poisson: six standard deviations
+
+
+def test_too_many_candidates_for_the_corpus(small):
+    made = mixture({"a": Fixed([]), "b": Fixed([])}, k=11)
+    with pytest.raises(ConfigError, match=r"candidates\.k=11: .*only 10 passages"):
+        made.prepare(small, NoGeneration())
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"k": 1}, "candidates.k=1"),
+        ({"exclude": "none"}, "candidates.exclude=none"),
+        ({"steps": -1}, "candidates.schedule_steps=-1"),
+        ({"schedule": {"a": {"start": 1, "end": 1}}}, "candidates.schedule="),
+        ({"schedule": SCHEDULE | {"b": {"start": -0.1, "end": 1}}}, "candidates.schedule.b.start=-0.1"),
+        ({"schedule": {"a": {"start": 0, "end": 1}, "b": {"start": 0, "end": 1}}}, "candidates.schedule.*.start=0"),
+    ],
+)
+def test_bad_values_name_their_key(change, key):
+    with pytest.raises(ConfigError) as error:
+        mixture({"a": Fixed([]), "b": Fixed([])}, **change)
+    assert str(error.value).startswith(key)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_proposes(path, store, batch_of, tmp_path):
+    around = {"seed": 1, "trainer": {"max_steps": 10}, "paths": {"data": str(tmp_path)}}
+    made = instantiate(OmegaConf.create(around | {"candidates": OmegaConf.load(path)}).candidates)
+    rows = proposal(made, store, batch_of(store, [0, 9]), step=5)
+    assert [len(set(row)) for row in rows] == [8, 8]

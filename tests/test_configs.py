@@ -1,0 +1,84 @@
+"""Every YAML composes and instantiates. Run: pytest tests/test_configs.py"""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from dream.assembly import assemble, retriever
+from dream.runs import trainer
+from dream.runtime import CONFIG_DIR
+
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in CONFIG_DIR.glob("*/*.yaml")
+    if path.parent.name not in ("hydra", "paths")
+)
+SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+
+
+@pytest.fixture
+def composed(corpus_folder, llama_folder, tmp_path):
+    """Composes the training config with one option of one group; what must be given is given."""
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (beir / name).write_text((corpus_folder / name).read_text())
+    (beir / "qrels" / "dev.tsv").write_text((corpus_folder / "dev.tsv").read_text())
+    needed = {
+        "corpus=pydocs": ["corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3"],
+        "corpus=jsonl": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
+        "corpus=beir": [f"corpus.path={beir}"],
+        "scorer=hf": [f"scorer.name={llama_folder}"],
+        "encoder=hf": [f"encoder.name={llama_folder}", "encoder.pooling=last"],
+        "experiment=own_corpus": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "trainer=gpu": ["trainer.accelerator=cpu"],
+    }
+
+    def make(option: str) -> DictConfig:
+        base = {"corpus": "corpus=jsonl", "scorer": "scorer=hf"}
+        group = option.split("=")[0]
+        chosen = [option]
+        if group not in ("experiment", "debug"):
+            chosen += [default for name, default in base.items() if name != group]
+        elif option != "experiment=own_corpus":
+            chosen += needed["corpus=pydocs"]
+        overrides = chosen + [extra for name in chosen for extra in needed.get(name, [])]
+        paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path / 'run'}"]
+        small = [
+            "data.passage_tokens=24",
+            "data.context_tokens=12",
+            "data.min_context_tokens=6",
+            "data.target_tokens=8",
+        ]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("train", overrides + paths + small + ["data.batch_size=4", "candidates.k=4"])
+
+    return make
+
+
+def test_there_is_something_to_find():
+    assert {"corpus=pydocs", "scorer=scratch", "experiment=quickstart", "debug=smoke"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_composes_and_instantiates(composed, option):
+    cfg = composed(option)
+    if option == "corpus=text":  # one block: its only document could not be trained on
+        from hydra.utils import instantiate
+
+        assert len(list(instantiate(cfg.corpus).documents())) == 1
+        return
+    if "scratch" in cfg.scorer._target_:
+        cfg.scorer = OmegaConf.merge(cfg.scorer, {"tokenizer": {"vocabulary": 400}, "training": {"max_steps": 2}})
+    parts = assemble(cfg)
+    module = retriever(cfg, parts)
+    assert trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps
+    batch = next(iter(parts.data.train_dataloader()))
+    assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_config_composes(script):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        assert compose(script, ["paths.run=/tmp/run"]).paths.data
