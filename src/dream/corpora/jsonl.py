@@ -132,7 +132,7 @@ def _valid(text: str) -> str:
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """BEIR's `query-id corpus-id score` separated by tabs, or TREC's `query-id 0 corpus-id score`; with or without header."""
+    """BEIR's tab-separated `query-id corpus-id score`, or TREC's `query-id 0 corpus-id score`; a header may lead."""
     qrels: dict[str, dict[str, int]] = {}
     for number, line in text_lines(path):
         fields = line.split("\t") if "\t" in line else line.split()

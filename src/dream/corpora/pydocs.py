@@ -5,6 +5,7 @@ rest of that docstring its relevant document. The summaries of the held-out sets
 """
 
 import ast
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,7 +14,9 @@ import json
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dream.corpora.jsonl import BeirCorpus
@@ -21,7 +24,7 @@ from dream.errors import ConfigError, require
 from dream.files import fingerprint, new_directory
 from dream.runtime import progress, say
 
-EXTRACTION = 1  # raise when the extraction below changes, so that cached corpora are made anew
+EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are made anew
 SPLITS = ("dev", "test")
 
 
@@ -39,42 +42,47 @@ class PyDocsCorpus(BeirCorpus):
         cache_dir: str,
     ) -> None:
         require(0 < heldout_fraction < 0.5, "corpus.heldout_fraction", heldout_fraction, "choose between 0 and 0.5")
+        require(
+            bool(packages) or stdlib, "corpus.packages", list(packages), "name a package, or set corpus.stdlib=true"
+        )
         description = {
             "extraction": EXTRACTION,
             "python": sys.version_info[:3] if stdlib else None,
-            "packages": {package: _version(package) for package in sorted(packages)},
+            "packages": _versions(packages),
             "settings": [min_characters, heldout_fraction, seed],
         }
         self.min_characters, self.heldout_fraction, self.seed = min_characters, heldout_fraction, seed
         folder = Path(cache_dir) / f"pydocs-{fingerprint(description)}"
         if not folder.exists():
-            self._extract(folder, list(packages), stdlib)
+            self._extract(folder, sorted(packages), stdlib)
         super().__init__(name, str(folder), deduplicate=True)
 
     def _extract(self, folder: Path, packages: list[str], stdlib: bool) -> None:
-        files = [(root, file) for root in _roots(packages, stdlib) for file in _python_files(root, stdlib)]
+        files = [(root, file) for root in _roots(packages, stdlib) for file in _python_files(root)]
         say(f"Reading the docstrings of {len(packages)} installed packages{' and the standard library' * stdlib}")
         qrels: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
         with new_directory(folder) as aside:
-            with (aside / "corpus.jsonl").open("w", encoding="utf-8") as corpus:
-                for root, file in progress(files, unit="file", desc="docstrings"):
-                    for name, docstring in _docstrings(root, file):
-                        if len(docstring) < self.min_characters:
-                            continue
-                        summary, body = split_summary(docstring)
-                        split = self._split_of(summary) if summary else None
-                        if split:
-                            qrels[split].setdefault(summary, []).append(name)
-                        text = body if split else docstring
-                        corpus.write(json.dumps({"_id": name, "title": "", "text": text, "name": name}) + "\n")
-            (aside / "qrels").mkdir()
-            with (aside / "queries.jsonl").open("w", encoding="utf-8") as queries:
-                for split, by_summary in qrels.items():
-                    with (aside / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as lines:
-                        lines.write("query-id\tcorpus-id\tscore\n")
-                        for number, (summary, names) in enumerate(by_summary.items()):
-                            queries.write(json.dumps({"_id": f"{split}{number}", "text": summary}) + "\n")
-                            lines.writelines(f"{split}{number}\t{name}\t1\n" for name in dict.fromkeys(names))
+            with (aside / "corpus.jsonl").open("w", encoding="utf-8") as corpus, _no_garbage_collection():
+                for name, docstring in _named_apart(progress(files, unit="file", desc="docstrings")):
+                    if len(docstring) < self.min_characters:
+                        continue
+                    summary, body = split_summary(docstring)
+                    split = self._split_of(summary) if summary else None
+                    if split:
+                        qrels[split].setdefault(summary, []).append(name)
+                    text = body if split else docstring
+                    corpus.write(json.dumps({"_id": name, "title": "", "text": text}) + "\n")
+            self._write_labels(aside, qrels)
+
+    def _write_labels(self, folder: Path, qrels: dict[str, dict[str, list[str]]]) -> None:
+        (folder / "qrels").mkdir()
+        with (folder / "queries.jsonl").open("w", encoding="utf-8") as queries:
+            for split, by_summary in qrels.items():
+                with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as lines:
+                    lines.write("query-id\tcorpus-id\tscore\n")
+                    for number, (summary, names) in enumerate(by_summary.items()):
+                        queries.write(json.dumps({"_id": f"{split}{number}", "text": summary}) + "\n")
+                        lines.writelines(f"{split}{number}\t{name}\t1\n" for name in names)
 
     def _split_of(self, summary: str) -> str | None:
         """The split a summary is held out for. Equal summaries share it, so no copy of a query stays in the corpus."""
@@ -92,12 +100,15 @@ def split_summary(docstring: str) -> tuple[str, str]:
     return summary.strip(), body.strip()
 
 
-def _version(package: str) -> str:
-    try:
-        distributions = importlib.metadata.packages_distributions().get(package, [package])
-        return importlib.metadata.version(distributions[0])
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError("corpus.packages", package, "this package is not installed here") from None
+def _versions(packages: list[str]) -> dict[str, list[str]]:
+    """What is installed of each package: the distributions that hold it, with their versions."""
+    installed = importlib.metadata.packages_distributions()
+    for package in packages:
+        require(package in installed, "corpus.packages", package, "this package is not installed here")
+    return {
+        package: [f"{name} {importlib.metadata.version(name)}" for name in sorted(set(installed[package]))]
+        for package in packages
+    }
 
 
 def _roots(packages: list[str], stdlib: bool) -> list[Path]:
@@ -110,10 +121,31 @@ def _roots(packages: list[str], stdlib: bool) -> list[Path]:
     return roots
 
 
-def _python_files(root: Path, stdlib: bool) -> list[Path]:
+def _python_files(root: Path) -> list[Path]:
     """Source files below `root`, sorted; tests and vendored or installed packages left out."""
     skip = {"site-packages", "tests", "test", "testing", "_vendor", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
     return sorted(f for f in root.rglob("*.py") if not skip.intersection(f.relative_to(root).parts))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees hold no cycles, and looking for some in them takes longer than parsing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _named_apart(files: Iterable[tuple[Path, Path]]) -> Iterator[tuple[str, str]]:
+    """(name, docstring) of all files; where a name is defined again, e.g. in two branches, it gets a number."""
+    times: Counter[str] = Counter()
+    for root, file in files:
+        for name, docstring in _docstrings(root, file):
+            times[name] += 1
+            yield name if times[name] == 1 else f"{name}#{times[name]}", docstring
 
 
 def _docstrings(root: Path, file: Path) -> Iterator[tuple[str, str]]:

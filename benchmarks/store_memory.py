@@ -1,0 +1,145 @@
+"""Memory and speed of preparing and streaming a corpus much larger than the memory it may use.
+
+    .venv/bin/python benchmarks/store_memory.py --megabytes 2000
+
+Writes a JSON-lines file of made-up English, trains the scratch scorer's tokenizer on a sample, prepares the store and
+streams windows with random passages from it. Prints, for each phase, the peak memory above what the imports take:
+`anonymous` is what the process itself holds; `resident` also counts the pages of memory-mapped files that it has
+touched, which the system takes back whenever it needs them.
+"""
+
+import argparse
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+import dream.runtime  # noqa: F401
+from dream.corpora.jsonl import JsonlCorpus
+from dream.datamodule import WindowDataModule
+from dream.runtime import say
+from dream.scorers.tokenizer import open_or_train_tokenizer
+
+LIMIT_MB = 1500
+ONSETS = [*"bcdfghlmnprstvw", "br", "gr", "pl", "st", "th"]
+MAPS = Path("/proc/self/smaps_rollup")
+
+
+def memory_mb() -> tuple[float, float]:
+    """(resident, anonymous) now."""
+    sizes = {line.split()[0]: int(line.split()[1]) / 1e3 for line in MAPS.read_text().splitlines()[1:]}
+    return sizes["Rss:"], sizes["Anonymous:"]
+
+
+class Peaks:
+    """Samples memory until it is stopped."""
+
+    def __init__(self) -> None:
+        self.highest = memory_mb()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+
+    def _sample(self) -> None:
+        while not self.stopped.wait(0.2):
+            resident, anonymous = memory_mb()
+            self.highest = max(self.highest[0], resident), max(self.highest[1], anonymous)
+
+    def stop(self) -> tuple[float, float]:
+        self.stopped.set()
+        self.thread.join()
+        return self.highest
+
+
+@contextmanager
+def phase(name: str, megabytes: float, imports: tuple[float, float]) -> Iterator[None]:
+    """Run a block and print its line."""
+    peaks, start = Peaks(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    resident, anonymous = (high - low for high, low in zip(peaks.stop(), imports, strict=True))
+    say(f"{name:10} {seconds:7.1f} s {megabytes / seconds:7.1f} MB/s   peak above imports:"
+        f" anonymous {anonymous:6.0f} MB, resident {resident:6.0f} MB")  # fmt: skip
+
+
+def write_corpus(path: Path, megabytes: float, seed: int) -> None:
+    """Documents of 1 to 2 kB, of words from a dictionary of 50,000 with a long tail, in sentences."""
+    random = np.random.default_rng(seed)
+    syllables = np.array([a + b + c for a in ONSETS for b in "aeiou" for c in ["", "", *"nrst"]], dtype=object)
+    parts = syllables[random.integers(len(syllables), size=(50_000, 3))]
+    parts[random.random(50_000) < 0.5, 2] = ""
+    words = parts.sum(axis=1) + np.where(random.random(50_000) < 0.08, ".", "").astype(object)
+    written = number = 0
+    with path.open("w", encoding="ascii") as file:
+        while written < megabytes * 1e6:
+            ends = np.cumsum(random.integers(170, 340, size=500))
+            chosen = words[(len(words) * random.random(ends[-1]) ** 4).astype(np.int64)].tolist()
+            for start, end in zip([0, *ends[:-1]], ends, strict=True):
+                line = f'{{"_id": "d{number}", "title": "", "text": "{" ".join(chosen[start:end])}"}}\n'
+                written += file.write(line)
+                number += 1
+
+
+def stream(data: WindowDataModule, windows: int, candidates: int, seed: int) -> None:
+    """Take batches as training does: windows, and random passages in the place of their candidates."""
+    random = np.random.default_rng(seed)
+    taken = 0
+    for batch in data.train_dataloader():
+        data.store.passage_batch(random.integers(len(data.store.passages), size=len(batch) * candidates), 128)
+        taken += len(batch)
+        if taken >= windows:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=float, default=2000, help="size of the corpus")
+    parser.add_argument("--folder", type=Path, help="where to write it; default: a temporary directory")
+    parser.add_argument("--windows", type=int, default=20_000, help="how many to stream")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        measure(Path(folder), options.megabytes, options.windows, options.seed)
+
+
+def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    imports = memory_mb()
+    say(f"imports: anonymous {imports[1]:.0f} MB, resident {imports[0]:.0f} MB")
+    file = folder / "corpus.jsonl"
+    with phase("write", megabytes, imports):
+        write_corpus(file, megabytes, seed)
+    corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None)
+    with phase("tokenizer", 30, imports):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder, corpus, 8192, 30))
+    data = WindowDataModule(
+        corpus,
+        tokenizer,
+        tokenizer,
+        max_query_tokens=64,
+        stores_dir=str(folder),
+        batch_size=64,
+        workers=0,
+        limit_windows=None,
+        seed=seed,
+        passage_tokens=128,
+        context_tokens=48,
+        min_context_tokens=16,
+        target_tokens=48,
+    )
+    with phase("prepare", megabytes, imports):
+        data.prepare_data()
+    with phase("stream", windows * 96 * 4 / 1e6, imports):
+        stream(data, windows, candidates=16, seed=seed)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - imports[0]
+    say(f"highest resident size of the run: {highest:.0f} MB above imports; the bar is {LIMIT_MB} MB")
+
+
+if __name__ == "__main__":
+    main()

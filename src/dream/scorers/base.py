@@ -1,0 +1,170 @@
+"""The frozen causal language model: how likely is a target after a passage and a context?
+
+Shapes: B windows, K candidates of a window, P pairs of one forward, T tokens, R rows of logits kept, V vocabulary.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from dream.errors import ConfigError, require
+from dream.files import fingerprint
+from dream.scorers.compilation import wants_compilation, weight_dtype
+from dream.scorers.prompt import Prompt
+from dream.store.store import SCORER, Store
+
+TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # on a CPU, activations that fit its caches are scored fastest
+NO_TARGET = -100
+
+
+@dataclass
+class Scoring:
+    """How pairs are scored; the fields are those of `scorer.scoring` in the YAML."""
+
+    template: list[str]
+    max_passage_tokens: int
+    tokens_per_forward: int | str
+    dtype: str
+    compile: bool | str
+
+    def __post_init__(self) -> None:
+        key = "scorer.scoring"
+        require(self.max_passage_tokens > 0, f"{key}.max_passage_tokens", self.max_passage_tokens, "at least 1 token")
+        budget = self.tokens_per_forward
+        require(budget == "auto" or (isinstance(budget, int) and budget > 0), f"{key}.tokens_per_forward", budget,
+                "choose auto or a number of tokens")  # fmt: skip
+        weight_dtype(f"{key}.dtype", self.dtype, torch.device("cpu"))
+        wants_compilation(f"{key}.compile", self.compile, torch.device("cpu"))
+
+
+class CausalScorer:
+    """Scores pairs with a causal language model that is frozen, in eval mode and in no module's state.
+
+    Sequences are padded on the right: under causal attention no token sees what follows it, so neither a mask nor
+    position ids are needed, for any model family, and the fast causal kernels apply. Pairs are sorted by length, so
+    that there is hardly any padding, and cut into forwards of a bounded number of tokens.
+    """
+
+    model: Any
+    fingerprint: str  # of the weights and of what the model reads: equal fingerprints, equal log-likelihoods
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring) -> None:
+        self.tokenizer = tokenizer
+        self.scoring = scoring
+        self.prompt = Prompt(scoring.template, tokenizer)
+        self.device = torch.device("cpu")
+
+    def open(self, name: str, store: Store, trust_remote_code: bool = False) -> None:
+        """Load the weights from a folder or the hub. Raises ConfigError where a sequence would not fit the model."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ConfigError("scorer.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.use(model, store)
+
+    def use(self, model: Any, store: Store) -> None:
+        """Score with this model from now on."""
+        self.longest = longest_sequence(self.prompt, self.scoring, store)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
+                self.scoring.max_passage_tokens, f"with template, context and target a sequence has up to "
+                f"{self.longest} tokens, but the model reads {positions}")  # fmt: skip
+        self.model = model.eval().requires_grad_(False)
+        self.keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.to(self.device)
+        settings = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
+        self.fingerprint = fingerprint([_checksums(self.model), *settings, self.scoring.max_passage_tokens])
+
+    def to(self, device: torch.device | str) -> "CausalScorer":
+        """Move to the device, in the type and with the compilation that suit it."""
+        self.device = torch.device(device)
+        if not hasattr(self, "model"):
+            return self
+        self.model.to(self.device, weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device))
+        compile_it = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
+        self._compiled = torch.compile(self._pair_loglik, dynamic=True) if compile_it else self._pair_loglik
+        return self
+
+    def token_embeddings(self) -> Tensor:
+        """(V, D) float32, a copy of the input embeddings on the CPU."""
+        return self.model.get_input_embeddings().weight.detach().to("cpu", torch.float32, copy=True)
+
+    @torch.no_grad()
+    def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
+        """loglik_BK, float32: log p(target | passage, context) in nats, summed over the target's tokens.
+
+        Candidate id -1 is the null passage: the model reads the context alone.
+        """
+        sequences, targets = self._sequences(store, window_ids_B, candidate_ids_BK)
+        loglik_P = torch.empty(len(sequences), dtype=torch.float32, device=self.device)
+        for pairs in self._forwards(np.array([len(sequence) for sequence in sequences])):
+            batch = self._pad([sequences[pair] for pair in pairs], [targets[pair] for pair in pairs])
+            # One row alone would be compiled a second time: inductor treats a size of 1 as a constant.
+            score = self._compiled if len(pairs) > 1 else self._pair_loglik
+            loglik_P[torch.from_numpy(pairs).to(self.device)] = score(*(part.to(self.device) for part in batch))
+        return loglik_P.view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
+
+    def _sequences(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[list, list[int]]:
+        """(token ids of each pair, how many of them are target)"""
+        sequences, targets = [], []
+        nothing = np.empty(0, dtype=np.int64)
+        for window, candidates_K in zip(window_ids_B.tolist(), candidate_ids_BK.tolist(), strict=True):
+            context, target = store.window_tokens(window, SCORER)
+            for candidate in candidates_K:
+                passage = store.passage_tokens(candidate, SCORER) if candidate >= 0 else nothing
+                sequences.append(self.prompt.join(passage[: self.scoring.max_passage_tokens], context, target))
+                targets.append(len(target))
+        return sequences, targets
+
+    def _forwards(self, lengths_P: np.ndarray) -> list[np.ndarray]:
+        """Pairs by descending length, cut so that rows × longest stays within the token budget."""
+        budget = self.scoring.tokens_per_forward
+        tokens = TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
+        order = np.argsort(-lengths_P, kind="stable")
+        forwards, start = [], 0
+        while start < len(order):
+            rows = max(1, tokens // int(lengths_P[order[start]]))
+            forwards.append(order[start : start + rows])
+            start += rows
+        return forwards
+
+    def _pad(self, sequences: list[np.ndarray], targets: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids_PT, rows_R whose logits predict a target token of any pair, labels_PR with NO_TARGET elsewhere)"""
+        ends_P = np.array([len(sequence) for sequence in sequences])
+        starts_P = ends_P - np.array(targets)
+        ids_PT = np.zeros((len(sequences), ends_P.max()), dtype=np.int64)
+        for row, sequence in zip(ids_PT, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        columns_R = np.arange(starts_P.min(), ends_P.max())
+        is_target_PR = (columns_R >= starts_P[:, None]) & (columns_R < ends_P[:, None])
+        labels_PR = np.where(is_target_PR, ids_PT[:, columns_R], NO_TARGET)
+        return torch.from_numpy(ids_PT), torch.from_numpy(columns_R - 1), torch.from_numpy(labels_PR)
+
+    def _pair_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
+        """Compiled as one graph, so that float32 log-probabilities of the vocabulary never reach memory."""
+        if self.keeps_rows:
+            logits_PRV = self.model(input_ids=ids_PT, logits_to_keep=rows_R, use_cache=False).logits
+        else:
+            logits_PRV = self.model(input_ids=ids_PT, use_cache=False).logits[:, rows_R]
+        is_target_PR = labels_PR != NO_TARGET
+        chosen_PR = logits_PRV.gather(2, (labels_PR * is_target_PR)[..., None])[..., 0].float()
+        return ((chosen_PR - logits_PRV.float().logsumexp(2)) * is_target_PR).sum(1)
+
+
+def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store) -> int:
+    """Tokens of the longest sequence that any window and passage of the store make."""
+    _, context, _, target = store.manifest["lengths"]
+    return prompt.overhead + scoring.max_passage_tokens + context + target
+
+
+def _checksums(model: Any) -> list[int]:
+    """Exact sums of the weights' bits: the same on every machine, whatever the order of summation."""
+    bits = {2: torch.int16, 4: torch.int32}
+    return [
+        int(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64)) for weight in model.parameters()
+    ]

@@ -1,0 +1,146 @@
+"""Trains a small causal language model from nothing: the LightningModule, and the routine around it."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from dream.errors import DreamError, require
+from dream.runtime import has_fast_bfloat16, progress
+from dream.schedule import warmup_then_linear
+from dream.scorers.base import NO_TARGET
+from dream.scorers.compilation import wants_compilation
+from dream.scorers.copy_curriculum import CopyCurriculum
+
+LOG_EVERY_N_STEPS = 10
+CLIP_NORM = 1.0
+
+
+@dataclass
+class Training:
+    """The fields are those of `scorer.training` in the YAML."""
+
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_fraction: float
+    weight_decay: float
+    shares: Mapping[str, float]
+    span_tokens: Sequence[int]
+    compile: bool | str
+    checkpoint_every_n_steps: int
+    gain_windows: int
+
+    def __post_init__(self) -> None:
+        key = "scorer.training"
+        self.shares, self.span_tokens = dict(self.shares), list(self.span_tokens)
+        require(self.max_steps > 0, f"{key}.max_steps", self.max_steps, "at least 1 step")
+        require(self.learning_rate > 0, f"{key}.learning_rate", self.learning_rate, "above 0")
+        require(0 <= self.warmup_fraction < 1, f"{key}.warmup_fraction", self.warmup_fraction, "in [0, 1)")
+        require(self.checkpoint_every_n_steps > 0, f"{key}.checkpoint_every_n_steps", self.checkpoint_every_n_steps,
+                "at least 1 step")  # fmt: skip
+        wants_compilation(f"{key}.compile", self.compile, torch.device("cpu"))
+
+    def description(self) -> dict[str, Any]:
+        """What the weights depend on."""
+        indifferent = ("compile", "checkpoint_every_n_steps", "gain_windows")
+        return {name: value for name, value in vars(self).items() if name not in indifferent}
+
+
+class LanguageModelModule(L.LightningModule):
+    """Next-token cross-entropy on every token, AdamW, warm-up and linear decay to 0."""
+
+    def __init__(self, model: Any, curriculum: CopyCurriculum, training: Training) -> None:
+        super().__init__()
+        self.model, self.curriculum, self.training_settings = model, curriculum, training
+        self.loss = self._loss
+
+    def _loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+        return F.cross_entropy(
+            logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten(), ignore_index=NO_TARGET
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning asks for it after it has restored the step: a resumed training goes on where it stopped.
+        self.curriculum.start = self.trainer.global_step * self.curriculum.batch_size
+        return DataLoader(self.curriculum, batch_size=None)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(*batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        settings = self.training_settings
+        matrices = [weight for weight in self.model.parameters() if weight.ndim >= 2]
+        vectors = [weight for weight in self.model.parameters() if weight.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
+        schedule = warmup_then_linear(optimizer, settings.max_steps, int(settings.warmup_fraction * settings.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters(), CLIP_NORM)  # Lightning's own refuses the fused AdamW
+
+    def on_train_start(self) -> None:
+        self.model.train()
+        if wants_compilation("scorer.training.compile", self.training_settings.compile, self.device):
+            self.loss = torch.compile(self._loss, dynamic=False)
+        self.tokens = self.curriculum.batch_size * self.curriculum.length
+        total, done = (steps * self.tokens for steps in (self.training_settings.max_steps, self.global_step))
+        self.bar = progress(total=total, initial=done, unit="token", unit_scale=True, desc="pretraining")
+        self._clock, self._clock_step = time.perf_counter(), self.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.bar.update(self.tokens)
+        if self.global_step % LOG_EVERY_N_STEPS:
+            return
+        now = time.perf_counter()
+        rate = (self.global_step - self._clock_step) * self.tokens / (now - self._clock)
+        self._clock, self._clock_step = now, self.global_step
+        self.log_dict({"perf/tokens_per_second": rate, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        self.bar.set_postfix(loss=f"{float(outputs['loss']):.3f}", refresh=False)
+
+    def on_train_end(self) -> None:
+        self.bar.close()
+
+
+def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Path) -> None:
+    """Train `model` in place. `folder` gets logs and checkpoints; a training that was interrupted there goes on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    module = LanguageModelModule(model, curriculum, training)
+    checkpoints = ModelCheckpoint(
+        folder, filename="last", every_n_train_steps=training.checkpoint_every_n_steps, enable_version_counter=False
+    )
+    trainer = L.Trainer(
+        max_steps=training.max_steps,
+        max_epochs=-1,
+        devices=1,
+        precision="bf16-mixed" if has_fast_bfloat16(_device()) else "32-true",
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        log_every_n_steps=LOG_EVERY_N_STEPS,
+        callbacks=[checkpoints],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+    if trainer.global_step < training.max_steps:
+        raise DreamError("the language model's training was interrupted; the same command continues it")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,49 @@
+"""What the language model reads before the target: passage and context in a template, put together as token ids."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dream.errors import ConfigError, require
+
+KEY = "scorer.scoring.template"
+PASSAGE, CONTEXT = "{passage}", "{context}"
+MARKERS = {"{bos}": "bos_token_id", "{sep}": "sep_token_id"}
+
+
+class Prompt:
+    """A template, its literal pieces tokenised once: ids from the store are joined, never tokenised again.
+
+    The context is the last piece, so that the target continues it. A null passage leaves the other pieces in place.
+    """
+
+    def __init__(self, template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        pieces = list(template)
+        require(pieces.count(PASSAGE) == 1, KEY, pieces, f"{PASSAGE} must stand in it once")
+        require(pieces.count(CONTEXT) == 1 and pieces[-1] == CONTEXT, KEY, pieces, f"{CONTEXT} must be its last piece")
+        literals = [_tokenise(piece, tokenizer) for piece in pieces if piece not in (PASSAGE, CONTEXT)]
+        before = pieces.index(PASSAGE)
+        self.before_passage = np.array([token for piece in literals[:before] for token in piece], dtype=np.int64)
+        self.before_context = np.array([token for piece in literals[before:] for token in piece], dtype=np.int64)
+
+    @property
+    def overhead(self) -> int:
+        """Tokens besides passage, context and target."""
+        return len(self.before_passage) + len(self.before_context)
+
+    def join(self, passage: np.ndarray, context: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Token ids of the whole sequence, int64."""
+        return np.concatenate([self.before_passage, passage, self.before_context, context, target])
+
+
+def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where the tokenizer has no such token, {bos} is left out, as the model never saw one, but {sep} is a mistake."""
+    if piece not in MARKERS:
+        return tokenizer(piece, add_special_tokens=False)["input_ids"]
+    token_id = getattr(tokenizer, MARKERS[piece])
+    if token_id is None and piece == "{sep}":
+        raise ConfigError(
+            KEY, piece, "this tokenizer has no separator token; write the text that separates, e.g. '\\n\\n'"
+        )
+    return [] if token_id is None else [token_id]
