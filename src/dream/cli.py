@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import numbers
 import os
 import re
 import sys
@@ -9,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dream.errors import DreamError
+from dream.errors import ConfigError, DreamError
 from dream.runtime import CONFIG_DIR
 
 
@@ -22,11 +24,16 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
+        def checked(cfg: DictConfig) -> Any:
+            refuse_wrong_types(cfg)
+            return task(cfg)
+
+        @functools.wraps(task)
         def main() -> None:
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of printing its own
             try:
-                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
             except Exception as error:
                 message = one_line(error, config_name)
                 if wants_traceback or message is None:
@@ -36,6 +43,21 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+def refuse_wrong_types(cfg: DictConfig) -> None:
+    """Raise ConfigError where the command line puts words in place of a YAML's number."""
+    choices = HydraConfig.get().runtime.choices
+    for override in HydraConfig.get().overrides.task:
+        key, _, _ = override.lstrip("+").partition("=")
+        section, _, inner = key.partition(".")
+        file = CONFIG_DIR / section / f"{choices.get(section)}.yaml"
+        if not inner or not file.exists():
+            continue
+        default = OmegaConf.select(OmegaConf.load(file), inner, throw_on_resolution_failure=False)
+        value = OmegaConf.select(cfg, key)
+        if isinstance(default, numbers.Number) and isinstance(value, str) and section != "trainer":
+            raise ConfigError(key, value, f"a number is needed, such as {default}")
 
 
 def one_line(error: BaseException, config_name: str) -> str | None:
@@ -75,7 +97,7 @@ def _unknown_key(text: str, config_name: str) -> str | None:
 
 
 def _known_keys(config_name: str) -> set[str]:
-    """Every dotted key and group of the default config."""
+    """Every dotted key of the default config, and every group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -85,12 +107,11 @@ def _known_keys(config_name: str) -> set[str]:
     keys = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
 
     def walk(node: Any, prefix: str) -> None:
-        for key in map(str, node if isinstance(node, DictConfig) else ()):
+        for key, child in node.items() if isinstance(node, dict) else ():
             keys.add(f"{prefix}{key}")
-            if not node._is_missing(key):
-                walk(node._get_node(key), f"{prefix}{key}.")
+            walk(child, f"{prefix}{key}.")
 
-    walk(cfg, "")
+    walk(OmegaConf.to_container(cfg), "")
     return keys
 
 

@@ -76,8 +76,8 @@ def test_passages_by_hand():
 def test_windows_by_hand():
     # Context up to token 3, where "d" begins; target 3, 4 ends inside "efg"; the next begins with "h": only 3 left.
     assert cut_windows(0, 10, boundaries(TEXT), context=3, min_context=2, target=2) == [(0, 3, 5)]
-    # With a context of one token, "h" is followed by the target "ij".
-    assert cut_windows(0, 10, boundaries(TEXT), context=3, min_context=1, target=2) == [(0, 3, 5), (7, 8, 10)]
+    # The next word is looked for within min_context tokens: 7 is too far from 5, so that "fg h" is the next context.
+    assert cut_windows(0, 10, boundaries(TEXT), context=3, min_context=1, target=2) == [(0, 3, 5), (5, 8, 10)]
     # The last context is shortened so that the target fits: 10 - 6 = 4.
     assert cut_windows(0, 10, boundaries(TEXT), context=8, min_context=2, target=6) == [(0, 4, 10)]
     assert cut_windows(0, 10, boundaries(TEXT), context=8, min_context=8, target=3) == []
