@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from dream.errors import ConfigError, require
 from dream.files import fingerprint
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.prompt import Prompt
 from dream.store.store import SCORER, Store
+
+transformers_logging.disable_progress_bar()  # a bar for each shard of weights tells nobody anything
 
 TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # on a CPU, activations that fit its caches are scored fastest
 NO_TARGET = -100
@@ -86,8 +89,8 @@ class CausalScorer:
         if not hasattr(self, "model"):
             return self
         self.model.to(self.device, weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device))
-        compile_it = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
-        self._compiled = torch.compile(self._pair_loglik, dynamic=True) if compile_it else self._pair_loglik
+        self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
+        self._compiled = torch.compile(self._pair_loglik, dynamic=True) if self.compiles else self._pair_loglik
         return self
 
     def token_embeddings(self) -> Tensor:

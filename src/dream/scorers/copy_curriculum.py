@@ -4,7 +4,7 @@ A language model trained on text alone hardly uses a passage before the context.
 the window verbatim, so copying pays and is learnt; some are BM25 neighbours, where it pays now and then; the others
 are random, or there is none.
 
-Shapes: B sequences of a step, T tokens, P random numbers per sequence.
+Shapes: B sequences of a step, T tokens of a sequence, L tokens of a passage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,6 @@ from torch.utils.data import IterableDataset
 
 from dream.candidates.bm25 import BM25Index
 from dream.errors import require
-from dream.scorers.base import NO_TARGET, Scoring, longest_sequence
 from dream.scorers.prompt import Prompt
 from dream.store.permutation import permute, random_bits
 from dream.store.store import SCORER, Store
@@ -25,10 +24,12 @@ KINDS = ("verbatim", "neighbour", "random", "null")
 
 
 class CopyCurriculum(IterableDataset):
-    """Endless batches (ids_BT, labels_BT) from the `start`-th sequence on; the n-th depends on the seed and n alone.
+    """Endless batches ids_BT from the `start`-th sequence on; the n-th sequence depends on the seed and n alone.
 
-    Every batch has the same shape, padded on the right. `shares` gives the share of each of KINDS, `span_tokens` the
-    shortest and longest span that is copied into a passage.
+    A sequence has no padding: where context or passage are short, the passage goes on into the text that follows it in
+    the corpus, and the null passage's place is filled by the text before the window. So the window's tokens are always
+    the last `window_tokens`, or a few less. `shares` gives the share of each of KINDS, `span_tokens` the shortest and
+    the longest span that is copied into a passage.
     """
 
     def __init__(
@@ -36,64 +37,61 @@ class CopyCurriculum(IterableDataset):
         store: Store,
         index: BM25Index,
         prompt: Prompt,
-        scoring: Scoring,
+        passage_tokens: int,
         shares: Mapping[str, float],
         span_tokens: Sequence[int],
         batch_size: int,
         seed: int,
     ) -> None:
         key = "scorer.training"
-        require(
-            set(shares) == set(KINDS), f"{key}.shares", dict(shares), f"give a share for each of {', '.join(KINDS)}"
-        )
-        valid = min(shares.values()) >= 0 and abs(sum(shares.values()) - 1) < 1e-6
-        require(valid, f"{key}.shares", dict(shares), "shares are not negative and add up to 1")
-        require(
-            len(span_tokens) == 2 and 0 < span_tokens[0] <= span_tokens[1],
-            f"{key}.span_tokens",
-            list(span_tokens),
-            "shortest and longest span",
-        )
+        kinds = set(shares) == set(KINDS)
+        require(kinds, f"{key}.shares", dict(shares), f"give a share for each of {', '.join(KINDS)}")
+        adds_up = min(shares.values()) >= 0 and abs(sum(shares.values()) - 1) < 1e-6
+        require(adds_up, f"{key}.shares", dict(shares), "shares are not negative and add up to 1")
+        ordered = len(span_tokens) == 2 and 0 < span_tokens[0] <= span_tokens[1]
+        require(ordered, f"{key}.span_tokens", list(span_tokens), "give the shortest and the longest span")
         require(batch_size > 0, f"{key}.batch_size", batch_size, "at least 1 sequence")
-        self.store, self.index, self.prompt = store, index, prompt
-        self.passage_tokens = scoring.max_passage_tokens
-        self.length = longest_sequence(prompt, scoring, store)
+        self.store, self.index, self.prompt, self.seed = store, index, prompt, seed
         self.bounds = np.cumsum([shares[kind] for kind in KINDS[:-1]])
-        self.span_tokens, self.batch_size, self.seed = span_tokens, batch_size, seed
+        self.span_tokens, self.batch_size = span_tokens, batch_size
+        _, context, _, target = store.manifest["lengths"]
+        self.window_tokens = context + target
+        self.body_tokens = passage_tokens + self.window_tokens
+        self.length = prompt.overhead + self.body_tokens
         self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Tensor]:
         position = self.start
         while True:
             yield self.batch(position)
             position += self.batch_size
 
-    def batch(self, position: int) -> tuple[Tensor, Tensor]:
-        """(ids_BT, labels_BT): labels are the ids, NO_TARGET where there is padding."""
+    def batch(self, position: int) -> Tensor:
+        """ids_BT of the sequences from `position` on."""
         positions_B = np.arange(position, position + self.batch_size)
         windows_B = permute(self.seed, positions_B, len(self.store.windows))
-        draws_BP = np.stack([uniform(self.seed, number, positions_B) for number in range(5)], axis=1)
-        kinds_B = np.searchsorted(self.bounds, draws_BP[:, 0], side="right")
-        passages_B = random_passages(self.store, windows_B, draws_BP[:, 1])
-        neighbours = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
-        passages_B[neighbours] = neighbour_passages(
-            self.store, self.index, windows_B[neighbours], 1, passages_B[neighbours]
-        )[:, 0]
-        ids_BT = np.zeros((self.batch_size, self.length), dtype=np.int64)
-        labels_BT = np.full_like(ids_BT, NO_TARGET)
-        for b in range(self.batch_size):
-            sequence = self._sequence(KINDS[kinds_B[b]], windows_B[b], passages_B[b], draws_BP[b, 2:])
-            ids_BT[b, : len(sequence)] = labels_BT[b, : len(sequence)] = sequence
-        return torch.from_numpy(ids_BT), torch.from_numpy(labels_BT)
+        kinds_B = np.searchsorted(self.bounds, uniform(self.seed, 0, positions_B), side="right")
+        passages_B = random_passages(self.store, windows_B, uniform(self.seed, 1, positions_B))
+        near = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
+        passages_B[near] = neighbour_passages(self.store, self.index, windows_B[near], 1, passages_B[near])[:, 0]
+        draws_B3 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4)], axis=1)
+        sequences = map(self._sequence, kinds_B, windows_B, passages_B, draws_B3)
+        return torch.from_numpy(np.stack(list(sequences)))
 
-    def _sequence(self, kind: str, window: int, passage_id: int, draws: np.ndarray) -> np.ndarray:
-        context, target = self.store.window_tokens(window, SCORER)
-        passage = self.store.passage_tokens(passage_id, SCORER)[: self.passage_tokens]
-        if kind == "null":
-            passage = passage[:0]
-        if kind == "verbatim":
-            passage = plant(passage, np.concatenate([context, target]), self.span_tokens, self.passage_tokens, draws)
-        return self.prompt.join(passage, context, target)
+    def _sequence(self, kind: int, window_id: int, passage_id: int, draws: np.ndarray) -> np.ndarray:
+        start, _, end = self.store.windows["tokens"][window_id, SCORER]
+        window = self._stream(start, end - start)
+        if KINDS[kind] == "null":
+            window = self._stream(end - self.body_tokens, self.body_tokens)
+        passage = self._stream(self.store.passages["tokens"][passage_id, SCORER, 0], self.body_tokens - len(window))
+        if KINDS[kind] == "verbatim":
+            passage = plant(passage, window, self.span_tokens, draws)
+        return self.prompt.join(passage, window)
+
+    def _stream(self, start: int, count: int) -> np.ndarray:
+        """Consecutive tokens of the corpus, which begins anew where it ends."""
+        tokens = self.store.tokens[SCORER]
+        return np.asarray(tokens[np.arange(start, start + count) % len(tokens)], dtype=np.int64)
 
 
 def uniform(seed: int, number: int, positions_B: np.ndarray) -> np.ndarray:
@@ -101,18 +99,18 @@ def uniform(seed: int, number: int, positions_B: np.ndarray) -> np.ndarray:
     return (random_bits(seed, number, positions_B) >> np.uint64(11)) * 2.0**-53
 
 
-def plant(
-    passage: np.ndarray, window: np.ndarray, span_tokens: Sequence[int], longest: int, draws: np.ndarray
-) -> np.ndarray:
+def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int], draws: np.ndarray) -> np.ndarray:
     """The passage, a part of it replaced by a span of the window.
 
     `draws`, each in [0, 1): the length of the span, its place in the window, its place in the passage.
     """
-    shortest, most = (min(tokens, len(window), longest) for tokens in span_tokens)
-    span = shortest + int(draws[0] * (most - shortest + 1))
+    shortest, longest = (min(tokens, len(window), len(passage_L)) for tokens in span_tokens)
+    span = shortest + int(draws[0] * (longest - shortest + 1))
     begin = int(draws[1] * (len(window) - span + 1))
-    at = int(draws[2] * (max(0, len(passage) - span) + 1))
-    return np.concatenate([passage[:at], window[begin : begin + span], passage[at + span :]])
+    place = int(draws[2] * (len(passage_L) - span + 1))
+    planted_L = passage_L.copy()
+    planted_L[place : place + span] = window[begin : begin + span]
+    return planted_L
 
 
 def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) -> np.ndarray:
@@ -141,5 +139,5 @@ def neighbour_passages(
 def own_passages(store: Store, windows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(first_B, end_B): the passages of each window's own document."""
     documents_B = store.windows["document"][windows_B]
-    edges = [np.searchsorted(store.passage_documents, documents_B, side=side) for side in ("left", "right")]
-    return edges[0], edges[1]
+    first_B, end_B = (np.searchsorted(store.passage_documents, documents_B, side=side) for side in ("left", "right"))
+    return first_B, end_B

@@ -26,14 +26,18 @@ class Gain:
     random_loglik: float  # the level they are compared with
 
 
+def held_out_windows(store: Store, windows: int, seed: int) -> np.ndarray:
+    """The last windows of the seed's first epoch, which a training shorter than an epoch has not seen."""
+    count = len(store.windows)
+    return permute(seed, np.arange(max(0, count - windows), count), count)
+
+
 def measure_gain(scorer: CausalScorer, store: Store, index: BM25Index, windows: int, seed: int) -> Gain:
-    """Over the last windows of the seed's first epoch, which a training shorter than an epoch has not seen."""
-    windows = min(windows, len(store.windows))
-    positions = np.arange(len(store.windows) - windows, len(store.windows))
-    window_ids = permute(seed, positions, len(store.windows))
+    """Mean over as many held-out windows."""
+    window_ids = held_out_windows(store, windows, seed)
     rows = []
-    bar = progress(total=windows, unit="window", desc="measuring the gain")
-    for start in range(0, windows, WINDOWS_PER_STEP):
+    bar = progress(total=len(window_ids), unit="window", desc="measuring the gain")
+    for start in range(0, len(window_ids), WINDOWS_PER_STEP):
         chosen_B = window_ids[start : start + WINDOWS_PER_STEP]
         draws = [uniform(seed, number, chosen_B) for number in range(RANDOM)]
         random_BK = np.stack([random_passages(store, chosen_B, draw_B) for draw_B in draws], axis=1)

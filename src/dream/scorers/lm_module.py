@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch.utils.data import DataLoader
 from dream.errors import DreamError, require
 from dream.runtime import has_fast_bfloat16, progress
 from dream.schedule import warmup_then_linear
-from dream.scorers.base import NO_TARGET
 from dream.scorers.compilation import wants_compilation
 from dream.scorers.copy_curriculum import CopyCurriculum
 
@@ -58,26 +58,26 @@ class Training:
 
 
 class LanguageModelModule(L.LightningModule):
-    """Next-token cross-entropy on every token, AdamW, warm-up and linear decay to 0."""
+    """Next-token cross-entropy on the windows, where the scorer will be asked; AdamW, warm-up and linear decay to 0."""
 
     def __init__(self, model: Any, curriculum: CopyCurriculum, training: Training) -> None:
         super().__init__()
         self.model, self.curriculum, self.training_settings = model, curriculum, training
         self.loss = self._loss
 
-    def _loss(self, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
-        return F.cross_entropy(
-            logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten(), ignore_index=NO_TARGET
-        )
+    def _loss(self, ids_BT: Tensor) -> Tensor:
+        window, length = self.curriculum.window_tokens, ids_BT.shape[1]
+        rows_R = torch.arange(length - window - 1, length - 1, device=ids_BT.device)
+        logits_BRV = self.model(input_ids=ids_BT, logits_to_keep=rows_R, use_cache=False).logits
+        return F.cross_entropy(logits_BRV.flatten(0, 1).float(), ids_BT[:, -window:].flatten())
 
     def train_dataloader(self) -> DataLoader:
         # Lightning asks for it after it has restored the step: a resumed training goes on where it stopped.
         self.curriculum.start = self.trainer.global_step * self.curriculum.batch_size
         return DataLoader(self.curriculum, batch_size=None)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(*batch)
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
         self.log("train/loss", loss)
         return loss
 
@@ -118,6 +118,7 @@ class LanguageModelModule(L.LightningModule):
 
 def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Path) -> None:
     """Train `model` in place. `folder` gets logs and checkpoints; a training that was interrupted there goes on."""
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     module = LanguageModelModule(model, curriculum, training)
     checkpoints = ModelCheckpoint(

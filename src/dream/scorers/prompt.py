@@ -32,9 +32,9 @@ class Prompt:
         """Tokens besides passage, context and target."""
         return len(self.before_passage) + len(self.before_context)
 
-    def join(self, passage: np.ndarray, context: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Token ids of the whole sequence, int64."""
-        return np.concatenate([self.before_passage, passage, self.before_context, context, target])
+    def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
+        """Token ids of the whole sequence, int64; the window in one piece or as context and target."""
+        return np.concatenate([self.before_passage, passage, self.before_context, *window])
 
 
 def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

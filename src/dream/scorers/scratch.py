@@ -71,7 +71,7 @@ class ScratchScorer(CausalScorer):
             store,
             index,
             self.prompt,
-            self.scoring,
+            self.scoring.max_passage_tokens,
             settings.shares,
             settings.span_tokens,
             settings.batch_size,

@@ -16,7 +16,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
     """uint64 that depend on the seed and the counters alone, so that any draw of a run can be repeated."""
     with np.errstate(over="ignore"):
-        state = _mix(np.asarray(seed, dtype=np.uint64) + GOLDEN)
+        state = _mix(np.asarray(seed % 2**64, dtype=np.uint64) + GOLDEN)
         for counter in counters:
             state = _mix(state * GOLDEN + np.asarray(counter).astype(np.uint64) + GOLDEN)
     return state
