@@ -1,5 +1,6 @@
 """Process-wide settings. Every entry point imports this module before torch, transformers or faiss."""
 
+import logging
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), repla
 # Kernels compiled by torch survive a reboot, so that only the very first run pays for them.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(PROJECT_ROOT / "data" / "inductor"))
 
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which of its builds it tried
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

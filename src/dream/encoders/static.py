@@ -18,13 +18,18 @@ from dream.files import write_json
 class StaticEncoder(Encoder):
     """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens.
 
-    Table and weights start from the scorer's input embeddings (centred, unit length) and from the passages' inverse
-    document frequencies; both are trained. Token ids are the scorer's.
+    A token starts as the scorer's input embedding of it (centred, unit length), with `scorer_share` of the squared
+    length, beside `random_width` random directions with the rest: the first puts words that are used alike together, the
+    second keeps different words apart (random indexing, Kanerva et al. 2000). Weights start as the passages' inverse
+    document frequencies. Both are trained. Token ids are the scorer's.
     """
 
-    def __init__(self, scorer, max_tokens: int) -> None:
+    def __init__(self, scorer, max_tokens: int, random_width: int, scorer_share: float, seed: int) -> None:
         super().__init__()
         require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
+        require(random_width >= 0, "encoder.random_width", random_width, "0 for none, or the number of directions")
+        require(0 <= scorer_share <= 1, "encoder.scorer_share", scorer_share, "between 0 and 1")
+        self.random_width, self.scorer_share, self.seed = random_width, scorer_share, seed
         self.tokenizer = scorer.tokenizer
         self.max_tokens = max_tokens
         self.table_VD = nn.Parameter(torch.empty(0, 0))
@@ -42,7 +47,12 @@ class StaticEncoder(Encoder):
         frequency_V[: len(counts)] = counts
         # The mean over the corpus is the direction that every text shares and that no ranking needs.
         share_V = frequency_V / frequency_V.sum()
-        self.table_VD = nn.Parameter(F.normalize(table_VD - share_V @ table_VD, dim=1))
+        table_VD = F.normalize(table_VD - share_V @ table_VD, dim=1)
+        if self.random_width:
+            generator = torch.Generator().manual_seed(self.seed)
+            random_VD = F.normalize(torch.randn(len(table_VD), self.random_width, generator=generator), dim=1)
+            table_VD = torch.cat([self.scorer_share**0.5 * table_VD, (1 - self.scorer_share) ** 0.5 * random_VD], dim=1)
+        self.table_VD = nn.Parameter(table_VD)
         self.weight_V = nn.Parameter(torch.log((len(store.passages) + 1) / (frequency_V + 1)))
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
