@@ -19,9 +19,9 @@ class StaticEncoder(Encoder):
     """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens.
 
     A token starts as the scorer's input embedding of it (centred, unit length), with `scorer_share` of the squared
-    length, beside `random_width` random directions with the rest: the first puts words that are used alike together, the
-    second keeps different words apart (random indexing, Kanerva et al. 2000). Weights start as the passages' inverse
-    document frequencies. Both are trained. Token ids are the scorer's.
+    length, beside `random_width` random directions with the rest: the first puts words that are used alike together,
+    the second keeps different words apart (random indexing, Kanerva et al. 2000). Weights start as the passages'
+    inverse document frequencies. Both are trained. Token ids are the scorer's.
     """
 
     def __init__(self, scorer, max_tokens: int, random_width: int, scorer_share: float, seed: int) -> None:

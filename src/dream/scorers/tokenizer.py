@@ -12,7 +12,7 @@ from dream.store.build import _parallel_tokenizers, sample_texts
 
 BOS, SEP, PAD = "<bos>", "<sep>", "<pad>"
 TOKENIZATION = 2  # raise when the pipeline below changes, so that cached tokenizers are made anew
-# A word is the same token wherever it stands: after a space, a bracket or an underscore, in capitals or not. A retriever
+# A word is the same token wherever it stands: after a space, a bracket or an underscore, in capitals or not. Retrieval
 # lives on that; white space is dropped, and a language model hardly misses it.
 WORD_OR_SIGN = Regex(r"[^\W_]+|[^\w\s]|_")
 
