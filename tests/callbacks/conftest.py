@@ -21,7 +21,7 @@ def make_encoder(store, tokenizer) -> StaticEncoder:
     """Initialised from a random table instead of a scorer's."""
     table_VD = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(0))
     scorer = SimpleNamespace(tokenizer=tokenizer, token_embeddings=lambda: table_VD, load=lambda store: None)
-    encoder = StaticEncoder(scorer, max_tokens=24)
+    encoder = StaticEncoder(scorer, max_tokens=24, random_width=0, scorer_share=1.0, seed=0)
     encoder.load(store, scorer)
     return encoder
 

@@ -47,7 +47,7 @@ def make_encoder(store: Store, tokenizer: AutoTokenizer, width: int = 16, seed: 
     """Initialised from a random table instead of a scorer's."""
     table_VD = torch.randn(len(tokenizer), width, generator=torch.Generator().manual_seed(seed))
     scorer = SimpleNamespace(tokenizer=tokenizer, token_embeddings=lambda: table_VD, load=lambda store: None)
-    encoder = StaticEncoder(scorer, max_tokens=6)
+    encoder = StaticEncoder(scorer, max_tokens=6, random_width=0, scorer_share=1.0, seed=0)
     encoder.load(store, scorer)
     return encoder
 

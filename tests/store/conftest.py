@@ -1,0 +1,20 @@
+"""A tokenizer that keeps every byte of the text, white space too, so that decoded tokens can be compared with it."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus) -> PreTrainedTokenizerFast:
+    rust = Tokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<bos>", "<sep>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rust.train_from_iterator((document.text for document in corpus.documents()), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=rust, bos_token="<bos>", sep_token="<sep>", pad_token="<pad>")
