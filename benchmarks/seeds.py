@@ -63,7 +63,7 @@ def main() -> None:
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for run in runs:
         groups[label(configs[run], varying)].append(json.loads((run / "summary.json").read_text()))
-    table = Table(title="nDCG@10, median [lowest, highest] over the seeds", title_justify="left")
+    table = Table(title="nDCG@10, median \\[lowest, highest] over the seeds", title_justify="left")
     table.add_column("")
     table.add_column("seeds", justify="right")
     for title in COLUMNS.values():

@@ -12,9 +12,9 @@ from dream.files import FINGERPRINT_CHARACTERS
 from dream.store.ragged import pad_tokens
 
 if TYPE_CHECKING:
-    from dream.scorers.hf import HFScorer
     from transformers import PreTrainedTokenizerBase
 
+    from dream.scorers.hf import HFScorer
     from dream.store.store import Store
 
 Side = Literal["query", "passage"]
