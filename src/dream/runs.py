@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import logging
 import platform
+import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +125,13 @@ def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparis
     }
     summary |= {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
     write_json(run.folder / "summary.json", summary)
+    # A newcomer who typed `make train` has not activated the environment: show commands that work as they stand.
+    scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
     say(
         f"\nDone in {summary['wall_seconds']:.0f} s. Next:\n"
-        f"  tensorboard --logdir {cfg.paths.logs}                       # what happened, step by step\n"
-        '  dream-search "compute cosine similarity between all pairs"   # ask the trained index\n'
-        "  dream-train experiment=own_corpus corpus.path=my.jsonl       # the same on your own text"
+        f"  {scripts}tensorboard --logdir {cfg.paths.logs} --host localhost   # what happened, step by step\n"
+        f'  {scripts}dream-search "compute cosine similarity between all pairs"   # ask the trained index\n'
+        f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # the same on your own text"
     )
     return metric
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from dream.corpora.base import Corpus
 from dream.files import fingerprint, new_directory
 from dream.runtime import say
-from dream.store.build import _parallel_tokenizers, sample_texts
+from dream.store.build import parallel_tokenizers, sample_texts
 
 BOS, SEP, PAD = "<bos>", "<sep>", "<pad>"
 TOKENIZATION = 2  # raise when the pipeline below changes, so that cached tokenizers are made anew
@@ -44,7 +44,7 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int, sampl
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        with _parallel_tokenizers():
+        with parallel_tokenizers():
             tokenizer.train_from_iterator(sample_texts(corpus, sample_megabytes * 1_000_000), trainer)
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, sep_token=SEP, pad_token=PAD)
         with new_directory(path) as aside:

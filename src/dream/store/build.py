@@ -80,7 +80,7 @@ class _Builder:
         megabytes = corpus.size_bytes() / 1e6
         say(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {megabytes:.1f} MB")
         bar = progress(total=corpus.size_bytes(), unit="B", unit_scale=True, desc="preparing")
-        with ExitStack() as open_files, _parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
+        with ExitStack() as open_files, parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
             self._open(folder, open_files)
             aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
             batches = self._batches(corpus, aliases, bar)
@@ -214,7 +214,7 @@ def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:
 
 
 @contextmanager
-def _parallel_tokenizers() -> Iterator[None]:
+def parallel_tokenizers() -> Iterator[None]:
     """Let fast tokenizers use every core: safe here, because nothing forks while a store is built."""
     before = os.environ.get("TOKENIZERS_PARALLELISM", "false")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
