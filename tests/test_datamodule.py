@@ -3,15 +3,17 @@ Run: pytest tests/test_datamodule.py"""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from dream.datamodule import WindowDataModule, WindowStream
 from dream.errors import ConfigError
+from dream.store.store import ENCODER
 
 
-def stream(store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0) -> WindowStream:
-    return WindowStream(store, seed, batch_size, 256, limit, start, rank, world)
+def stream(store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0, lead_share=0.0) -> WindowStream:
+    return WindowStream(store, seed, batch_size, 256, 8, lead_share, limit, start, rank, world)
 
 
 def ids(batches) -> list[int]:
@@ -25,6 +27,8 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "batch_size": 4,
         "workers": 0,
         "limit_windows": None,
+        "lead_share": 0.5,
+        "continuation_tokens": 16,
         "seed": 0,
         "passage_tokens": 24,
         "context_tokens": 12,
@@ -73,13 +77,43 @@ def test_context_and_continuation_are_the_texts_of_the_window(store, tokenizer):
     assert torch.equal(batch.document_ids_B, torch.from_numpy(store.windows["document"][batch.window_ids_B.numpy()]))
 
 
+def test_a_continuation_goes_on_after_the_target_and_ends_with_its_document(store):
+    made = WindowStream(store, 0, len(store.windows), 256, 10_000, 0.0, None, 0, 0, 1)
+    batch = made.batch(0)
+    for b, window in enumerate(batch.window_ids_B.tolist()):
+        row_T = batch.continuation.ids_BT[b][batch.continuation.mask_BT[b]].numpy()
+        middle = store.windows["tokens"][window, ENCODER, 1]
+        own = store.passages["tokens"][store.passage_documents == batch.document_ids_B[b].item(), ENCODER]
+        np.testing.assert_array_equal(row_T, store.tokens[ENCODER][middle : own.max()][:256])
+
+
+def test_the_lead_share_opens_documents_and_every_window_still_comes(store):
+    """At 1/4, one window of four is a document's first; each of the two orders is complete before it repeats."""
+    leads = set(store.lead_windows.tolist())
+    assert sorted(store.windows["document"][sorted(leads)].tolist()) == sorted(set(store.windows["document"].tolist()))
+    made = stream(store, lead_share=0.25)
+    windows = made.windows_at(np.arange(8 * len(store.windows)))
+    assert set(windows[3::4].tolist()) <= leads
+    np.testing.assert_array_equal(np.sort(windows[3::4][: len(leads)]), sorted(leads))
+    rest = np.delete(windows, np.s_[3::4])[: len(store.windows)]
+    np.testing.assert_array_equal(np.sort(rest), np.arange(len(store.windows)))
+
+
 def test_a_limit_repeats_the_first_windows(store):
     assert set(ids(itertools.islice(stream(store, limit=7), 10))) == set(ids([stream(store, batch_size=7).batch(0)]))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("batch_size", 1), ("workers", -1), ("min_context_tokens", 13), ("target_tokens", 0), ("limit_windows", 0)],
+    [
+        ("batch_size", 1),
+        ("workers", -1),
+        ("min_context_tokens", 13),
+        ("target_tokens", 0),
+        ("limit_windows", 0),
+        ("lead_share", 1.1),
+        ("continuation_tokens", 0),
+    ],
 )
 def test_impossible_values_are_refused_by_name(corpus, tokenizer, tmp_path, key, value):
     with pytest.raises(ConfigError, match=rf"data\.{key}={value}"):

@@ -44,6 +44,7 @@ def config(corpus_folder, llama_folder, tmp_path):
                     "data.min_context_tokens=6",
                     "data.target_tokens=8",
                     "candidates.k=4",
+                    "candidates.scored_windows=3",
                     f"trainer.max_steps={STEPS}",
                     "trainer.log_every_n_steps=1",
                     "trainer.accelerator=cpu",
@@ -65,7 +66,7 @@ class Recorder(Callback):
         self.steps: dict[int, tuple[float, list[list[int]] | None]] = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        ids = outputs.get("candidate_ids_BK")
+        ids = outputs.get("candidate_ids_SK")
         self.steps[trainer.global_step] = (outputs["loss"].item(), None if ids is None else ids.tolist())
 
 

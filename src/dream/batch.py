@@ -1,7 +1,8 @@
 """The records that flow from the store to the objective.
 
-Shape suffixes, here and everywhere: B windows of a step, K candidates of a window, U distinct candidates of the step,
-N passages of the corpus, T tokens (padded), D embedding width, V vocabulary, Q labelled queries.
+Shape suffixes, here and everywhere: B windows of a step, S those of them that the LM scores, K candidates of a window,
+U distinct candidates of the step, N passages of the corpus, T tokens (padded), D embedding width, V vocabulary,
+Q labelled queries.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.ids_BT)
 
+    def head(self, count: int) -> "TokenBatch":
+        return TokenBatch(self.ids_BT[:count], self.mask_BT[:count])
+
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(self.ids_BT.to(device), self.mask_BT.to(device))
 
@@ -32,10 +36,20 @@ class WindowBatch:
     window_ids_B: Tensor  # rows of the store's window table
     document_ids_B: Tensor  # rows of the store's document table
     context: TokenBatch  # what the encoder embeds as the query
-    continuation: TokenBatch  # the target in the encoder's tokens, for objectives that embed it
+    continuation: TokenBatch  # the document's text from the target on, for objectives that embed it
 
     def __len__(self) -> int:
         return len(self.window_ids_B)
+
+    def head(self, count: int) -> "WindowBatch":
+        """The first `count` windows of the step."""
+        return WindowBatch(
+            self.consumed,
+            self.window_ids_B[:count],
+            self.document_ids_B[:count],
+            self.context.head(count),
+            self.continuation.head(count),
+        )
 
     def to(self, device: torch.device | str) -> "WindowBatch":
         return WindowBatch(

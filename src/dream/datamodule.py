@@ -23,6 +23,9 @@ class WindowStream(IterableDataset):
 
     Ranks take alternate batches of the global stream, loader workers alternate batches of their rank's, and the loader
     takes from its workers in turn: the order does not depend on how many there are, and no rank runs out first.
+
+    `lead_share` of the positions take the windows that open a document, in an order of their own; the others take all
+    windows. `continuation_tokens` of the document's text from the target on, in encoder tokens, are the continuation.
     """
 
     def __init__(
@@ -31,12 +34,15 @@ class WindowStream(IterableDataset):
         seed: int,
         batch_size: int,
         max_query_tokens: int,
+        continuation_tokens: int,
+        lead_share: float,
         limit: int | None,
         start: int,
         rank: int,
         world: int,
     ) -> None:
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
+        self.continuation_tokens, self.lead_share = continuation_tokens, lead_share
         self.limit, self.start, self.rank, self.world = limit, start, rank, world
 
     def __iter__(self) -> Iterator[WindowBatch]:
@@ -53,16 +59,26 @@ class WindowStream(IterableDataset):
         positions = np.arange(first, first + self.batch_size)
         if self.limit:
             positions %= self.limit
-        windows = permute(self.seed, positions, len(self.store.windows))
-        tokens = [self.store.window_tokens(window, ENCODER) for window in windows]
+        windows = self.windows_at(positions)
+        contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
+        continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
         pad_id = self.store.pad_ids[ENCODER]
         return WindowBatch(
             consumed=step_start + self.world * self.batch_size,
             window_ids_B=torch.from_numpy(windows),
             document_ids_B=torch.from_numpy(self.store.windows["document"][windows].astype(np.int64)),
-            context=pad_tokens([context[-self.max_query_tokens :] for context, _ in tokens], pad_id),
-            continuation=pad_tokens([target[: self.max_query_tokens] for _, target in tokens], pad_id),
+            context=pad_tokens([context[-self.max_query_tokens :] for context in contexts], pad_id),
+            continuation=pad_tokens([text[: self.max_query_tokens] for text in continuations], pad_id),
         )
+
+    def windows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Window ids at these positions of the stream: two interleaved permutations, each of which ends for no one."""
+        leads_before = np.floor(positions * self.lead_share).astype(np.int64)
+        is_lead = np.floor((positions + 1) * self.lead_share).astype(np.int64) > leads_before
+        leads, windows = self.store.lead_windows, np.empty(len(positions), dtype=np.int64)
+        windows[is_lead] = leads[permute(self.seed, leads_before[is_lead], len(leads))]
+        windows[~is_lead] = permute(self.seed, (positions - leads_before)[~is_lead], len(self.store.windows))
+        return windows
 
 
 class WindowDataModule(L.LightningDataModule):
@@ -81,6 +97,8 @@ class WindowDataModule(L.LightningDataModule):
         batch_size: int,
         workers: int,
         limit_windows: int | None,
+        lead_share: float,
+        continuation_tokens: int,
         seed: int,
         passage_tokens: int,
         context_tokens: int,
@@ -91,6 +109,8 @@ class WindowDataModule(L.LightningDataModule):
         require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
         require(workers >= 0, "data.workers", workers, "0 or more loader processes")
         require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
+        require(0 <= lead_share <= 1, "data.lead_share", lead_share, "between 0 and 1")
+        require(continuation_tokens > 0, "data.continuation_tokens", continuation_tokens, "at least 1 token")
         require(passage_tokens > 0, "data.passage_tokens", passage_tokens, "at least 1 token")
         require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
         require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
@@ -98,7 +118,7 @@ class WindowDataModule(L.LightningDataModule):
         self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
         self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.limit_windows = limit_windows
+        self.limit_windows, self.lead_share, self.continuation_tokens = limit_windows, lead_share, continuation_tokens
         self.lengths: dict[str, Any] = {
             "passage_tokens": passage_tokens,
             "context_tokens": context_tokens,
@@ -126,6 +146,8 @@ class WindowDataModule(L.LightningDataModule):
             self.seed,
             self.batch_size,
             self.max_query_tokens,
+            self.continuation_tokens,
+            self.lead_share,
             self.limit_windows,
             self.consumed,
             rank,

@@ -49,12 +49,14 @@ class RetrieverModule(L.LightningModule):
             query_BD = self.encoder(windows.context, "query")
         candidates, continuation_sim_BB = None, None
         if self.objective.needs_loglik:
+            scored = windows.head(self.candidates.scored_windows or len(windows))
             with self.timer("propose"):
-                candidate_ids_BK = self.candidates.propose(windows, query_BD.detach(), self.global_step)
+                query_SD = query_BD[: len(scored)].detach()
+                candidate_ids_SK = self.candidates.propose(scored, query_SD, self.global_step)
             with self.timer("score"):
-                loglik_BK = self.scorer.loglik(self.store, windows.window_ids_B, candidate_ids_BK).to(self.device)
+                loglik_SK = self.scorer.loglik(self.store, scored.window_ids_B, candidate_ids_SK).to(self.device)
             with self.timer("encode"):
-                candidates = self._compare(windows, query_BD, candidate_ids_BK, loglik_BK)
+                candidates = self._compare(windows, query_BD, candidate_ids_SK, loglik_SK)
         if self.objective.needs_continuation:
             with self.timer("encode"):
                 continuation_sim_BB = query_BD @ self.encoder(windows.continuation, "passage").T
@@ -63,39 +65,40 @@ class RetrieverModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(windows))
         outputs = {"loss": loss}
         if candidates is not None:
-            outputs |= {"candidate_ids_BK": candidate_ids_BK} | self._supervision(windows, candidates)
+            outputs |= {"candidate_ids_SK": candidate_ids_SK} | self._supervision(scored, candidates)
         return outputs
 
     def _compare(
-        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_BK: Tensor, loglik_BK: Tensor
+        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_SK: Tensor, loglik_SK: Tensor
     ) -> Candidates:
         """Similarities with every distinct candidate of the step, from the current encoder: never the index's."""
-        distinct_U, columns_BK = torch.unique(candidate_ids_BK, return_inverse=True)
+        distinct_U, columns_SK = torch.unique(candidate_ids_SK, return_inverse=True)
         passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(self.device)
         sim_BU = query_BD @ self.encoder(passages, "passage").T
         documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.numpy()]).to(self.device)
-        columns_BK = columns_BK.to(self.device)
+        columns_SK = columns_SK.to(self.device)
+        allowed_BU = documents_U != windows.document_ids_B[:, None]
         # A window's own candidates stay, whatever the exclusion rule let through.
-        allowed_BU = (documents_U != windows.document_ids_B[:, None]).scatter(1, columns_BK, True)
-        return Candidates(sim_BU, columns_BK, allowed_BU, loglik_BK)
+        allowed_BU[: len(columns_SK)].scatter_(1, columns_SK, True)
+        return Candidates(sim_BU, columns_SK, allowed_BU, loglik_SK)
 
-    def _supervision(self, windows: WindowBatch, candidates: Candidates) -> dict[str, Tensor]:
+    def _supervision(self, scored: WindowBatch, candidates: Candidates) -> dict[str, Tensor]:
         """Log how informative the LM is and how well the retriever follows it; both beliefs, for the monitor."""
-        posterior_BK = torch.softmax(candidates.loglik_BK / self.objective.lm_temperature, dim=1)
-        retriever_BK = torch.softmax(candidates.sim_BK.detach() / self.objective.temperature, dim=1)
-        ranges = self.store.windows["tokens"][windows.window_ids_B.cpu().numpy(), SCORER]
-        target_tokens_B = torch.from_numpy(ranges[:, 2] - ranges[:, 1]).to(self.device)
-        best_B = posterior_BK.argmax(1)
-        best_loglik_B = candidates.loglik_BK.gather(1, best_B[:, None])[:, 0]
-        gain_B = (best_loglik_B - candidates.loglik_BK.mean(1)) / target_tokens_B
+        posterior_SK = torch.softmax(candidates.loglik_SK / self.objective.lm_temperature, dim=1)
+        retriever_SK = torch.softmax(candidates.sim_SK.detach() / self.objective.temperature, dim=1)
+        ranges = self.store.windows["tokens"][scored.window_ids_B.cpu().numpy(), SCORER]
+        target_tokens_S = torch.from_numpy(ranges[:, 2] - ranges[:, 1]).to(self.device)
+        best_S = posterior_SK.argmax(1)
+        best_loglik_S = candidates.loglik_SK.gather(1, best_S[:, None])[:, 0]
+        gain_S = (best_loglik_S - candidates.loglik_SK.mean(1)) / target_tokens_S
         metrics = {
-            "train/posterior_entropy": torch.special.entr(posterior_BK).sum(1).mean(),
-            "train/retriever_entropy": torch.special.entr(retriever_BK).sum(1).mean(),
-            "train/agreement": (best_B == retriever_BK.argmax(1)).float().mean(),
-            "train/gain": gain_B.mean(),
+            "train/posterior_entropy": torch.special.entr(posterior_SK).sum(1).mean(),
+            "train/retriever_entropy": torch.special.entr(retriever_SK).sum(1).mean(),
+            "train/agreement": (best_S == retriever_SK.argmax(1)).float().mean(),
+            "train/gain": gain_S.mean(),
         }
-        self.log_dict(metrics, batch_size=len(windows))
-        return {"posterior_BK": posterior_BK, "retriever_BK": retriever_BK}
+        self.log_dict(metrics, batch_size=len(scored))
+        return {"posterior_SK": posterior_SK, "retriever_SK": retriever_SK}
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())

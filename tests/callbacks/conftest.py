@@ -63,7 +63,7 @@ class TinyModule(L.LightningModule):
         posterior_BK = torch.tensor([0.2, 0.7, 0.1]).expand(len(ids_BK), -1)
         ids_BK[:, 2] = -1
         retriever_BK = sim_BK.detach().softmax(1)
-        return {"loss": loss, "candidate_ids_BK": ids_BK, "posterior_BK": posterior_BK, "retriever_BK": retriever_BK}
+        return {"loss": loss, "candidate_ids_SK": ids_BK, "posterior_SK": posterior_BK, "retriever_SK": retriever_BK}
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(range(64), batch_size=BATCH, collate_fn=self.batch)

@@ -50,39 +50,61 @@ def test_gradient_of_the_forward_kl_is_p_minus_posterior_over_temperature():
     torch.testing.assert_close(sim_BU.grad, (p_BU - posterior_BU) / 0.1 / 2)
 
 
+@pytest.mark.parametrize("continuation", [0.0, 0.3])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_kl_posterior_gradient_against_finite_differences(direction, in_batch):
-    objective = KLPosterior(temperature=0.2, lm_temperature=2.0, direction=direction, in_batch=in_batch)
-    sim_BU = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+def test_kl_posterior_gradient_against_finite_differences(direction, in_batch, continuation):
+    """Three windows, of which the first two are scored."""
+    objective = KLPosterior(0.2, 2.0, direction, in_batch, continuation)
+    sim_BU = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    continuation_sim_BB = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
 
-    def loss(sim_BU):
-        return objective(
-            evidence(
-                Candidates(
-                    sim_BU=sim_BU,
-                    columns_BK=torch.tensor([[0, 2], [1, 3]]),
-                    allowed_BU=torch.ones(2, 4, dtype=torch.bool),
-                    loglik_BK=torch.tensor([[-3.0, -5.0], [-40.0, -41.0]], dtype=torch.float64),
-                )
-            )
+    def loss(sim_BU, continuation_sim_BB):
+        candidates = Candidates(
+            sim_BU=sim_BU,
+            columns_SK=torch.tensor([[0, 2], [1, 3]]),
+            allowed_BU=torch.ones(3, 4, dtype=torch.bool),
+            loglik_SK=torch.tensor([[-3.0, -5.0], [-40.0, -41.0]], dtype=torch.float64),
         )
+        return objective(Evidence(torch.eye(3, dtype=torch.bool), candidates, continuation_sim_BB))
 
-    assert torch.autograd.gradcheck(loss, (sim_BU,))
+    assert torch.autograd.gradcheck(loss, (sim_BU, continuation_sim_BB))
 
 
 def test_without_in_batch_other_windows_candidates_do_not_matter():
-    objective = KLPosterior(temperature=1.0, lm_temperature=1.0, direction="forward", in_batch=False)
+    objective = KLPosterior(temperature=1.0, lm_temperature=1.0, direction="forward", in_batch=False, continuation=0.0)
     losses = []
     for other in (-5.0, 5.0):
         candidates = Candidates(
             sim_BU=torch.tensor([[0.3, 0.1, other]]),
-            columns_BK=torch.tensor([[0, 1]]),
+            columns_SK=torch.tensor([[0, 1]]),
             allowed_BU=torch.ones(1, 3, dtype=torch.bool),
-            loglik_BK=torch.tensor([[-1.0, -2.0]]),
+            loglik_SK=torch.tensor([[-1.0, -2.0]]),
         )
         losses.append(objective(evidence(candidates)).item())
     assert losses[0] == losses[1]
+
+
+def test_continuations_take_their_share_and_unscored_windows_have_nothing_else():
+    """Two windows, one of them scored, sim all 0, so p is uniform over the columns that a window may use.
+
+    Window 1: candidates 0, 1 and continuations 1, 2: target (1/4, 1/4, 1/2, 0), p = 1/4 each:
+    2 * 1/4 ln 1 + 1/2 ln 2. Window 2, whose document has candidate 1: target (0, -, 0, 1), p = 1/3: ln 3.
+    """
+    objective = KLPosterior(1.0, 1.0, "forward", in_batch=True, continuation=0.5)
+    loss = objective(
+        Evidence(
+            same_document_BB=torch.eye(2, dtype=torch.bool),
+            candidates=Candidates(
+                sim_BU=torch.zeros(2, 2),
+                columns_SK=torch.tensor([[0, 1]]),
+                allowed_BU=torch.tensor([[True, True], [True, False]]),
+                loglik_SK=torch.tensor([[-7.0, -7.0]]),
+            ),
+            continuation_sim_BB=torch.zeros(2, 2),
+        )
+    )
+    assert loss.item() == pytest.approx((0.5 * math.log(2) + math.log(3)) / 2, abs=1e-6)
 
 
 def test_spread_puts_values_into_their_columns():
@@ -107,4 +129,4 @@ def test_a_temperature_that_cannot_be_is_refused_by_name(temperature):
     with pytest.raises(ConfigError, match="objective.temperature"):
         InfoNCE(temperature)
     with pytest.raises(ConfigError, match="objective.lm_temperature"):
-        KLPosterior(1.0, temperature, "forward", True)
+        KLPosterior(1.0, temperature, "forward", True, 0.0)

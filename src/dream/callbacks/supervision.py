@@ -20,7 +20,7 @@ SEED = 20_260_627  # of the passages in the projector: the same ones at the star
 class SupervisionMonitor(L.Callback):
     """Every `every_n_steps`, a table of some windows' candidates with both probabilities, the posterior's best first.
 
-    Reads `candidate_ids_BK`, `posterior_BK` and `retriever_BK` from what `training_step` returns, and is silent for
+    Reads `candidate_ids_SK`, `posterior_SK` and `retriever_SK` from what `training_step` returns, and is silent for
     objectives that have no posterior. At the start and at the end, `projected` seeded passages of the current index
     generation go to the embedding projector. Does nothing without a TensorBoardLogger.
     """
@@ -52,12 +52,12 @@ class SupervisionMonitor(L.Callback):
             board is None
             or step % self.every_n_steps
             or step == self._shown_at
-            or "posterior_BK" not in (outputs or {})
+            or "posterior_SK" not in (outputs or {})
         ):
             return
         self._shown_at = step
         store: Any = pl_module.store
-        names = ("candidate_ids_BK", "posterior_BK", "retriever_BK")
+        names = ("candidate_ids_SK", "posterior_SK", "retriever_SK")
         columns = [outputs[name][: self.windows].detach().float().cpu() for name in names]
         tables = [self.table(store, *row) for row in zip(batch.window_ids_B.tolist(), *columns, strict=False)]
         board.add_text("supervision", "\n\n---\n\n".join(tables), step)

@@ -37,7 +37,8 @@ class CandidateMixture:
     """Takes from each source its share of the K candidates, best first, without repetition or excluded passages.
 
     `schedule` gives each source's share at step 0 (`start`) and from step `schedule_steps` on (`end`); shares are
-    relative. What a source cannot give is given by the others in their order, then by random passages.
+    relative. What a source cannot give is given by the others in their order, then by random passages. Of a step's
+    windows the first `scored_windows` get candidates, or all where it is null.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class CandidateMixture:
         schedule: Mapping[str, Mapping[str, float]],
         schedule_steps: int,
         k: int,
+        scored_windows: int | None,
         exclude: str,
         seed: int,
     ) -> None:
         require(k >= 2, "candidates.k", k, "choose 2 or more: a posterior over one candidate says nothing")
+        require(scored_windows is None or scored_windows >= 1, "candidates.scored_windows", scored_windows,
+                "null for all windows of a step, or at least 1")  # fmt: skip
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
         remedy = "choose 1 or more (it follows trainer.max_steps; give a number where that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
@@ -64,6 +68,7 @@ class CandidateMixture:
             require(total > 0, f"candidates.schedule.*.{end}", total, "at least one share must be above 0")
         self.sources = dict(sources)
         self.schedule = {name: (float(schedule[name]["start"]), float(schedule[name]["end"])) for name in sources}
+        self.scored_windows = scored_windows
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:

@@ -9,17 +9,17 @@ from torch import Tensor
 
 @dataclass
 class Candidates:
-    """The U distinct candidates of a step, seen from its B windows, which brought K of them each."""
+    """The U distinct candidates of a step, seen from its B windows. The first S windows brought K of them each."""
 
     sim_BU: Tensor  # cosine of context b and candidate u by the current encoder, with gradient
-    columns_BK: Tensor  # column in U of each of the window's own candidates
+    columns_SK: Tensor  # column in U of each of the window's own candidates
     allowed_BU: Tensor  # false where u comes from the window's own document
-    loglik_BK: Tensor  # nats of the target, from the frozen LM
+    loglik_SK: Tensor  # nats of the target, from the frozen LM
 
     @property
-    def sim_BK(self) -> Tensor:
-        """Similarities of each window with its own candidates."""
-        return self.sim_BU.gather(1, self.columns_BK)
+    def sim_SK(self) -> Tensor:
+        """Similarities of each scored window with its own candidates."""
+        return self.sim_BU[: len(self.columns_SK)].gather(1, self.columns_SK)
 
 
 @dataclass

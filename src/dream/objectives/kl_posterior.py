@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dream.errors import require
 from dream.objectives.base import Evidence, spread
@@ -31,27 +32,53 @@ def kl_posterior(
 
 
 class KLPosterior:
-    """`in_batch`: p runs over every candidate of the step, not the window's own K alone."""
+    """The target of window b: `continuation` of the mass on its own continuation, the rest as the LM's posterior.
+
+    A continuation is a candidate too, one whose posterior needs no forward: it holds the target word for word. Windows
+    that the LM did not score have it alone. With `in_batch`, p runs over every candidate and continuation of the step,
+    and not over the window's own K (and continuation) alone.
+    """
 
     needs_loglik = True
-    needs_continuation = False
 
     def __init__(
-        self, temperature: float, lm_temperature: float, direction: Literal["forward", "reverse"], in_batch: bool
+        self,
+        temperature: float,
+        lm_temperature: float,
+        direction: Literal["forward", "reverse"],
+        in_batch: bool,
+        continuation: float,
     ) -> None:
         require(temperature > 0, "objective.temperature", temperature, "must be above 0")
         require(lm_temperature > 0, "objective.lm_temperature", lm_temperature, "must be above 0")
         require(direction in ("forward", "reverse"), "objective.direction", direction, "choose forward or reverse")
+        require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
         self.temperature, self.lm_temperature = temperature, lm_temperature
-        self.direction, self.in_batch = direction, in_batch
+        self.direction, self.in_batch, self.continuation = direction, in_batch, continuation
+        self.needs_continuation = continuation > 0
 
     def __call__(self, evidence: Evidence) -> Tensor:
         candidates = evidence.candidates
         assert candidates is not None
-        width = candidates.sim_BU.shape[1]
-        posterior_BK = torch.softmax(candidates.loglik_BK / self.lm_temperature, dim=1)
-        posterior_BU = spread(posterior_BK, candidates.columns_BK, width)
-        allowed_BU = candidates.allowed_BU
-        if not self.in_batch:
-            allowed_BU = allowed_BU & (spread(torch.ones_like(posterior_BK), candidates.columns_BK, width) > 0)
-        return kl_posterior(posterior_BU, candidates.sim_BU, allowed_BU, self.temperature, self.direction)
+        scored, width = len(candidates.loglik_SK), candidates.sim_BU.shape[1]
+        posterior_SK = torch.softmax(candidates.loglik_SK / self.lm_temperature, dim=1)
+        target_SU = spread(posterior_SK, candidates.columns_SK, width)
+        own_SU = spread(torch.ones_like(posterior_SK), candidates.columns_SK, width) > 0
+        allowed_SU = candidates.allowed_BU[:scored] if self.in_batch else own_SU
+        if not self.needs_continuation:
+            sim_SU = candidates.sim_BU[:scored]
+            return kl_posterior(target_SU, sim_SU, allowed_SU, self.temperature, self.direction)
+        assert evidence.continuation_sim_BB is not None
+        own_BB = torch.eye(len(evidence.same_document_BB), dtype=torch.bool, device=target_SU.device)
+        unscored = (0, 0, 0, len(own_BB) - scored)  # rows to add below
+        target_BU = F.pad((1 - self.continuation) * target_SU, unscored)
+        target_BB = own_BB * (1 - target_BU.sum(1, keepdim=True))
+        allowed_BU = candidates.allowed_BU if self.in_batch else F.pad(own_SU, unscored)
+        allowed_BB = own_BB | ~evidence.same_document_BB if self.in_batch else own_BB
+        return kl_posterior(
+            torch.cat([target_BU, target_BB], dim=1),
+            torch.cat([candidates.sim_BU, evidence.continuation_sim_BB], dim=1),
+            torch.cat([allowed_BU, allowed_BB], dim=1),
+            self.temperature,
+            self.direction,
+        )

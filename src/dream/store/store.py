@@ -69,6 +69,11 @@ class Store:
         return np.ascontiguousarray(self.passages["document"])
 
     @cached_property
+    def lead_windows(self) -> np.ndarray:
+        """The first window of each document that has one, int64, in memory (8 bytes a document)."""
+        return np.flatnonzero(np.diff(self.windows["document"], prepend=-1))
+
+    @cached_property
     def encoder_document_frequency(self) -> np.ndarray:
         """In how many passages each token of the encoder's vocabulary occurs, float64."""
         return np.load(self.path / "encoder_df.npy").astype(np.float64)
@@ -92,6 +97,12 @@ class Store:
         """(context ids, target ids)"""
         start, middle, end = self.windows["tokens"][window_id, side]
         return self.tokens[side][start:middle], self.tokens[side][middle:end]
+
+    def continuation(self, window_id: int, longest: int) -> np.ndarray:
+        """Encoder ids of the document's text from the window's target on, at most `longest`."""
+        middle = self.windows["tokens"][window_id, ENCODER, 1]
+        last_passage = np.searchsorted(self.passage_documents, self.windows["document"][window_id], side="right") - 1
+        return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
 
     def passage_batch(self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int) -> TokenBatch:
         """The passages' encoder tokens, the first `longest` of each."""
