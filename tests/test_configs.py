@@ -83,3 +83,9 @@ def test_option_composes_and_instantiates(composed, option):
 def test_script_config_composes(script):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         assert compose(script, ["paths.run=/tmp/run"]).paths.data
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("=")[0] in ("experiment", "debug")])
+def test_an_overlay_names_its_runs(composed, option):
+    """`name` stands in train.yaml itself, which must not win over the overlay."""
+    assert composed(option).name == option.split("=")[1]

@@ -105,13 +105,13 @@ def test_documents_by_their_best_passage():
 
 
 def test_reciprocal_rank_fusion():
-    """Document 7 is second twice, 1 and 2 are first once; 1 is also third: 1/61 + 1/63 > 2/62 > 1/61."""
+    """Document 7 is second twice, 1 and 2 are first once; 1 is also third: 1/6 + 1/8 > 2/7 > 1/6."""
     scores = np.zeros((1, 3), np.float32)
     one = Ranking(np.array([[1, 7, -1]]), scores)
     two = Ranking(np.array([[2, 7, 1]]), scores)
     fused = reciprocal_rank_fusion([one, two], depth=4)
     assert fused.rows_QR.tolist() == [[1, 7, 2, -1]]
-    assert fused.score_QR[0, :3] == pytest.approx([1 / 61 + 1 / 63, 2 / 62, 1 / 61])
+    assert fused.score_QR[0, :3] == pytest.approx([1 / 6 + 1 / 8, 2 / 7, 1 / 6])
     assert fused.score_QR[0, 3] == -np.inf
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dream.candidates.bm25 import BM25Index
 from dream.errors import require
 from dream.evaluation.baselines import rank_bm25, rank_dense
-from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.metrics import DEPTH, Ranking, reciprocal_rank_fusion
 from dream.runs import open_run
 
 MODES = ("dense", "bm25", "hybrid")
@@ -35,18 +35,18 @@ class Searcher:
     def search(self, query: str, k: int) -> list[Hit]:
         """At most k documents, best first."""
         ranking = self._rank(query, k)
-        rows = zip(ranking.rows_QR[0], ranking.score_QR[0], strict=True)
+        rows = zip(ranking.rows_QR[0, :k], ranking.score_QR[0, :k], strict=True)
         return [self._hit(int(row), float(score)) for row, score in rows if row >= 0]
 
     def _rank(self, query: str, k: int) -> Ranking:
-        documents = self.store.passage_documents
+        documents, depth = self.store.passage_documents, max(k, DEPTH)  # fusion looks below the k that are shown
         rankings = []
         if self.bm25 is not None:
-            rankings.append(rank_bm25(self.bm25, [query], documents, k))
+            rankings.append(rank_bm25(self.bm25, [query], documents, depth))
         if self.mode != "bm25":
             query_QD = self.run.encoder.embed_queries([query])
-            rankings.append(rank_dense(self.run.index.search, query_QD, documents, k))
-        return rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings, depth=k)
+            rankings.append(rank_dense(self.run.index.search, query_QD, documents, depth))
+        return rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings, depth=depth)
 
     def _hit(self, row: int, score: float) -> Hit:
         name, title = self.store.document_names[row], self.store.titles[row]
