@@ -1,12 +1,15 @@
 """What every console script shares: Hydra, and mistakes of the user told in one line."""
 
 import difflib
+import errno
 import functools
 import numbers
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dream.errors import ConfigError, DreamError
+from dream.interrupts import Interrupted, interruptible
 from dream.runtime import CONFIG_DIR
 
 
@@ -33,7 +37,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of printing its own
             try:
-                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
+                with interruptible():
+                    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
+            except Interrupted as stop:
+                print(f"{stop.name}: {how_to_go_on(stop, sys.argv)}", file=sys.stderr, flush=True)
+                raise
             except Exception as error:
                 message = one_line(error, config_name)
                 if wants_traceback or message is None:
@@ -43,6 +51,19 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+def how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
+    """One line with the command that continues."""
+    script = Path(arguments[0]).name.removesuffix(".py")
+    script = script if script.startswith("dream-") else f"python -m dream.{script}"
+    overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
+    if stop.checkpoint is None:
+        return (
+            f"stopped; nothing that was complete is lost. Go on with: {shlex.join([*script.split(), *arguments[1:]])}"
+        )
+    command = shlex.join([*script.split(), "ckpt=last", *overrides])
+    return f"stopped; the last checkpoint is {stop.checkpoint}. Go on with: {command}"
 
 
 def refuse_wrong_types(cfg: DictConfig) -> None:
@@ -65,6 +86,9 @@ def one_line(error: BaseException, config_name: str) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, DreamError):
             return str(cause)
+    for cause in _chain(error):
+        if problem := _disk_problem(cause):
+            return problem
     text = " ".join(str(error).split())
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _unknown_option(text) or _unknown_key(text, config_name) or _not_buildable(error) or text
@@ -75,6 +99,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _disk_problem(error: BaseException) -> str | None:
+    """A full disk, or one that refuses: not this program's mistake, but the program knows what is still there."""
+    full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    where = getattr(error, "filename", None)
+    if full:
+        return (f"the disk is full{f' ({where})' if where else ''}: what was complete before is intact; make space, "
+                "then go on with the same command (a training with ckpt=last)")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO) and where:
+        return f"{where}: {error.strerror}; mend that, then go on with the same command"
+    return None
 
 
 def _unknown_option(text: str) -> str | None:

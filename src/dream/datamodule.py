@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
 from dream.errors import require
+from dream.interrupts import ignore_in_worker
 from dream.store.build import open_or_build
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
@@ -153,7 +154,7 @@ class WindowDataModule(L.LightningDataModule):
             rank,
             world,
         )
-        return DataLoader(stream, batch_size=None, num_workers=self.workers)
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
 
     def on_after_batch_transfer(self, batch: WindowBatch, dataloader_idx: int) -> WindowBatch:
         self.consumed = batch.consumed  # called when the loop takes a batch, not when a worker prefetches it

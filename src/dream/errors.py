@@ -18,6 +18,10 @@ class DataError(DreamError):
     """Input that cannot be read. Names the file, the line where there is one, and the remedy."""
 
 
+class DamageError(DataError):
+    """A file that this project wrote is not what was written: cut short, changed or missing. Names the file."""
+
+
 def require(holds: bool, key: str, value: Any, remedy: str) -> None:
     """Raise `ConfigError` unless the condition holds."""
     if not holds:

@@ -3,10 +3,13 @@
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,41 +19,93 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dream import rundir
 from dream.assembly import Parts
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.errors import ConfigError, DataError
 from dream.evaluation.compare import Comparison
 from dream.evaluation.split import LabelledSplit
-from dream.files import new_directory, point_latest, write_json
+from dream.files import new_directory, point_latest, write_bytes, write_json
 from dream.indexes.generation import IndexHandle
+from dream.interrupts import Interrupted
 from dream.module import RetrieverModule
 from dream.runtime import say
 from dream.store.store import Store
 
 NEEDS_LABELS = ("evaluation", "best_checkpoint")
+UNTRAINED = "untrained.json"  # scores of the untrained encoder, in the run's folder
+BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store
 VERSIONS_OF = ("torch", "lightning", "transformers", "faiss-cpu", "numpy")
 
 
 @dataclass
 class Run:
-    """The folder of the run that is going on, and when it began."""
+    """The folder of the run that is going on, the checkpoint that it goes on from, and when it began."""
 
     folder: Path
+    checkpoint: Path | None = None
+    goes_on: bool = False  # in the folder where it stopped
     began: float = field(default_factory=time.perf_counter)
 
+    def is_finished(self, cfg: DictConfig) -> bool:
+        """Whether the run that should go on has done all its steps and left its encoder and summary."""
+        if not self.goes_on or not (self.folder / "encoder").is_dir():
+            return False
+        try:
+            return json.loads((self.folder / "summary.json").read_text())["steps"] >= cfg.trainer.max_steps
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
 
-def start(cfg: DictConfig) -> Run:
-    """Write the resolved config, point logs/latest here and say what is about to happen."""
-    folder = Path(cfg.paths.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), folder / "config.yaml")
-    point_latest(Path(cfg.paths.logs) / "latest", folder)
-    say(
-        f"DREAM: training the {_choice(cfg.encoder)} encoder on corpus {cfg.corpus.name} "
-        f"with the {_choice(cfg.objective)} objective\n  run folder  {folder}"
-    )
-    return Run(folder)
+
+@contextmanager
+def start(cfg: DictConfig) -> Iterator[Run]:
+    """Claim the run's folder, write the resolved config, point logs/latest there and say what is about to happen.
+
+    `cfg.paths.run` names the folder afterwards. An interruption is told where the run can go on.
+    """
+    checkpoint = rundir.find_checkpoint(cfg)
+    again = rundir.goes_on(cfg, checkpoint)
+    unused = Path(cfg.paths.run)
+    wanted = _run_of(checkpoint) if again and checkpoint else unused
+    with rundir.claimed(wanted, again) as folder:
+        if folder != unused:
+            _move_log(unused, folder)
+            with suppress(OSError):  # Hydra has made one for a new run; not empty, it is another run's
+                unused.rmdir()
+        cfg.paths.run = str(folder)
+        rundir.tidy(Path(cfg.paths.data), Path(cfg.paths.logs), folder)
+        run = Run(folder, checkpoint, again)
+        if not run.is_finished(cfg):
+            rundir.save_config(cfg, folder / "config.yaml")
+            if job := os.environ.get("SLURM_JOB_ID"):
+                write_bytes(folder / "slurm_job", job.encode())
+        point_latest(Path(cfg.paths.logs) / "latest", folder)
+        say(
+            f"DREAM: training the {_choice(cfg.encoder)} encoder on corpus {cfg.corpus.name} "
+            f"with the {_choice(cfg.objective)} objective\n  run folder  {folder}"
+        )
+        try:
+            yield run
+        except Interrupted as stop:
+            if (folder / rundir.LAST).exists():
+                stop.checkpoint = folder / rundir.LAST
+            raise
+
+
+def _move_log(before: Path, folder: Path) -> None:
+    """Hydra opened train.log before it was known where the run goes on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == before.absolute():
+            handler.close()
+            log = Path(handler.baseFilename)
+            handler.baseFilename = str(folder.absolute() / log.name)
+            if log.exists() and not log.stat().st_size:
+                log.unlink()
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _choice(section: DictConfig) -> str:
@@ -72,42 +127,64 @@ def trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     )
 
 
-def checkpoint_to_resume(cfg: DictConfig) -> str | None:
-    """The file that `ckpt` names; `last` is that of logs/latest as it was before this run began."""
-    if not cfg.ckpt:
-        return None
-    path = Path(cfg.paths.logs) / "latest" / "checkpoints" / "last.ckpt" if cfg.ckpt == "last" else Path(cfg.ckpt)
-    if not path.is_file():
-        raise ConfigError("ckpt", cfg.ckpt, f"no such checkpoint (looked for {path.absolute()})")
-    return str(path.resolve())
+def already_finished(cfg: DictConfig, run: Run) -> float | None:
+    """Say that there is nothing left to do; returns `evaluation.metric`, as the run did."""
+    say(f"This run is finished: it has done its {cfg.trainer.max_steps:,} steps, and {run.folder} has its encoder and "
+        "summary.json. To train it further raise trainer.max_steps; without ckpt a new run starts")  # fmt: skip
+    return json.loads((run.folder / "summary.json").read_text()).get(cfg.evaluation.metric)
 
 
-def compare_before(cfg: DictConfig, trainer: L.Trainer, parts: Parts, module: RetrieverModule) -> Comparison | None:
-    """The comparison of the report split with BM25 and the untrained encoder ranked; None without labels."""
-    parts.encoder.to(trainer.strategy.root_device)
-    module.index.refresh(
-        parts.encoder, parts.store, 0, trainer.strategy.root_device, cfg.callbacks.refresh.batch_passages
-    )
-    if cfg.evaluation.report_split not in parts.corpus.splits():
+def compare_before(
+    cfg: DictConfig, run: Run, trainer: L.Trainer, parts: Parts, module: RetrieverModule
+) -> Comparison | None:
+    """The comparison of the report split with BM25 and the untrained encoder ranked; None without labels.
+
+    A run that goes on has ranked by the untrained encoder before, and need not embed the corpus with it again.
+    """
+    labelled = cfg.evaluation.report_split in parts.corpus.splits()
+    known = _read_untrained(run, cfg, parts) if run.goes_on else None
+    if not run.goes_on or (labelled and known is None):
+        parts.encoder.to(trainer.strategy.root_device)
+        module.index.refresh(
+            parts.encoder, parts.store, 0, trainer.strategy.root_device, cfg.callbacks.refresh.batch_passages
+        )
+    if not labelled:
         return None
     split = LabelledSplit(parts.corpus, parts.store, cfg.evaluation.report_split)
     comparison = Comparison(split, parts.encoder, module.index, Path(cfg.paths.data) / "bm25")
-    comparison.before_training()
+    comparison.before_training(known)
+    write_json(run.folder / UNTRAINED, _belongs(cfg, parts) | {"scores": comparison.results["untrained"]})
     return comparison
 
 
-def announce_training(cfg: DictConfig, run: Run, checkpoint: str | None) -> None:
+def _belongs(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    return {"store": parts.store.hash, "split": cfg.evaluation.report_split, "seed": cfg.seed}
+
+
+def _read_untrained(run: Run, cfg: DictConfig, parts: Parts) -> dict[str, float] | None:
+    """What `compare_before` wrote when the run began, where it still holds."""
+    try:
+        content = json.loads((run.folder / UNTRAINED).read_text())
+        scores = content.pop("scores")
+        same = content == _belongs(cfg, parts) and all(isinstance(score, float) for score in scores.values())
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+    return scores if same else None
+
+
+def announce_training(cfg: DictConfig, run: Run) -> None:
     say(
         f"Training: {cfg.trainer.max_steps:,} steps of {cfg.data.batch_size} windows"
-        + (f", resumed from {checkpoint}" if checkpoint else "")
+        + (f", resumed from {run.checkpoint}" if run.checkpoint else "")
         + f"  ({time.perf_counter() - run.began:.0f} s after the start)"
     )
 
 
 def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparison: Comparison | None) -> float | None:
     """Save the encoder and summary.json, show the table and what to do next; returns `evaluation.metric`."""
-    with new_directory(run.folder / "encoder") as aside:
+    with new_directory(run.folder / "encoder", replace=True) as aside:
         parts.encoder.save(aside)
+        write_json(aside / BELONGS_TO, {"encoder_fingerprint": parts.encoder.fingerprint(), "store": parts.store.hash})
     summary: dict[str, Any] = {name: value.item() for name, value in trainer.callback_metrics.items()}
     if comparison:
         comparison.after_training()

@@ -13,15 +13,16 @@ def train(cfg: DictConfig) -> float | None:
     from dream.assembly import assemble, retriever
 
     L.seed_everything(cfg.seed, verbose=False)
-    checkpoint = runs.checkpoint_to_resume(cfg)
-    run = runs.start(cfg)
-    parts = assemble(cfg)
-    module = retriever(cfg, parts)
-    trainer = runs.trainer(cfg, parts.corpus)
-    comparison = runs.compare_before(cfg, trainer, parts, module)
-    runs.announce_training(cfg, run, checkpoint)
-    trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    return runs.finish(run, cfg, trainer, parts, comparison)
+    with runs.start(cfg) as run:
+        if run.is_finished(cfg):
+            return runs.already_finished(cfg, run)
+        parts = assemble(cfg)
+        module = retriever(cfg, parts)
+        trainer = runs.trainer(cfg, parts.corpus)
+        comparison = runs.compare_before(cfg, run, trainer, parts, module)
+        runs.announce_training(cfg, run)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=run.checkpoint, weights_only=True)
+        return runs.finish(run, cfg, trainer, parts, comparison)
 
 
 main = command("train")(train)

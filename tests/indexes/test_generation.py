@@ -69,41 +69,83 @@ def test_modes_are_put_back(world, tmp_path) -> None:
     assert not encoder.frozen.training
 
 
-class FailsHalfway:
-    """The real encoder, until half of the corpus is embedded."""
+class Counting:
+    """The real encoder, until `limit` passages are embedded; counts them."""
 
-    def __init__(self, encoder, passages: int) -> None:
-        self.encoder, self.left = encoder, passages // 2
+    def __init__(self, encoder, limit: int) -> None:
+        self.encoder, self.limit, self.embedded = encoder, limit, 0
 
     def __getattr__(self, name):
         return getattr(self.encoder, name)
 
     def __call__(self, batch, side):
-        self.left -= len(batch)
-        if self.left < 0:
+        if self.embedded + len(batch) > self.limit:
             raise KeyboardInterrupt
+        self.embedded += len(batch)
         return self.encoder(batch, side)
-
-    def fingerprint(self) -> str:
-        return "halfway"
 
 
 @pytest.mark.parametrize("index", [TorchIndex(64, True), FaissIndex("Flat", 100, {})])
-def test_a_failed_refresh_changes_nothing(world, tmp_path, index) -> None:
+def test_an_interrupted_refresh_changes_nothing_and_goes_on_with_the_missing_shards(world, tmp_path, index) -> None:
     handle = IndexHandle(index, tmp_path / "index", rows_per_shard=30)
     refresh(handle, world)
-    before = handle.current
+    before, count = handle.current, len(world.store.passages)
     query_QD = torch.from_numpy(before.rows(np.arange(9)))
     expected = handle.search(query_QD, 5)
-    other = FailsHalfway(world.make_encoder(seed=1), len(world.store.passages))
+    other = world.make_encoder(seed=1)
     with pytest.raises(KeyboardInterrupt):
-        refresh(handle, world, other, step=50)
-    assert [path.name for path in handle.folder.iterdir()] == ["generation-00000000"]
+        refresh(handle, world, Counting(other, count // 2), step=50)
+    assert handle.generations() == [before.path]
     assert handle.current is before
     assert all(torch.equal(a, b) for a, b in zip(expected, handle.search(query_QD, 5), strict=True))
-    again = IndexHandle(index, tmp_path / "index")
+    again = IndexHandle(index, tmp_path / "index", rows_per_shard=30)
     again.open(before.path, world.store, 16)
     assert all(torch.equal(a, b) for a, b in zip(expected, again.search(query_QD, 5), strict=True))
+
+    rest = Counting(other, count)
+    refresh(again, world, rest, step=50)
+    assert rest.embedded == count - count // 2 // 30 * 30
+    straight = IndexHandle(index, tmp_path / "straight", rows_per_shard=30)
+    refresh(straight, world, other, step=50)
+    assert [file.name for file in sorted(again.current.path.iterdir())] == [
+        file.name for file in sorted(straight.current.path.iterdir())
+    ]
+    for file in straight.current.path.iterdir():
+        assert (again.current.path / file.name).read_bytes() == file.read_bytes()
+    again.prune(set())
+    assert [path.name for path in again.folder.iterdir()] == ["generation-00000050"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "other weights", "other batches", "progress lost"])
+def test_shards_that_cannot_be_trusted_are_embedded_again(world, tmp_path, damage) -> None:
+    handle, count = new_handle(tmp_path, rows_per_shard=30), len(world.store.passages)
+    with pytest.raises(KeyboardInterrupt):
+        refresh(handle, world, Counting(world.encoder, count - 1))
+    partial = tmp_path / "index" / ".generation-00000000.partial"
+    if damage == "flipped":
+        shard = bytearray((partial / "shard-00000.npy").read_bytes())
+        shard[-1] ^= 1
+        (partial / "shard-00000.npy").write_bytes(shard)
+    if damage == "progress lost":
+        (partial / "progress.json").write_text("{")
+    encoder = Counting(world.make_encoder(seed=3) if damage == "other weights" else world.encoder, count)
+    handle.refresh(encoder, world.store, 0, "cpu", batch_passages=8 if damage == "other batches" else 7)
+    assert encoder.embedded == (60 if damage == "flipped" else count) - (0 if damage != "flipped" else 30 - count % 30)
+    assert handle.current.count == count
+
+
+@pytest.mark.parametrize("file", ["shard-00001.npy", "index.faiss", "manifest.json", "checksums.json"])
+def test_a_flipped_bit_is_named_and_the_generation_made_anew(world, tmp_path, capsys, file) -> None:
+    handle = IndexHandle(FaissIndex("Flat", 100, {}), tmp_path, rows_per_shard=50)
+    refresh(handle, world)
+    path = handle.current.path / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
+    with pytest.raises(DataError, match=file):
+        handle.open(handle.current.path, world.store)
+    refresh(IndexHandle(FaissIndex("Flat", 100, {}), tmp_path, rows_per_shard=50), world)
+    assert path.read_bytes() == whole
+    assert len([line for line in capsys.readouterr().out.splitlines() if file in line]) == 1
 
 
 def test_diverged_encoder_is_told(world, tmp_path) -> None:

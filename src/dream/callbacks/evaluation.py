@@ -46,6 +46,9 @@ class RetrievalEvaluation(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=trainer.global_step)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.on_train_end(trainer, pl_module)  # a run that goes on after its last step did not come by there
+
     def _scores(self, trainer: L.Trainer, pl_module: Any) -> dict[str, float]:
         self.evaluated_step = trainer.global_step
         scores = self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))

@@ -55,6 +55,13 @@ class IndexRefresh(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._refresh_unless_fresh(trainer, pl_module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that goes on after its last step trains nothing, and Lightning calls no hook of training."""
+        if self._resumed:
+            self._reopen(trainer, pl_module)
+            self._resumed = {}
+            self._refresh_unless_fresh(trainer, pl_module)
+
     def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """With gradient accumulation, several batches end at the same step; the first of them refreshes."""
         current = _handle(pl_module).current
@@ -109,8 +116,8 @@ class IndexRefresh(L.Callback):
                     handle.open(path, module.store, module.encoder.width)
                     self._remember(handle)
                     return True
-            except DataError:  # damaged, or of another store: as good as missing
-                continue
+            except DataError as error:  # damaged, or of another store: as good as missing
+                say(str(error))
         say(f"The index generation of the checkpoint, {self._resumed['absolute']}, is gone: embedding the corpus anew; "
             "candidates can differ from those of a run without the interruption")  # fmt: skip
         return False

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dream.batch import WindowBatch
 from dream.errors import DataError, require
-from dream.files import new_directory
+from dream.files import new_directory, usable
 from dream.runtime import progress, say
 from dream.store.store import Store
 
@@ -95,7 +95,7 @@ class BM25Index:
         passage; afterwards only the vocabulary.
         """
         path = folder / f"bm25-{store.hash}-v{LAYOUT}"
-        if not path.exists():
+        if not usable(path):
             count = len(store.passages)
             say(f"Building the BM25 index of {count:,} passages")
             bar = progress(passage_texts(store), total=count, unit="passage", unit_scale=True, desc="bm25")

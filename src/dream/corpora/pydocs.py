@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dream.corpora.jsonl import BeirCorpus
 from dream.errors import ConfigError, require
-from dream.files import fingerprint, new_directory
+from dream.files import fingerprint, new_directory, usable
 from dream.runtime import progress, say
 
 EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are made anew
@@ -53,7 +53,7 @@ class PyDocsCorpus(BeirCorpus):
         }
         self.min_characters, self.heldout_fraction, self.seed = min_characters, heldout_fraction, seed
         folder = Path(cache_dir) / f"pydocs-{fingerprint(description)}"
-        if not folder.exists():
+        if not usable(folder):
             self._extract(folder, sorted(packages), stdlib)
         super().__init__(name, str(folder), deduplicate=True)
 

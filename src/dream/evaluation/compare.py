@@ -20,12 +20,15 @@ class Comparison:
         self.split, self.encoder, self.index, self.bm25_folder = split, encoder, index, bm25_folder
         self.results: dict[str, dict[str, float]] = {}
 
-    def before_training(self) -> None:
-        """Rank by BM25 and by the untrained encoder, whose generation must be the current one."""
+    def before_training(self, untrained: dict[str, float] | None = None) -> None:
+        """Rank by BM25 and by the untrained encoder, whose generation must be the current one; or take its scores."""
         say(f"Ranking the {len(self.split):,} queries of split {self.split.name} by BM25 and the untrained encoder")
         bm25 = BM25Index.open_or_build(self.split.store, self.bm25_folder)
         self.bm25_ranking = self._add("bm25", self.split.by_bm25(bm25))
-        self._add("untrained", self.split.by_encoder(self.encoder, self.index))
+        if untrained is None:
+            self._add("untrained", self.split.by_encoder(self.encoder, self.index))
+        else:
+            self.results["untrained"] = dict(untrained)
 
     def after_training(self) -> None:
         """Rank by the trained encoder and by both together, then show the table."""

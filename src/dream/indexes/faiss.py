@@ -71,7 +71,8 @@ class FaissIndex:
         return sim_QK.to(query_QD.device), ids_QK.to(query_QD.device)
 
     def save(self, folder: Path) -> None:
-        faiss.write_index(self._index, str(folder / FILE))
+        with (folder / FILE).open("wb") as file:  # FAISS's own writer does not notice when the last bytes do not fit
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
         self._index = self._tuned(faiss.read_index(str(folder / FILE)))

@@ -12,10 +12,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +22,14 @@ from torch import Tensor
 
 from dream.encoders.base import Encoder
 from dream.errors import DataError, DreamError, require
-from dream.files import new_directory, write_json
+from dream.files import discard, unfinished_directory, usable, verify, write_json
 from dream.indexes.base import Index
+from dream.indexes.embedding import PROGRESS, embed_corpus, open_shard
 from dream.indexes.torch import TorchIndex
-from dream.runtime import progress
 from dream.store.permutation import permute
-from dream.store.store import ENCODER, Store
+from dream.store.store import Store
 
 ROWS_PER_SHARD = 262_144
-ROWS_PER_BLOCK = 16_384  # sorted by length among themselves, so that a batch has little padding
 PROBES, POOL, NEIGHBOURS = 256, 16_384, 10  # of `overlap`
 SEED = 20_260_627  # of the passages that `overlap` looks at: the same in every run
 
@@ -54,7 +50,7 @@ class Generation:
         self.path = path
         try:
             self.manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-            self.embeddings: list[np.ndarray] = [_open_shard(path / name) for name in self.manifest["shards"]]
+            self.embeddings: list[np.ndarray] = [open_shard(path / name) for name in self.manifest["shards"]]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: not a complete index generation ({error}); delete it and embed the corpus "
                             "again") from error  # fmt: skip
@@ -109,8 +105,10 @@ class IndexHandle:
     def open(self, path: Path, store: Store, width: int | None = None) -> None:
         """Search an existing generation from now on; where the configured index is another one, it is built anew.
 
-        Raises DataError where it was made from another store or, if `width` is given, by an encoder of another width.
+        Raises DataError where it is damaged, was made from another store or, if `width` is given, by an encoder of
+        another width.
         """
+        verify(Path(path))
         generation = Generation(Path(path))
         generation.refuse_other(store, width)
         index = copy.copy(self.index)
@@ -125,7 +123,8 @@ class IndexHandle:
     ) -> RefreshReport:
         """Embed every passage, build the index over it, and search that from now on.
 
-        Until it is complete, the old generation stays as it is, on disk and in memory.
+        Until it is complete, the old generation stays as it is, on disk and in memory. One that was interrupted goes on
+        with the missing shards.
         """
         began = time.perf_counter()
         old, fingerprint = self.current, encoder.fingerprint()
@@ -135,16 +134,17 @@ class IndexHandle:
             self.open(self.folder / name, store, encoder.width)
         else:
             index = copy.copy(self.index)
-            with new_directory(self.folder / name) as aside:
+            with unfinished_directory(self.folder / name) as aside:
                 started = time.perf_counter()
-                shards = embed_corpus(aside, encoder, store, device, batch_passages, self.rows_per_shard)
+                shards = embed_corpus(aside, encoder, store, device, batch_passages, self.rows_per_shard, fingerprint)
                 speed = len(store.passages) / (time.perf_counter() - started)
-                index.build([_open_shard(aside / shard) for shard in shards], len(store.passages), encoder.width)
+                index.build([open_shard(aside / shard) for shard in shards], len(store.passages), encoder.width)
                 index.save(aside)
                 manifest = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
                             "count": len(store.passages), "width": encoder.width,
                             "index": index.description(), "shards": shards}  # fmt: skip
                 write_json(aside / "manifest.json", manifest)
+                (aside / PROGRESS).unlink()
             self.index, self.current = index, Generation(self.folder / name)
         shared = overlap(old, self.current) if old and self.current else None
         return RefreshReport(time.perf_counter() - began, shared, speed)
@@ -154,7 +154,7 @@ class IndexHandle:
         kept = {path.resolve() for path in keep} | ({self.current.path.resolve()} if self.current else set())
         for path in self.generations():
             if path.resolve() not in kept:
-                path.rename(path.with_name(f".{path.name}.deleted"))
+                discard(path)
         for path in self.folder.glob(".generation-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -166,54 +166,12 @@ class IndexHandle:
         """Name of the generation, and whether it is there. One of other weights at this step is left untouched."""
         plain = f"generation-{step:08d}"
         for name in (plain, f"{plain}-{encoder_fingerprint}"):
-            if not (self.folder / name).exists():
+            if not usable(self.folder / name):
                 return name, False
             manifest = Generation(self.folder / name).manifest
             if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
                 return name, True
         raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it")
-
-
-def embed_corpus(
-    folder: Path,
-    encoder: Encoder,
-    store: Store,
-    device: torch.device | str,
-    batch_passages: int,
-    rows_per_shard: int,
-) -> list[str]:
-    """Write the embeddings of all passages as float16 shards into `folder`, which exists; returns the shards' names.
-
-    The encoder is in eval mode meanwhile. Memory: one batch; the shards are memory maps.
-    """
-    count = len(store.passages)
-    edges = [*range(0, count, rows_per_shard), count]
-    names = []
-    bar = progress(total=count, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
-    with torch.inference_mode(), _in_eval_mode(encoder), bar:
-        for number, (first, end) in enumerate(pairwise(edges)):
-            names.append(f"shard-{number:05d}.npy")
-            shape = (end - first, encoder.width)
-            shard = np.lib.format.open_memmap(folder / names[-1], mode="w+", dtype=np.float16, shape=shape)
-            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
-                batch = store.passage_batch(ids, encoder.max_tokens).to(device)
-                embedding_BD = encoder(batch, "passage").float().cpu()
-                if not embedding_BD.isfinite().all():
-                    raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
-                                     f"{ids.max()}): training has diverged; lower the learning rate")  # fmt: skip
-                shard[ids - first] = embedding_BD.numpy()
-                bar.update(len(ids))
-            shard.flush()
-    return names
-
-
-def _batches_by_length(store: Store, first: int, end: int, longest: int, batch_passages: int) -> Iterator[np.ndarray]:
-    """Passage ids of [first, end), each once, in batches of passages of about equal length."""
-    for start in range(first, end, ROWS_PER_BLOCK):
-        ranges = store.passages["tokens"][start : min(end, start + ROWS_PER_BLOCK), ENCODER]
-        order = np.argsort(np.minimum(ranges[:, 1] - ranges[:, 0], longest), kind="stable") + start
-        for place in range(0, len(order), batch_passages):
-            yield order[place : place + batch_passages]
 
 
 def overlap(old: Generation, new: Generation) -> float:
@@ -240,19 +198,3 @@ def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:
     itself = rows_PK == torch.arange(len(rows_PK))[:, None]
     itself[:, -1] |= ~itself.any(1)  # copies of it may have crowded it out
     return rows_PK[~itself].view(len(rows_PK), k)
-
-
-def _open_shard(path: Path) -> np.ndarray:
-    """Memory map. Copy-on-write instead of read-only: PyTorch warns of read-only arrays."""
-    return np.load(path, mmap_mode="c", allow_pickle=False)
-
-
-@contextmanager
-def _in_eval_mode(encoder: Encoder) -> Iterator[None]:
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from dream.errors import DreamError, require
-from dream.runtime import has_fast_bfloat16, progress
+from dream.checkpoints import GracefulStop, SafeCheckpointIO, verify_checkpoint
+from dream.errors import DamageError, DreamError, require
+from dream.runtime import has_fast_bfloat16, progress, say
 from dream.schedule import warmup_then_linear
 from dream.scorers.compilation import wants_compilation
 from dream.scorers.copy_curriculum import CopyCurriculum
@@ -124,6 +125,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
     checkpoints = ModelCheckpoint(
         folder, filename="last", every_n_train_steps=training.checkpoint_every_n_steps, enable_version_counter=False
     )
+    last = folder / "last.ckpt"
     trainer = L.Trainer(
         max_steps=training.max_steps,
         max_epochs=-1,
@@ -131,16 +133,28 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         precision="bf16-mixed" if has_fast_bfloat16(_device()) else "32-true",
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         log_every_n_steps=LOG_EVERY_N_STEPS,
-        callbacks=[checkpoints],
+        callbacks=[checkpoints, GracefulStop(str(last))],
+        plugins=[SafeCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    last = folder / "last.ckpt"
-    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer.fit(module, ckpt_path=_whole(last), weights_only=True)
     if trainer.global_step < training.max_steps:
         raise DreamError("the language model's training was interrupted; the same command continues it")
+
+
+def _whole(checkpoint: Path) -> Path | None:
+    """The checkpoint, if it is there and whole. A damaged one costs its steps, and is named."""
+    try:
+        if checkpoint.exists():
+            verify_checkpoint(checkpoint)
+            return checkpoint
+    except DamageError:
+        say(f"{checkpoint}: damaged: training the language model from its beginning")
+        checkpoint.unlink()
+    return None
 
 
 def _device() -> str:

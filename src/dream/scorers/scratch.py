@@ -1,6 +1,5 @@
 """A language model trained from nothing on the corpus itself: no download, minutes on a CPU."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from dream.candidates.bm25 import BM25Index
 from dream.corpora.base import Corpus
 from dream.errors import ConfigError
-from dream.files import fingerprint, new_directory, write_json
+from dream.files import alone, fingerprint, new_directory, usable, write_json
 from dream.runtime import say
 from dream.scorers.base import CausalScorer, Scoring, longest_sequence
 from dream.scorers.copy_curriculum import CopyCurriculum
@@ -59,11 +58,14 @@ class ScratchScorer(CausalScorer):
 
     def load(self, store: Store) -> None:
         folder = self.folder(store)
-        if not folder.exists():
-            self._pretrain(store, folder)
+        training = folder.with_name(f"{folder.name}.training")
+        if training.exists() or not usable(folder):
+            with alone(training):
+                if not usable(folder):  # another process may have trained it meanwhile
+                    self._pretrain(store, folder, training)
         self.open(str(folder), store)
 
-    def _pretrain(self, store: Store, folder: Path) -> None:
+    def _pretrain(self, store: Store, folder: Path, training: Path) -> None:
         model = self._new_model(store)
         index = BM25Index.open_or_build(store, self.data_dir / "bm25")
         settings = self.training
@@ -82,7 +84,6 @@ class ScratchScorer(CausalScorer):
             f"Pretraining a language model of {size:.1f} M weights on corpus {self.corpus.name}: {settings.max_steps} "
             f"steps of {settings.batch_size} sequences, once; kept in {folder}"
         )
-        training = folder.with_name(f"{folder.name}.training")
         train(model, curriculum, settings, training)
         with new_directory(folder) as aside:
             model.save_pretrained(aside)
@@ -90,7 +91,6 @@ class ScratchScorer(CausalScorer):
             self.open(str(aside), store)
             gain = measure_gain(self, store, index, settings.gain_windows, self.seed)
             write_json(aside / "gain.json", vars(gain))
-        shutil.rmtree(training)
         say(f"  gain of a helpful passage over a random one: {gain.best_of_neighbours:.3f} nats per token")
 
     def _new_model(self, store: Store) -> Any:

@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
-from dream.files import fingerprint, new_directory
+from dream.files import fingerprint, new_directory, usable
 from dream.runtime import say
 from dream.store.build import parallel_tokenizers, sample_texts
 
@@ -26,7 +26,7 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int, sampl
         "sample_megabytes": sample_megabytes,
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
-    if not path.exists():
+    if not usable(path):
         say(f"Training a tokenizer of {vocabulary:,} entries on corpus {corpus.name}")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Lowercase()

@@ -16,7 +16,7 @@ import numpy as np
 
 from dream.corpora.base import Corpus, Document
 from dream.errors import ConfigError, DataError
-from dream.files import fingerprint, new_directory, write_json
+from dream.files import fingerprint, new_directory, usable, write_json
 from dream.runtime import progress, say
 from dream.store.cut import Batch, cut_passages, cut_windows
 from dream.store.ragged import ArrayWriter
@@ -56,7 +56,7 @@ def open_or_build(
         "lengths": [passage_tokens, context_tokens, min_context_tokens, target_tokens],
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
-    if not path.exists():
+    if not usable(path):
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
         with new_directory(path) as aside:
             builder.build(aside, corpus)

@@ -1,0 +1,116 @@
+"""Checkpoints that are written whole or not at all, and read only when they are whole and hold no code."""
+
+import io
+import signal
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from dream import interrupts
+from dream.errors import DamageError, DataError
+from dream.files import write_bytes
+
+PIECE = 1 << 22  # bytes read at a time
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: aside, then renamed; verified, and never unpickling code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getbuffer())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+class GracefulStop(Checkpoint):
+    """At the end of the step in which a signal came, saves `checkpoint` and raises Interrupted.
+
+    It is a Checkpoint for Lightning to call it after all other callbacks, the last of the checkpoints.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = Path(checkpoint)
+        self._step = 0
+        self._postponed: list[tuple[Callable, int]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        interrupts.wait_for_the_step(True)
+        self._postpone(signal.SIGUSR1)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients of a step that is not complete are in no checkpoint
+        self._step = trainer.global_step
+        while self._postponed:
+            handler, signum = self._postponed.pop()
+            handler(signum, None)
+        requested = interrupts.requested()
+        if trainer.strategy.reduce_boolean_decision(requested is not None, all=False):
+            stop = interrupts.Interrupted(requested or signal.SIGTERM)
+            trainer.save_checkpoint(self.checkpoint)
+            stop.checkpoint = self.checkpoint
+            raise stop
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A signal that came after the last step was answered by nobody yet."""
+        signum = interrupts.requested()
+        interrupts.wait_for_the_step(False)
+        if signum is not None:
+            raise interrupts.Interrupted(signum)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        interrupts.wait_for_the_step(False)
+
+    def _postpone(self, signum: int) -> None:
+        handler = signal.getsignal(signum)
+        if callable(handler):  # Lightning's own, where it runs under SLURM
+            signal.signal(signum, lambda number, _: self._postponed.append((handler, number)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises DataError, naming the file, where it is damaged or holds code."""
+    verify_checkpoint(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DataError(f"{path}: refused, because it holds more than tensors and plain values, and loading it could "
+                        "run code; take a checkpoint that this project wrote") from error  # fmt: skip
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
+        raise _damaged(path, error) from error
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare each record of the file with the CRC-32 that torch stored beside it; DamageError where one differs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing
+                    raise zipfile.BadZipFile(f"{record.filename} is compressed")
+                with archive.open(record) as content:
+                    while content.read(PIECE):
+                        pass
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, KeyError,
+            IndexError, zlib.error) as error:  # fmt: skip
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DamageError(f"{path}: damaged checkpoint ({reason[:120]}); it cannot be mended: go on from another one, "
+                       "e.g. best.ckpt beside it (ckpt=FILE), or start without ckpt")  # fmt: skip

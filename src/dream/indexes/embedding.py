@@ -1,0 +1,127 @@
+"""Embeds the whole corpus, shard by shard: one that is killed goes on with the missing shards.
+
+Shape suffixes: B passages of a batch, D embedding width.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dream.encoders.base import Encoder
+from dream.errors import DreamError
+from dream.files import checksum, write_json
+from dream.runtime import progress, say
+from dream.store.store import ENCODER, Store
+
+ROWS_PER_BLOCK = 16_384  # sorted by length among themselves, so that a batch has little padding
+PROGRESS = "progress.json"  # what the shards are made of, and the checksums of those that are complete
+
+
+def embed_corpus(
+    folder: Path,
+    encoder: Encoder,
+    store: Store,
+    device: torch.device | str,
+    batch_passages: int,
+    rows_per_shard: int,
+    encoder_fingerprint: str,
+) -> list[str]:
+    """Write the embeddings of all passages as float16 shards into `folder`, which exists; returns the shards' names.
+
+    Shards that an earlier call with the same store, weights and batches completed there are taken as they are. The
+    encoder is in eval mode meanwhile. Memory: one batch; the shards are memory maps.
+    """
+    count = len(store.passages)
+    made_of = {"store_hash": store.hash, "encoder_fingerprint": encoder_fingerprint, "width": encoder.width,
+               "count": count, "rows_per_shard": rows_per_shard, "batch_passages": batch_passages,
+               "device": torch.device(device).type}  # fmt: skip
+    done = _complete_shards(folder, made_of)
+    names = []
+    bar = progress(total=count, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
+    with torch.inference_mode(), _in_eval_mode(encoder), bar:
+        for number, (first, end) in enumerate(pairwise([*range(0, count, rows_per_shard), count])):
+            names.append(name := f"shard-{number:05d}.npy")
+            if name not in done:
+                aside = folder / f"{name}.tmp"
+                shard = _new_shard(aside, end - first, encoder.width)
+                for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
+                    shard[ids - first] = _embed(encoder, store, ids, device)
+                    bar.update(len(ids))
+                shard.flush()
+                done[name] = checksum(aside)
+                aside.replace(folder / name)
+                write_json(folder / PROGRESS, {"made_of": made_of, "shards": done})
+            else:
+                bar.update(end - first)
+    return names
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """Memory map. Copy-on-write instead of read-only: PyTorch warns of read-only arrays."""
+    return np.load(path, mmap_mode="c", allow_pickle=False)
+
+
+def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
+    """Checksums of the shards that are there, whole, and made of the same; everything else is removed."""
+    try:
+        content = json.loads((folder / PROGRESS).read_text())
+        listed = dict(content["shards"]) if content["made_of"] == made_of else {}
+        shards = {name: digest for name, digest in listed.items() if checksum(folder / name) == digest}
+    except (OSError, ValueError, KeyError, TypeError):
+        shards = {}
+    for file in folder.iterdir():
+        if file.name not in shards:
+            file.unlink()
+    if shards:
+        say(f"Embedding the corpus goes on: {len(shards)} shards of an interrupted refresh are there ({folder})")
+        write_json(folder / PROGRESS, {"made_of": made_of, "shards": shards})
+    return shards
+
+
+def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
+    """A memory map whose space on disk is reserved: a full disk raises OSError here, instead of a signal later."""
+    shard = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, width))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+    return shard
+
+
+def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device | str) -> np.ndarray:
+    """embedding_BD of these passages, float32."""
+    batch = store.passage_batch(ids, encoder.max_tokens).to(device)
+    embedding_BD = encoder(batch, "passage").float().cpu()
+    if not embedding_BD.isfinite().all():
+        raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
+                         f"{ids.max()}): training has diverged; lower the learning rate")  # fmt: skip
+    return embedding_BD.numpy()
+
+
+def _batches_by_length(store: Store, first: int, end: int, longest: int, batch_passages: int) -> Iterator[np.ndarray]:
+    """Passage ids of [first, end), each once, in batches of passages of about equal length."""
+    for start in range(first, end, ROWS_PER_BLOCK):
+        ranges = store.passages["tokens"][start : min(end, start + ROWS_PER_BLOCK), ENCODER]
+        order = np.argsort(np.minimum(ranges[:, 1] - ranges[:, 0], longest), kind="stable") + start
+        for place in range(0, len(order), batch_passages):
+            yield order[place : place + batch_passages]
+
+
+@contextmanager
+def _in_eval_mode(encoder: Encoder) -> Iterator[None]:
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

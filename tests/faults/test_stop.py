@@ -1,0 +1,96 @@
+"""SIGTERM, SIGINT and SLURM's signal: a checkpoint, one line, the conventional exit code; then the same result.
+
+Run: pytest tests/faults/test_stop.py
+"""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.faults.world import World
+
+from dream.checkpoints import read_checkpoint
+
+STEPS = 10
+
+
+def wait_for(condition, process, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.exitcode is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def world(reference, tmp_path) -> World:
+    """Caches as the reference left them, no run."""
+    copy = reference.copy(tmp_path / "world")
+    shutil.rmtree(copy.root / "logs")
+    return copy
+
+
+def runs_of(world: World) -> list[Path]:
+    return sorted((world.root / "logs" / "tiny").iterdir())
+
+
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_a_signal_checkpoints_and_the_run_goes_on_in_its_folder(world, reference_result, signum, workers):
+    world.overrides.append(f"data.workers={workers}")
+    process = world.start()
+    wait_for(lambda: any((world.root / "logs").glob("tiny/*/checkpoints/last.ckpt")), process)
+    os.kill(process.pid, signum)
+    process.join(60)
+    assert process.exitcode == 128 + signum
+    name = signal.Signals(signum).name
+    told = [line for line in world.output().splitlines() if line.startswith(f"{name}: stopped")]
+    assert len(told) == 1
+    assert "dream-train ckpt=last" in told[0]
+    (run,) = runs_of(world)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert f"the last checkpoint is {checkpoint}" in told[0]
+    assert 2 <= read_checkpoint(checkpoint)["global_step"] <= STEPS
+    assert "Traceback" not in world.output()
+    assert world.run("ckpt=last") == 0
+    assert runs_of(world) == [run]
+    assert world.result() == reference_result
+    assert not world.forgotten()
+
+
+def test_a_signal_before_training_ends_at_once(world):
+    shutil.rmtree(world.root / "data")
+    process = world.start()
+    wait_for(lambda: "Pretraining" in world.output(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert "Go on with: dream-train corpus=jsonl" in world.output()
+    assert "Traceback" not in world.output()
+
+
+def test_slurm_requeues_and_the_job_goes_on(world, reference_result, tmp_path, monkeypatch):
+    """A fake `scontrol` notes that it was asked; the job that SLURM starts again finds its run by itself."""
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_LOCALID": "0",
+             "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "localhost",
+             "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}  # fmt: skip
+    process = world.start(environment=slurm)
+    wait_for(lambda: any((world.root / "logs").glob("tiny/*/checkpoints/last.ckpt")), process)
+    os.kill(process.pid, signal.SIGUSR1)
+    wait_for(asked.exists, process)
+    process.kill()
+    process.join()
+    assert asked.read_text() == "requeue 77\n"
+    (run,) = runs_of(world)
+    assert list(run.glob("hpc_ckpt_*.ckpt"))
+    assert world.run(environment=slurm | {"SLURM_RESTART_COUNT": "1"}) == 0
+    assert runs_of(world) == [run]
+    assert "resumed from" in world.output()
+    assert world.result() == reference_result
