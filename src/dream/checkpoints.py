@@ -1,5 +1,6 @@
 """Checkpoints that are written whole or not at all, and read only when they are whole and hold no code."""
 
+import hashlib
 import io
 import signal
 import zipfile
@@ -19,6 +20,8 @@ from dream.errors import DamageError, DataError
 from dream.files import write_bytes
 
 PIECE = 1 << 22  # bytes read at a time
+MARK = b"sha256:"  # begins the archive's comment, which ends the file and carries the sum of all that stands before it
+COMMENT_BYTES = len(MARK) + 64
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -27,6 +30,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        _append_checksum(buffer)
         write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(
@@ -94,9 +98,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compare each record of the file with the CRC-32 that torch stored beside it; DamageError where one differs."""
+    """Raise DamageError where the file is not what was written.
+
+    This project's own checkpoints end with a checksum of every byte. Others have the CRC-32 that torch stores beside
+    each record, which leaves the padding between records unchecked.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.comment:
+                _compare_checksum(path, archive.comment)
+                return
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing
                     raise zipfile.BadZipFile(f"{record.filename} is compressed")
@@ -108,6 +119,24 @@ def verify_checkpoint(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, KeyError,
             IndexError, zlib.error) as error:  # fmt: skip
         raise _damaged(path, error) from error
+
+
+def _append_checksum(buffer: io.BytesIO) -> None:
+    """Give the archive a comment with the SHA-256 of all bytes before the comment."""
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = MARK + b"0" * 64  # of the final length, which the archive states before it
+    content = buffer.getbuffer()
+    content[-64:] = hashlib.sha256(content[:-COMMENT_BYTES]).hexdigest().encode()
+
+
+def _compare_checksum(path: Path, comment: bytes) -> None:
+    digest, left = hashlib.sha256(), path.stat().st_size - COMMENT_BYTES
+    with path.open("rb") as file:
+        while piece := file.read(min(PIECE, left)):
+            digest.update(piece)
+            left -= len(piece)
+    if comment != MARK + digest.hexdigest().encode():
+        raise zipfile.BadZipFile("its checksum has changed")
 
 
 def _damaged(path: Path, error: Exception) -> DamageError:

@@ -18,7 +18,7 @@ def pretrain(cfg: DictConfig) -> float:
 
     L.seed_everything(cfg.seed, verbose=False)
     say(f"DREAM: pretraining a language model on corpus {cfg.corpus.name}")
-    say(f"  curves      tensorboard --logdir {cfg.paths.data}/scorers")
+    say(f"  curves      tensorboard --logdir {cfg.paths.data}/scorers --host localhost")
     parts = assemble(cfg)
     scorer = parts.scorer
     require(isinstance(scorer, ScratchScorer), "scorer", cfg.scorer._target_, "only scorer=scratch is trained here")

@@ -16,8 +16,10 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dream import rundir
 from dream.assembly import Parts
@@ -26,7 +28,7 @@ from dream.encoders.base import Encoder
 from dream.errors import ConfigError, DataError
 from dream.evaluation.compare import Comparison
 from dream.evaluation.split import LabelledSplit
-from dream.files import new_directory, point_latest, write_bytes, write_json
+from dream.files import new_directory, point_latest, verify, write_bytes, write_json
 from dream.indexes.generation import IndexHandle
 from dream.interrupts import Interrupted
 from dream.module import RetrieverModule
@@ -36,6 +38,8 @@ from dream.store.store import Store
 NEEDS_LABELS = ("evaluation", "best_checkpoint")
 UNTRAINED = "untrained.json"  # scores of the untrained encoder, in the run's folder
 BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store
+OWN_CODE = "dream."
+OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that opening a run can instantiate
 VERSIONS_OF = ("torch", "lightning", "transformers", "faiss-cpu", "numpy")
 
 
@@ -70,7 +74,6 @@ def start(cfg: DictConfig) -> Iterator[Run]:
     wanted = _run_of(checkpoint) if again and checkpoint else unused
     with rundir.claimed(wanted, again) as folder:
         if folder != unused:
-            _move_log(unused, folder)
             with suppress(OSError):  # Hydra has made one for a new run; not empty, it is another run's
                 unused.rmdir()
         cfg.paths.run = str(folder)
@@ -91,17 +94,6 @@ def start(cfg: DictConfig) -> Iterator[Run]:
             if (folder / rundir.LAST).exists():
                 stop.checkpoint = folder / rundir.LAST
             raise
-
-
-def _move_log(before: Path, folder: Path) -> None:
-    """Hydra opened train.log before it was known where the run goes on."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == before.absolute():
-            handler.close()
-            log = Path(handler.baseFilename)
-            handler.baseFilename = str(folder.absolute() / log.name)
-            if log.exists() and not log.stat().st_size:
-                log.unlink()
 
 
 def _run_of(checkpoint: Path) -> Path:
@@ -213,6 +205,32 @@ def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparis
     return metric
 
 
+def _load_config(file: Path) -> DictConfig:
+    """The config of a run, which may be a stranger's: it must name no code but this package's."""
+    try:
+        cfg = OmegaConf.load(file)
+        assert isinstance(cfg, DictConfig)
+        parts = [cfg[name] for name in OPENED]
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
+        raise DataError(f"{file}: not the config of a run ({' '.join(str(error).split())[:120]})") from error
+    for target in _targets(OmegaConf.to_container(OmegaConf.create(parts), resolve=False)):
+        if not str(target).startswith(OWN_CODE):
+            raise DataError(f"{file}: refused, because it names {target}, and opening a run uses no code but "
+                            f"{OWN_CODE}*; put the class into this package, or train with it yourself")  # fmt: skip
+    return cfg
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Every `_target_` below a node of plain containers."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
 @dataclass
 class FinishedRun:
     """What a finished run left behind, opened for searching."""
@@ -230,8 +248,8 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Finished
         raise ConfigError("run", folder, "no run is there; train one with dream-train experiment=quickstart")
     if not (folder / "encoder").exists():
         raise ConfigError("run", folder, "this run did not finish: resume it with dream-train ckpt=last")
-    cfg = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    cfg = _load_config(folder / "config.yaml")
+    verify(folder / "encoder")
     encoder_class: Any = get_class(cfg.encoder._target_)
     encoder = encoder_class.open(folder / "encoder").eval().to(device)
     generations = sorted((folder / "index").glob("generation-*"))

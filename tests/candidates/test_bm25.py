@@ -72,13 +72,15 @@ def test_the_second_open_builds_nothing(make_store, tmp_path, monkeypatch):
     assert {file.suffix for file in folder.iterdir()} == {".npy", ".json"}
 
 
-def test_a_damaged_index_says_what_to_do(make_store, tmp_path):
+def test_a_damaged_index_is_named_and_made_anew(make_store, tmp_path, capsys):
     store = make_store(FRUIT)
     BM25Index.open_or_build(store, tmp_path / "cache")
-    [folder] = (tmp_path / "cache").iterdir()
-    (folder / "params.index.json").write_text("{")
-    with pytest.raises(DataError, match="delete the folder"):
-        BM25Index.open_or_build(store, tmp_path / "cache")
+    [file] = (tmp_path / "cache").glob("*/params.index.json")
+    whole = file.read_bytes()
+    file.write_text("{")
+    BM25Index.open_or_build(store, tmp_path / "cache")
+    assert f"{file}: damaged" in capsys.readouterr().out
+    assert file.read_bytes() == whole
 
 
 def test_words_are_those_of_bm25s_but_an_underscore_ends_one():

@@ -44,6 +44,10 @@ class World:
 
     root: Path
     overrides: list[str] = field(default_factory=list)
+    log: Path = None  # type: ignore[assignment]  # what the last run printed
+
+    def __post_init__(self) -> None:
+        self.log = self.log or self.root.with_name(f"{self.root.name}.log")
 
     @classmethod
     def new(cls, root: Path, *overrides: str) -> "World":
@@ -63,14 +67,15 @@ class World:
         *more: str,
         script: str = "train",
         kill_at_write: int | None = None,
-        nobody: bool = False,
+        powerless: bool = False,
         environment: dict[str, str] | None = None,
     ) -> Any:
         """A running process; `join()` and `exitcode` as of multiprocessing."""
-        log = self.root / "log.txt"
-        log.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
         arguments = [*self.arguments(script), *more]
-        process = _context.Process(target=child.run, args=(script, arguments, log, kill_at_write, nobody, environment))
+        process = _context.Process(
+            target=child.run, args=(script, arguments, self.log, kill_at_write, powerless, environment)
+        )
         process.start()
         return process
 
@@ -84,8 +89,14 @@ class World:
         return process.exitcode
 
     def output(self) -> str:
-        log = self.root / "log.txt"
-        return log.read_text(errors="replace") if log.exists() else ""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self, signum: int, step: int = 5) -> None:
+        """Run until a signal in the middle of this step ends it."""
+        target = "tests.faults.child.SignalAtStep"
+        code = self.run(f"+callbacks.signal={{_target_: {target}, step: {step}, signum: {int(signum)}}}")
+        if code != 128 + signum:
+            raise RuntimeError(f"exit code {code} after signal {signum}: {self.output()[-3000:]}")
 
     def go_on(self, *more: str) -> int:
         """What a person does: ckpt=last, or from the beginning where no run has a checkpoint yet."""
@@ -117,6 +128,10 @@ class World:
         return [str(path.relative_to(self.root)) for folder in ("data", "logs") for pattern in FORGOTTEN
                 for path in (self.root / folder).rglob(pattern)]  # fmt: skip
 
+    def remove(self, run: Path) -> None:
+        shutil.rmtree(run)
+        (self.root / "logs" / "latest").unlink(missing_ok=True)
+
     def copy(self, root: Path) -> "World":
         """The same corpus, caches and runs elsewhere."""
         shutil.rmtree(root, ignore_errors=True)
@@ -144,4 +159,4 @@ def measure(world: World) -> tuple[float, int]:
     code = world.run()
     if code:
         raise RuntimeError(f"the undisturbed run failed: {world.output()[-3000:]}")
-    return time.perf_counter() - began, int((world.root / "log.writes").read_text())
+    return time.perf_counter() - began, int(world.log.with_suffix(".writes").read_text())

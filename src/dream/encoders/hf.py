@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,7 @@ class HFEncoder(Encoder):
             self.model = AutoModel.from_pretrained(
                 name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UnpicklingError) as error:
             raise ConfigError("encoder.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable()

@@ -5,6 +5,7 @@ Shapes: B windows, K candidates of a window, P pairs of one forward, T tokens, R
 
 import inspect
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class CausalScorer:
         """Load the weights from a folder or the hub. Raises ConfigError where a sequence would not fit the model."""
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UnpicklingError) as error:
             raise ConfigError("scorer.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
         self.use(model, store)
 

@@ -76,7 +76,7 @@ class Store:
     @cached_property
     def encoder_document_frequency(self) -> np.ndarray:
         """In how many passages each token of the encoder's vocabulary occurs, float64."""
-        return np.load(self.path / "encoder_df.npy").astype(np.float64)
+        return np.load(self.path / "encoder_df.npy", allow_pickle=False).astype(np.float64)
 
     def passage_text(self, passage_id: int) -> str:
         row = self.passages[passage_id]

@@ -1,0 +1,108 @@
+"""Files of strangers run no code. Run: pytest tests/test_trust.py"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dream.encoders.hf import HFEncoder
+from dream.errors import DataError, DreamError
+from dream.runs import open_run
+from dream.scorers.hf import HFScorer
+
+ROOT = Path(__file__).parents[1]
+SCORING = {"template": ["{passage}", "{context}"], "max_passage_tokens": 24, "tokens_per_forward": 256,
+           "dtype": "float32", "compile": False}  # fmt: skip
+ENCODER = {"pooling": "mean", "query_prefix": "", "passage_prefix": "", "max_tokens": 16, "dtype": "float32",
+           "gradient_checkpointing": False, "trust_remote_code": False}  # fmt: skip
+
+
+class RunsCode:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.fixture
+def trace(tmp_path) -> Path:
+    """Exists if a stranger's code ran."""
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def model_with_code(llama_folder, tmp_path, trace) -> Path:
+    """Asks for its own modelling file, which leaves a trace."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config", "AutoModel": "strange.Model",
+                                                     "AutoModelForCausalLM": "strange.Model"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "strange.py").write_text(f"open({str(trace)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    return folder
+
+
+@pytest.fixture
+def model_with_pickle(llama_folder, tmp_path, trace) -> Path:
+    """Weights as a pickle that runs code."""
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": RunsCode(trace)}, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["model_with_code", "model_with_pickle"])
+def test_a_model_folder_runs_no_code(request, kind, store, trace):
+    folder = request.getfixturevalue(kind)
+    with pytest.raises(DreamError, match=str(folder)):
+        HFEncoder(scorer=None, name=str(folder), **ENCODER)
+    with pytest.raises(DreamError, match=str(folder)):
+        HFScorer(None, str(folder), SCORING, trust_remote_code=False).load(store)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("section", ["encoder", "index", "data"])
+@pytest.mark.parametrize("target", ["os.system", "strange.Encoder", "dream"])
+def test_the_config_of_a_run_names_no_foreign_code(tmp_path, trace, section, target):
+    run = tmp_path / "run"
+    (run / "encoder").mkdir(parents=True)
+    own = {"_target_": "dream.encoders.static.StaticEncoder"}
+    cfg = dict.fromkeys(("encoder", "index", "data", "corpus", "scorer"), own)
+    cfg |= {section: {"nested": [{"_target_": target, "command": f"touch {trace}"}]}}
+    OmegaConf.save(OmegaConf.create(cfg), run / "config.yaml")
+    with pytest.raises(DataError, match=rf"config\.yaml: refused, because it names {target}"):
+        open_run(run)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", ["!!python/object/apply:os.system ['touch ran']", "just text", "encoder: [", ""])
+def test_a_config_that_is_none_is_refused(tmp_path, content):
+    run = tmp_path / "run"
+    (run / "encoder").mkdir(parents=True)
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(DataError, match=r"config\.yaml: not the config of a run"):
+        open_run(run)
+
+
+def test_no_array_or_module_is_unpickled():
+    loads = re.compile(
+        r"\b(?:import pickle|pickle\.loads?|allow_pickle=True|weights_only=False|trust_remote_code=True)"
+    )
+    for source in (ROOT / "src").rglob("*.py"):
+        assert not loads.search(source.read_text()), source
+        for call in re.findall(r"\b(?:np|torch)\.load\((?:[^()]|\([^()]*\))*\)", source.read_text()):
+            assert "allow_pickle=False" in call or "weights_only=True" in call, f"{source}: {call}"
+
+
+def test_tensorboard_is_bound_to_this_machine():
+    for file in [ROOT / "README.md", *(ROOT / "src").rglob("*.py")]:
+        for line in file.read_text().splitlines():
+            if re.search(r"tensorboard --logdir", line):
+                assert "--host localhost" in line, f"{file}: {line}"
