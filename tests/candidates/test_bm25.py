@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dream.candidates.bm25 import BM25Candidates, BM25Index, words
-from dream.errors import ConfigError, DataError
+from dream.errors import ConfigError
 
 FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 passages
 
