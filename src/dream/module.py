@@ -12,6 +12,7 @@ from dream.batch import WindowBatch
 from dream.encoders.base import Encoder
 from dream.errors import DataError
 from dream.objectives.base import Candidates, Evidence, Objective
+from dream.scorers.base import CausalScorer
 from dream.store.store import SCORER, Store
 from dream.timing import Timer
 
@@ -26,7 +27,7 @@ class RetrieverModule(L.LightningModule):
     def __init__(
         self,
         encoder: Encoder,
-        scorer: Any,
+        scorer: CausalScorer,
         objective: Objective,
         candidates: Any,
         index: Any,
@@ -114,6 +115,7 @@ class RetrieverModule(L.LightningModule):
     def on_train_start(self) -> None:
         self.encoder.train()
         self._windows = 0
+        self._pairs = (self.scorer.pairs_asked, self.scorer.pairs_scored)
         self.timer.seconds.clear()
         self._clock = self._batch_ended = time.perf_counter()
 
@@ -129,6 +131,10 @@ class RetrieverModule(L.LightningModule):
             wall = time.perf_counter() - self._clock
             self.log("perf/windows_per_second", self._windows / wall, prog_bar=True)
             self.log_dict({f"perf/fraction_{part}": self.timer.seconds[part] / wall for part in PARTS})
+            asked, scored = self.scorer.pairs_asked - self._pairs[0], self.scorer.pairs_scored - self._pairs[1]
+            if asked:
+                self.log("perf/cache_hit_rate", 1 - scored / asked)
+            self._pairs = (self.scorer.pairs_asked, self.scorer.pairs_scored)
             self.timer.seconds.clear()
             self._clock, self._windows = time.perf_counter(), 0
         self._batch_ended = time.perf_counter()

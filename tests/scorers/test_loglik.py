@@ -41,6 +41,7 @@ SCORING = {
     "dtype": "float32",
     "compile": False,
 }
+NO_CACHE = {"cache": False, "cache_dir": "", "cache_megabytes": 1}
 WINDOWS = torch.tensor([0, 7, 31])
 CANDIDATES = torch.tensor([[3, -1, 40, 41], [50, 51, 2, 9], [-1, 60, 0, 1]])
 
@@ -68,7 +69,7 @@ def llama(tokenizer, tmp_path_factory):
 
 
 def load(folder, store, **changes):
-    scorer = HFScorer(corpus=None, name=folder, scoring=SCORING | changes, trust_remote_code=False)
+    scorer = HFScorer(corpus=None, name=folder, scoring=SCORING | changes, trust_remote_code=False, **NO_CACHE)
     scorer.load(store)
     return scorer
 
@@ -164,4 +165,4 @@ def test_bad_values_name_their_key(llama, store, changes, message):
 
 def test_a_missing_model_is_told_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^scorer.name=.*cannot be loaded"):
-        HFScorer(corpus=None, name=str(tmp_path / "none"), scoring=SCORING, trust_remote_code=False)
+        HFScorer(corpus=None, name=str(tmp_path / "none"), scoring=SCORING, trust_remote_code=False, **NO_CACHE)

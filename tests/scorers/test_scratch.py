@@ -45,6 +45,9 @@ def scratch(corpus, folder, seed=0, architecture=None, **training):
         },
         data_dir=str(folder),
         seed=seed,
+        cache=True,
+        cache_dir=str(folder / "loglik"),
+        cache_megabytes=10,
     )
 
 

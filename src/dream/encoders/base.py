@@ -14,7 +14,7 @@ from dream.store.ragged import pad_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dream.scorers.hf import HFScorer
+    from dream.scorers.base import CausalScorer
     from dream.store.store import Store
 
 Side = Literal["query", "passage"]
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
     width: int
     max_tokens: int
 
-    def load(self, store: "Store", scorer: "HFScorer") -> None:
+    def load(self, store: "Store", scorer: "CausalScorer") -> None:
         """Make the weights, once store and scorer are there. Called once, before training."""
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:

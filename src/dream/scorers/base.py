@@ -4,6 +4,7 @@ Shapes: B windows, K candidates of a window, P pairs of one forward, T tokens, R
 """
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from dream.errors import ConfigError, require
 from dream.files import fingerprint
+from dream.scorers.cache import LoglikCache
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.prompt import Prompt
 from dream.store.store import SCORER, Store
@@ -24,6 +26,7 @@ transformers_logging.disable_progress_bar()  # a bar for each shard of weights t
 
 TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # on a CPU, activations that fit its caches are scored fastest
 NO_TARGET = -100
+PAD_TO = 16  # tokens: a pair is padded to the next multiple, whatever it is scored with
 
 
 @dataclass
@@ -50,16 +53,21 @@ class CausalScorer:
     """Scores pairs with a causal language model that is frozen, in eval mode and in no module's state.
 
     Sequences are padded on the right: under causal attention no token sees what follows it, so neither a mask nor
-    position ids are needed, for any model family, and the fast causal kernels apply. Pairs are sorted by length, so
-    that there is hardly any padding, and cut into forwards of a bounded number of tokens.
+    position ids are needed, for any model family, and the fast causal kernels apply. Pairs are scored together with
+    pairs of about their length, in forwards of a bounded number of tokens. To how many tokens a pair is padded depends
+    on that pair alone, so that on a CPU its log-likelihood is bitwise the same in whatever company it is scored.
+
+    `pairs_asked`, `pairs_scored` and `forwards` count since the start; what the cache knows is not scored.
     """
 
     model: Any
-    fingerprint: str  # of the weights and of what the model reads: equal fingerprints, equal log-likelihoods
+    fingerprint: str  # of all that the log-likelihoods depend on, but for the store
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache: LoglikCache | None) -> None:
         self.tokenizer = tokenizer
         self.scoring = scoring
+        self.cache, self._cached = cache, ""
+        self.pairs_asked = self.pairs_scored = self.forwards = 0
         self.prompt = Prompt(scoring.template, tokenizer)
         self.device = torch.device("cpu")
 
@@ -73,78 +81,115 @@ class CausalScorer:
 
     def use(self, model: Any, store: Store) -> None:
         """Score with this model from now on."""
-        self.longest = longest_sequence(self.prompt, self.scoring, store)
+        self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_target
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.most_tokens = positions or np.iinfo(np.int64).max
         require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
                 self.scoring.max_passage_tokens, f"with template, context and target a sequence has up to "
                 f"{self.longest} tokens, but the model reads {positions}")  # fmt: skip
         self.model = model.eval().requires_grad_(False)
         self.keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.weights_fingerprint = fingerprint(_checksums(self.model))
         self.to(self.device)
-        settings = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
-        self.fingerprint = fingerprint([_checksums(self.model), *settings, self.scoring.max_passage_tokens])
 
     def to(self, device: torch.device | str) -> "CausalScorer":
         """Move to the device, in the type and with the compilation that suit it."""
         self.device = torch.device(device)
         if not hasattr(self, "model"):
             return self
-        self.model.to(self.device, weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device))
+        dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
+        self.model.to(self.device, dtype)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
         self._compiled = torch.compile(self._pair_loglik, dynamic=True) if self.compiles else self._pair_loglik
+        reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
+        how = [str(dtype), self.device.type, self.compiles, torch.__version__]
+        self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
         return self
 
     def token_embeddings(self) -> Tensor:
         """(V, D) float32, a copy of the input embeddings on the CPU."""
         return self.model.get_input_embeddings().weight.detach().to("cpu", torch.float32, copy=True)
 
-    @torch.no_grad()
     def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
         """loglik_BK, float32: log p(target | passage, context) in nats, summed over the target's tokens.
 
         Candidate id -1 is the null passage: the model reads the context alone.
         """
-        sequences, targets = self._sequences(store, window_ids_B, candidate_ids_BK)
-        loglik_P = torch.empty(len(sequences), dtype=torch.float32, device=self.device)
-        for pairs in self._forwards(np.array([len(sequence) for sequence in sequences])):
-            batch = self._pad([sequences[pair] for pair in pairs], [targets[pair] for pair in pairs])
-            # One row alone would be compiled a second time: inductor treats a size of 1 as a constant.
-            score = self._compiled if len(pairs) > 1 else self._pair_loglik
-            loglik_P[torch.from_numpy(pairs).to(self.device)] = score(*(part.to(self.device) for part in batch))
-        return loglik_P.view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
+        passages_P = candidate_ids_BK.flatten().cpu().numpy()
+        windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
+        self.pairs_asked += len(passages_P)
+        if self.cache is None:
+            loglik_P = self._score(store, windows_P, passages_P)
+        else:
+            loglik_P = self._open_cache(store).find(windows_P, passages_P)
+            new = np.flatnonzero(np.isnan(loglik_P))
+            loglik_P[new] = self._score(store, windows_P[new], passages_P[new])
+            self.cache.add(windows_P[new], passages_P[new], loglik_P[new])
+        return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
 
-    def _sequences(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[list, list[int]]:
+    def _open_cache(self, store: Store) -> LoglikCache:
+        assert self.cache is not None
+        scope = f"{self.fingerprint}-{store.hash}"
+        if scope != self._cached:
+            self.cache.open(scope)
+            self._cached = scope
+        return self.cache
+
+    @torch.no_grad()
+    def _score(self, store: Store, windows_P: np.ndarray, passages_P: np.ndarray) -> np.ndarray:
+        """loglik_P float32, by forwards of the model."""
+        sequences, targets = self._sequences(store, windows_P, passages_P)
+        if not sequences:
+            return np.empty(0, dtype=np.float32)
+        order, scores = [], []
+        for pairs in self._forwards(np.array([len(sequence) for sequence in sequences])):
+            # One row alone would be compiled a second time: inductor treats a size of 1 as a constant.
+            rows = pairs if len(pairs) > 1 else pairs.repeat(2)
+            batch = self._pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
+            order.append(pairs)
+            scores.append(self._compiled(*(part.to(self.device) for part in batch))[: len(pairs)])
+        self.forwards += len(scores)
+        self.pairs_scored += len(sequences)
+        loglik_P = np.empty(len(sequences), dtype=np.float32)
+        loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
+        return loglik_P
+
+    def _sequences(self, store: Store, windows_P: np.ndarray, passages_P: np.ndarray) -> tuple[list, list[int]]:
         """(token ids of each pair, how many of them are target)"""
         sequences, targets = [], []
         nothing = np.empty(0, dtype=np.int64)
-        for window, candidates_K in zip(window_ids_B.tolist(), candidate_ids_BK.tolist(), strict=True):
+        for window, passage in zip(windows_P.tolist(), passages_P.tolist(), strict=True):
             context, target = store.window_tokens(window, SCORER)
-            for candidate in candidates_K:
-                passage = store.passage_tokens(candidate, SCORER) if candidate >= 0 else nothing
-                sequences.append(self.prompt.join(passage[: self.scoring.max_passage_tokens], context, target))
-                targets.append(len(target))
+            tokens = store.passage_tokens(passage, SCORER) if passage >= 0 else nothing
+            sequences.append(self.prompt.join(tokens[: self.scoring.max_passage_tokens], context, target))
+            targets.append(len(target))
         return sequences, targets
 
-    def _forwards(self, lengths_P: np.ndarray) -> list[np.ndarray]:
-        """Pairs by descending length, cut so that rows × longest stays within the token budget."""
+    def _forwards(self, lengths_P: np.ndarray) -> Iterator[np.ndarray]:
+        """Pairs that are padded to the same number of tokens, as many at a time as the token budget allows."""
         budget = self.scoring.tokens_per_forward
         tokens = TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
-        order = np.argsort(-lengths_P, kind="stable")
-        forwards, start = [], 0
-        while start < len(order):
-            rows = max(1, tokens // int(lengths_P[order[start]]))
-            forwards.append(order[start : start + rows])
-            start += rows
-        return forwards
+        padded_P = self._padded(lengths_P)
+        for length in np.unique(padded_P):
+            pairs = np.flatnonzero(padded_P == length)
+            rows = max(1, tokens // int(length))
+            for start in range(0, len(pairs), rows):
+                yield pairs[start : start + rows]
+
+    def _padded(self, lengths_P: np.ndarray) -> np.ndarray:
+        return np.minimum(-(-lengths_P // PAD_TO) * PAD_TO, self.most_tokens)
 
     def _pad(self, sequences: list[np.ndarray], targets: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids_PT, rows_R whose logits predict a target token of any pair, labels_PR with NO_TARGET elsewhere)"""
+        """(ids_PT, rows_R whose logits predict a target token of any pair, labels_PR with NO_TARGET elsewhere)
+
+        R follows from T: a product of matrices of another size could sum in another order.
+        """
         ends_P = np.array([len(sequence) for sequence in sequences])
         starts_P = ends_P - np.array(targets)
-        ids_PT = np.zeros((len(sequences), ends_P.max()), dtype=np.int64)
+        ids_PT = np.zeros((len(sequences), self._padded(ends_P).max()), dtype=np.int64)
         for row, sequence in zip(ids_PT, sequences, strict=True):
             row[: len(sequence)] = sequence
-        columns_R = np.arange(starts_P.min(), ends_P.max())
+        columns_R = np.arange(max(1, ids_PT.shape[1] - PAD_TO + 1 - self.longest_target), ids_PT.shape[1])
         is_target_PR = (columns_R >= starts_P[:, None]) & (columns_R < ends_P[:, None])
         labels_PR = np.where(is_target_PR, ids_PT[:, columns_R], NO_TARGET)
         return torch.from_numpy(ids_PT), torch.from_numpy(columns_R - 1), torch.from_numpy(labels_PR)
@@ -162,8 +207,8 @@ class CausalScorer:
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store) -> int:
     """Tokens of the longest sequence that any window and passage of the store make."""
-    _, context, _, target = store.manifest["lengths"]
-    return prompt.overhead + scoring.max_passage_tokens + context + target
+    _, context, _, _ = store.manifest["lengths"]
+    return prompt.overhead + scoring.max_passage_tokens + context + store.longest_target
 
 
 def _checksums(model: Any) -> list[int]:

@@ -13,6 +13,7 @@ from dream.errors import ConfigError
 from dream.files import alone, fingerprint, new_directory, usable, write_json
 from dream.runtime import say
 from dream.scorers.base import CausalScorer, Scoring, longest_sequence
+from dream.scorers.cache import LoglikCache
 from dream.scorers.copy_curriculum import CopyCurriculum
 from dream.scorers.gain import measure_gain
 from dream.scorers.lm_module import Training, train
@@ -37,11 +38,15 @@ class ScratchScorer(CausalScorer):
         scoring: Mapping[str, Any],
         data_dir: str,
         seed: int,
+        cache: bool,
+        cache_dir: str,
+        cache_megabytes: int,
     ) -> None:
         self.corpus, self.architecture, self.seed = corpus, dict(architecture), seed
         self.training, self.data_dir = Training(**training), Path(data_dir)
         path = open_or_train_tokenizer(self.data_dir / "tokenizers", corpus, **tokenizer)
-        super().__init__(PreTrainedTokenizerFast.from_pretrained(path), Scoring(**scoring))
+        kept = LoglikCache(Path(cache_dir), cache_megabytes) if cache else None
+        super().__init__(PreTrainedTokenizerFast.from_pretrained(path), Scoring(**scoring), kept)
 
     def folder(self, store: Store) -> Path:
         """Where the weights for this store and these settings are kept."""

@@ -51,6 +51,11 @@ class Store:
     def __reduce__(self):
         return Store, (self.path,)
 
+    @property
+    def longest_target(self) -> int:
+        """Scorer tokens."""
+        return self.manifest["lengths"][3]
+
     @cached_property
     def texts(self) -> Strings:
         return Strings(self.path / "texts.bin", self._map("text_ends", np.dtype("<i8")))
