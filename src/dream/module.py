@@ -106,6 +106,18 @@ class RetrieverModule(L.LightningModule):
         schedule = self.make_schedule(optimizer, max_steps=self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's own, which refuses fused optimizers."""
+        if gradient_clip_val:
+            by_value = gradient_clip_algorithm == "value"
+            clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+            clip(self.encoder.parameters(), gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         before, known = time.perf_counter(), sum(self.timer.seconds.values())
         super().optimizer_step(*args, **kwargs)
