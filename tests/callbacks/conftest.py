@@ -1,17 +1,22 @@
 """A module as small as the callbacks allow: a real encoder and index, trained on window ids."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
 
+from dream import runs
+from dream.assembly import assemble, retriever
 from dream.batch import TokenBatch, WindowBatch
 from dream.encoders.static import StaticEncoder
 from dream.indexes.generation import IndexHandle
 from dream.indexes.torch import TorchIndex
+from dream.runtime import CONFIG_DIR
 from dream.store.ragged import pad_tokens
 
 BATCH, CANDIDATES = 4, 3
@@ -96,6 +101,39 @@ def train(store, tokenizer):
             **(quiet | options),
         )
         trainer.fit(module, ckpt_path=ckpt)
+        return module, trainer
+
+    return train
+
+
+TINY_RUN = [
+    "corpus=jsonl", "corpus.text_fields=[text]", "scorer=hf", "scorer.scoring.compile=false",
+    "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6", "data.target_tokens=8",
+    "candidates.k=4", "candidates.scored_windows=3", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu", "callbacks.refresh.every_n_steps=5", "callbacks.last_checkpoint.every_n_train_steps=2",
+    "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.supervision=null",
+    "callbacks.graceful_stop=null", "callbacks.guards.steps=4", "logger=csv",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train_retriever(corpus_folder, llama_folder, tmp_path):
+    """train_retriever(run, *overrides, disturb, ckpt) → (module, trainer): RetrieverModule with all its real parts.
+
+    `disturb(module)` may break something before training begins.
+    """
+
+    def train(run: str, *overrides: str, disturb: Callable = lambda module: None, ckpt: Path | None = None):
+        paths = [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"scorer.name={llama_folder}",
+                 f"paths.data={tmp_path / 'data'}", f"paths.run={tmp_path / run}"]  # fmt: skip
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = compose("train", [*TINY_RUN, *paths, *overrides])
+        L.seed_everything(0, verbose=False)
+        parts = assemble(cfg)
+        module = retriever(cfg, parts)
+        trainer = runs.trainer(cfg, parts.corpus)
+        disturb(module)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt, weights_only=True)
         return module, trainer
 
     return train
