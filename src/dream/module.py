@@ -45,7 +45,7 @@ class RetrieverModule(L.LightningModule):
         self._clock = self._batch_ended = time.perf_counter()
 
     def training_step(self, windows: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
-        """One step. What it returns beside the loss feeds the monitor and the guards, which see it before the update."""
+        """One step. What it returns beside the loss feeds the monitor, and the guards before the update."""
         with self.timer("encode"):
             query_BD = self.encoder(windows.context, "query")
         candidates, continuation_sim_BB = None, None

@@ -108,11 +108,12 @@ def train(store, tokenizer):
 
 TINY_RUN = [
     "corpus=jsonl", "corpus.text_fields=[text]", "scorer=hf", "scorer.scoring.compile=false",
-    "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6", "data.target_tokens=8",
-    "candidates.k=4", "candidates.scored_windows=3", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
-    "trainer.accelerator=cpu", "callbacks.refresh.every_n_steps=5", "callbacks.last_checkpoint.every_n_train_steps=2",
-    "callbacks.progress=null", "+trainer.enable_progress_bar=false", "callbacks.supervision=null",
-    "callbacks.graceful_stop=null", "callbacks.guards.steps=4", "logger=csv",
+    "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12",
+    "data.min_context_tokens=6", "data.target_tokens=8", "candidates.k=4", "candidates.scored_windows=3",
+    "trainer.max_steps=12", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
+    "+trainer.enable_progress_bar=false", "callbacks.refresh.every_n_steps=5", "callbacks.progress=null",
+    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.supervision=null", "callbacks.graceful_stop=null",
+    "callbacks.guards.steps=4", "logger=csv",
 ]  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def test_an_encoder_with_a_broken_weight(stop, objective):
         module.encoder.register_forward_pre_hook(break_at_step)
 
     options = [f"objective={objective}", "trainer.max_steps=60", "callbacks.refresh.every_n_steps=0",
-               "callbacks.evaluation=null", "optimizer.optimizer.lr=0.25", "callbacks.last_checkpoint=null"]  # fmt: skip
+               "optimizer.optimizer.lr=0.25", "callbacks.last_checkpoint=null"]  # fmt: skip
     message, report, module = stop(*options, disturb=break_one_token)
     assert message.startswith("optimizer.optimizer.lr=0.25: training has diverged, encoder.table_VD")
     assert report["step"] >= 3

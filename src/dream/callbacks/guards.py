@@ -120,8 +120,8 @@ class LearningGuards(L.Callback):
             if mean["gain"] <= self.gain:
                 self._warn(trainer, "no_gain",
                            f"train/gain {over} is {mean['gain']:.4f} nats a target token: the language model hardly "
-                           "reads its candidates; take a better scorer, pretrain it longer (scorer.training.max_steps), "
-                           "or bring it candidates worth reading (candidates=bm25)")  # fmt: skip
+                           "reads its candidates; take a better scorer, pretrain it longer "
+                           "(scorer.training.max_steps), or bring it better candidates (candidates=bm25)")  # fmt: skip
 
     def _judge_spread(self, trainer: L.Trainer, pl_module: Any, of: str, cosine: float) -> None:
         """Warn where embeddings have (nearly) one direction. An encoder may start narrow, so its start counts, too."""
@@ -143,8 +143,8 @@ class LearningGuards(L.Callback):
         pl_module.log("train/popular_share", share)
         if share >= self.popular_share and len(self._recent.get("entropy", [])) == self.steps:
             self._warn(trainer, "popular_candidates",
-                       f"the {self.popular_fraction:.0%} of passages that are most often candidates make {share:.0%} of "
-                       f"all candidates (passage {int(self._proposed_N.argmax())} above all): mend the corpus "
+                       f"the {self.popular_fraction:.0%} of passages that are most often candidates make {share:.0%} "
+                       f"of all candidates (passage {int(self._proposed_N.argmax())} above all): mend the corpus "
                        "(boilerplate, near-copies; corpus.deduplicate=true), or raise the share of random candidates "
                        "(candidates.schedule.random)")  # fmt: skip
 
