@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from dream import runs
@@ -118,17 +119,34 @@ TINY_RUN = [
 
 
 @pytest.fixture
-def train_retriever(corpus_folder, llama_folder, tmp_path):
-    """train_retriever(run, *overrides, disturb, ckpt) → (module, trainer): RetrieverModule with all its real parts.
+def tiny_overrides(corpus_folder, llama_folder, tmp_path):
+    """tiny_overrides(run) → the command line of a run of RetrieverModule with all its real parts"""
 
-    `disturb(module)` may break something before training begins.
-    """
+    def make(run: str) -> list[str]:
+        inputs = [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"scorer.name={llama_folder}"]
+        outputs = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path}", f"paths.run={tmp_path / run}"]
+        return [*TINY_RUN, *inputs, *outputs]
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(tiny_overrides):
+    """tiny_config(run, *overrides) → the config of a tiny run"""
+
+    def make(run: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("train", [*tiny_overrides(run), *overrides])
+
+    return make
+
+
+@pytest.fixture
+def train_retriever(tiny_config):
+    """train_retriever(run, *overrides, disturb, ckpt) → (module, trainer); `disturb(module)` comes before training."""
 
     def train(run: str, *overrides: str, disturb: Callable = lambda module: None, ckpt: Path | None = None):
-        paths = [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"scorer.name={llama_folder}",
-                 f"paths.data={tmp_path / 'data'}", f"paths.run={tmp_path / run}"]  # fmt: skip
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            cfg = compose("train", [*TINY_RUN, *paths, *overrides])
+        cfg = tiny_config(run, *overrides)
         L.seed_everything(0, verbose=False)
         parts = assemble(cfg)
         module = retriever(cfg, parts)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,12 @@ from dream.store.store import ENCODER, SCORER
 
 @pytest.fixture
 def stop(train_retriever, tmp_path):
-    """stop(*overrides, disturb) → (message, report, module) of a run that must stop without taking its last step."""
+    """stop(*overrides, disturb, taken) → (message, report, module) of a run that must stop.
 
-    def run(*overrides: str, disturb=lambda module: None) -> tuple[str, dict[str, Any], Any]:
+    Unless the last step was `taken`, the encoder's weights are bitwise those before it.
+    """
+
+    def run(*overrides: str, disturb=lambda module: None, taken=False) -> tuple[str, dict[str, Any], Any]:
         before, modules = {}, []
 
         def prepare(module: Any) -> None:
@@ -34,7 +39,8 @@ def stop(train_retriever, tmp_path):
         with pytest.raises(NumericalError) as error:
             train_retriever("run", *overrides, disturb=prepare)
         weights = modules[0].encoder.state_dict()
-        assert all(torch.equal(weights[name], before[name]) or not weights[name].isfinite().all() for name in weights)
+        same = all(torch.equal(weights[name].nan_to_num(), before[name].nan_to_num()) for name in weights)
+        assert same is not taken
         message, file = str(error.value), tmp_path / "run" / "non_finite.json"
         assert "\n" not in message
         assert str(file) in message
@@ -120,13 +126,15 @@ def test_an_encoder_with_a_broken_weight(stop, objective):
 
     def break_one_token(module: Any) -> None:
         tokens.append(rarest_token(module.store, ENCODER))
+        start_batch = module.on_train_batch_start
 
-        def break_at_step(*_: Any) -> None:
+        def break_at_step_3(*arguments: Any) -> None:
+            start_batch(*arguments)
             if module.global_step == 3:
                 with torch.no_grad():
                     module.encoder.table_VD[tokens[0]] = math.nan
 
-        module.encoder.register_forward_pre_hook(break_at_step)
+        module.on_train_batch_start = break_at_step_3
 
     options = [f"objective={objective}", "trainer.max_steps=60", "callbacks.refresh.every_n_steps=0",
                "optimizer.optimizer.lr=0.25", "callbacks.last_checkpoint=null"]  # fmt: skip
@@ -165,20 +173,30 @@ def test_weights_that_a_step_broke_reach_no_checkpoint(stop, tmp_path):
     def break_weights(module: Any) -> None:
         take_step = module.optimizer_step
 
-        def break_after_step_3(*arguments: Any, **options: Any) -> None:
+        def break_in_step_4(*arguments: Any, **options: Any) -> None:
             take_step(*arguments, **options)
-            if module.global_step == 4:
+            if module.global_step == 3:
                 with torch.no_grad():
                     module.encoder.weight_V[0] = math.inf
 
-        module.optimizer_step = break_after_step_3
+        module.optimizer_step = break_in_step_4
 
-    message, report, _ = stop(disturb=break_weights)
+    message, report, _ = stop(disturb=break_weights, taken=True)
     assert "encoder.weight_V" in message
     assert report["step"] == 4
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+def test_the_person_at_the_terminal_sees_one_line(tiny_overrides, tmp_path):
+    command = [sys.executable, "-m", "dream.train", *tiny_overrides("run"), "objective.temperature=1e-44"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: objective.temperature=1e-44: the loss is nan")
+    assert str(tmp_path / "run" / "non_finite.json") in last
 
 
 def test_a_healthy_run_reports_nothing(train_retriever, tmp_path):

@@ -89,14 +89,18 @@ class LearningGuards(L.Callback):
         self._look_at_index(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: dict[str, Tensor], batch: WindowBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: WindowBatch, batch_idx: int
     ) -> None:
+        logs = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         seen = {"query_cosine": mean_cosine(outputs["query_BD"])}
-        pl_module.log("train/query_cosine", seen["query_cosine"])
+        if logs:
+            pl_module.log("train/query_cosine", seen["query_cosine"])
         if "posterior_SK" in outputs:
             seen["entropy"] = relative_entropy(outputs["posterior_SK"])
             seen["gain"] = outputs["gain_S"].mean()
-            self._count(trainer, pl_module, outputs["candidate_ids_SK"].cpu())
+            self._count(pl_module, outputs["candidate_ids_SK"].cpu())
+            if logs:
+                self._judge_popularity(trainer, pl_module)
         values = torch.stack([value.float() for value in seen.values()]).tolist()  # one wait for the device
         for name, value in zip(seen, values, strict=True):
             self._recent[name] = [*self._recent.get(name, []), value][-self.steps :]
@@ -131,14 +135,14 @@ class LearningGuards(L.Callback):
                        f"the mean cosine of two {of} embeddings is {cosine:.3f} ({first:.3f} at the start): all point "
                        f"the same way; {_against_collapse(trainer, pl_module)}")  # fmt: skip
 
-    def _count(self, trainer: L.Trainer, pl_module: Any, ids_SK: Tensor) -> None:
-        """Count the candidates; now and then, compare what the most popular of them take."""
+    def _count(self, pl_module: Any, ids_SK: Tensor) -> None:
         if self._proposed_N is None:
             self._proposed_N = torch.zeros(len(pl_module.store.passages), dtype=torch.int32)
         ids = ids_SK[ids_SK >= 0]
         self._proposed_N.index_add_(0, ids, torch.ones(len(ids), dtype=torch.int32))
-        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
+
+    def _judge_popularity(self, trainer: L.Trainer, pl_module: Any) -> None:
+        assert self._proposed_N is not None
         share = popular_share(self._proposed_N, self.popular_fraction)
         pl_module.log("train/popular_share", share)
         if share >= self.popular_share and len(self._recent.get("entropy", [])) == self.steps:
@@ -206,9 +210,10 @@ def popular_share(proposed_N: Tensor, fraction: float) -> float:
     While there were fewer candidates than the corpus has passages, `fraction` of the candidates: otherwise the most
     popular of a large corpus would have room for all of them.
     """
-    candidates = int(proposed_N.sum())
+    times_U = proposed_N[proposed_N > 0]
+    candidates = int(times_U.sum())
     popular = math.ceil(fraction * min(len(proposed_N), candidates))
-    return int(proposed_N.topk(popular).values.sum()) / candidates
+    return int(times_U.topk(min(popular, len(times_U))).values.sum()) / candidates
 
 
 def _against_collapse(trainer: L.Trainer, pl_module: Any) -> str:
