@@ -67,8 +67,8 @@ class LearningGuards(L.Callback):
         self._proposed_N: Tensor | None = None  # int32: how often each passage was a candidate, 4 bytes a passage
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"warnings": self.warnings, "recent": self._recent, "first": self._first}
-        state |= {"generation": self._generation}
+        state: dict[str, Any] = {"warnings": dict(self.warnings), "recent": dict(self._recent)}
+        state |= {"first": dict(self._first), "generation": self._generation}
         if self._proposed_N is not None:
             ids = self._proposed_N.nonzero()[:, 0]
             state["proposed"] = {"passages": len(self._proposed_N), "ids": ids, "times": self._proposed_N[ids]}
@@ -116,11 +116,13 @@ class LearningGuards(L.Callback):
             temperature = f"objective.lm_temperature={pl_module.objective.lm_temperature}"
             posterior = f"the LM posterior's entropy {over} is {mean['entropy']:.3f} of ln K"
             if mean["entropy"] >= self.uniform_entropy:
-                self._warn(trainer, "uniform_posterior", f"{posterior}: it prefers no candidate; lower {temperature}")
-            if mean["entropy"] <= self.one_hot_entropy:
-                self._warn(
-                    trainer, "one_hot_posterior", f"{posterior}: it sees one candidate only; raise {temperature}"
+                remedy = (
+                    f"lower {temperature}, unless train/gain ({mean['gain']:.4f}) is about 0: the scorer is at fault"
                 )
+                self._warn(trainer, "uniform_posterior", f"{posterior}: it prefers no candidate; {remedy}")
+            if mean["entropy"] <= self.one_hot_entropy:
+                remedy = f"raise {temperature}"
+                self._warn(trainer, "one_hot_posterior", f"{posterior}: it sees one candidate only; {remedy}")
             if mean["gain"] <= self.gain:
                 self._warn(trainer, "no_gain",
                            f"train/gain {over} is {mean['gain']:.4f} nats a target token: the language model hardly "
@@ -183,7 +185,8 @@ class LearningGuards(L.Callback):
 
 def warnings_of(trainer: L.Trainer) -> list[str]:
     """What the guards of a run told, one line each, in the order in which they told it."""
-    guards = [callback for callback in trainer.callbacks if isinstance(callback, LearningGuards)]  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    guards = [callback for callback in callbacks if isinstance(callback, LearningGuards)]
     return [line for guard in guards for line in guard.warnings.values()]
 
 
@@ -218,5 +221,8 @@ def popular_share(proposed_N: Tensor, fraction: float) -> float:
 
 def _against_collapse(trainer: L.Trainer, pl_module: Any) -> str:
     group = trainer.optimizers[0].param_groups[0]
-    return (f"lower optimizer.optimizer.lr={group.get('initial_lr', group['lr'])}, or give the loss more to tell apart "
-            "(objective.in_batch=true, a larger data.batch_size)")  # fmt: skip
+    narrow = not getattr(pl_module.objective, "in_batch", True)
+    more = "objective.in_batch=true" if narrow else "a larger data.batch_size"
+    return (
+        f"lower optimizer.optimizer.lr={group.get('initial_lr', group['lr'])}, or let texts repel more others: {more}"
+    )

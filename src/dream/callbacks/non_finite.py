@@ -40,6 +40,8 @@ class NonFiniteGuard(L.Callback):
         sums = torch.stack([pl_module.outputs[name].sum() for name in LOOKED_AT if name in pl_module.outputs])
         finite = bool(sums.sum().isfinite())  # one wait for the device
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
+            if finite:
+                raise NumericalError("another process of this run met numbers that are not finite: see its message")
             raise self._stop(trainer, pl_module, _cause_in_forward(pl_module), {})
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -56,7 +58,8 @@ class NonFiniteGuard(L.Callback):
             raise self._stop(trainer, pl_module, cause, {"gradient_norm": str(norm.item()), "parameters": broken})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        broken = [name for name, weight in checkpoint["state_dict"].items() if not _is_finite(weight)]
+        weights = {name: weight for name, weight in checkpoint["state_dict"].items() if isinstance(weight, Tensor)}
+        broken = [name for name, weight in weights.items() if not _is_finite(weight)]
         if broken:
             cause = _cause_in_weights(pl_module, broken)
             raise self._stop(trainer, pl_module, cause, {"parameters": broken})
@@ -76,7 +79,7 @@ class NonFiniteGuard(L.Callback):
             }
         write_json(self.report, told)
         return NumericalError(f"{cause}. Stopped before step {trainer.global_step + 1}; its windows and candidates are "
-                              f"in {self.report}, the last checkpoint is good")  # fmt: skip
+                              f"in {self.report}; all checkpoints hold good weights")  # fmt: skip
 
     def _window(self, pl_module: Any, ids_B: Tensor, row: int) -> dict[str, Any]:
         store: Store = pl_module.store
