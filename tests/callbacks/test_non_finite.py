@@ -169,6 +169,14 @@ def test_a_gradient_that_is_not_finite(stop):
     assert math.isfinite(report["loss"])
 
 
+def test_weights_that_have_grown_out_of_range(stop):
+    """After a step of this size the weights are finite still, but no longer their squares."""
+    message, report, _ = stop("optimizer.optimizer.lr=1e38")
+    assert message.startswith("optimizer.optimizer.lr=1e+38: the encoder, whose largest weight is ")
+    assert report["step"] == 1
+    assert len(report["broken_window_ids"]) == 8
+
+
 def test_weights_that_a_step_broke_reach_no_checkpoint(stop, tmp_path):
     def break_weights(module: Any) -> None:
         take_step = module.optimizer_step

@@ -79,7 +79,7 @@ class NonFiniteGuard(L.Callback):
             }
         write_json(self.report, told)
         return NumericalError(f"{cause}. Stopped before step {trainer.global_step + 1}; its windows and candidates are "
-                              f"in {self.report}; all checkpoints hold good weights")  # fmt: skip
+                              f"in {self.report}; all checkpoints hold finite weights")  # fmt: skip
 
     def _window(self, pl_module: Any, ids_B: Tensor, row: int) -> dict[str, Any]:
         store: Store = pl_module.store
@@ -112,8 +112,7 @@ def _cause_in_forward(pl_module: Any) -> str:
         return _cause_in_weights(pl_module, broken)
     for name in ("query_BD", "sim_SK"):
         if not _is_finite(outputs.get(name)):
-            return (f"trainer.precision={pl_module.trainer.precision}: the encoder, whose weights are finite, gives "
-                    f"{_values(outputs[name])} in its {LOOKED_AT[name]}; choose 32-true")  # fmt: skip
+            return _cause_in_encoder(pl_module, f"{_values(outputs[name])} as {LOOKED_AT[name]}")
     return (f"objective.temperature={pl_module.objective.temperature}: the loss is {outputs['loss'].item()}; raise it, "
             "or mend the objective or the encoder's embedding of the continuations")  # fmt: skip
 
@@ -126,6 +125,15 @@ def _cause_in_scorer(scorer: Any, values: str) -> str:
         why = f"because its weights are not finite ({', '.join(broken[:3])})" if broken else "although it is in float32"
         return f"scorer.name={getattr(scorer, 'name', type(scorer).__name__)}: {says}, {why}; take another model"
     return f"scorer.scoring.dtype={str(dtype).removeprefix('torch.')}: {says}; choose float32, or another model"
+
+
+def _cause_in_encoder(pl_module: Any, gives: str) -> str:
+    """Finite weights and a broken result: in full precision they have grown too large, else perhaps its range ends."""
+    largest = max(weight.abs().max().item() for weight in pl_module.parameters())
+    says = f"the encoder, whose largest weight is {largest:.2g}, gives {gives}"
+    if (precision := str(pl_module.trainer.precision)).startswith(("32", "64")):
+        return f"optimizer.optimizer.lr={_learning_rate(pl_module.trainer.optimizers[0])}: {says}; lower it"
+    return f"trainer.precision={precision}: {says}; choose 32-true"
 
 
 def _cause_in_weights(pl_module: Any, broken: list[str]) -> str:
