@@ -22,6 +22,10 @@ class DamageError(DataError):
     """A file that this project wrote is not what was written: cut short, changed or missing. Names the file."""
 
 
+class NumericalError(DreamError):
+    """Numbers that are not finite where training needs them. Names the key to change, the value and the file."""
+
+
 def require(holds: bool, key: str, value: Any, remedy: str) -> None:
     """Raise `ConfigError` unless the condition holds."""
     if not holds:

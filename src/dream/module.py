@@ -41,11 +41,12 @@ class RetrieverModule(L.LightningModule):
         self.scorer, self.objective, self.candidates = scorer, objective, candidates
         self.index, self.store = index, store
         self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
+        self.outputs: dict[str, Tensor] = {}  # of the last training step
         self.timer = Timer()
         self._clock = self._batch_ended = time.perf_counter()
 
     def training_step(self, windows: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
-        """One step. What it returns beside the loss feeds the supervision monitor."""
+        """One step. What it returns beside the loss feeds the monitor, and the guards before the update."""
         with self.timer("encode"):
             query_BD = self.encoder(windows.context, "query")
         candidates, continuation_sim_BB = None, None
@@ -64,10 +65,10 @@ class RetrieverModule(L.LightningModule):
         same_document_BB = windows.document_ids_B[:, None] == windows.document_ids_B
         loss = self.objective(Evidence(same_document_BB, candidates, continuation_sim_BB))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(windows))
-        outputs = {"loss": loss}
+        self.outputs = {"loss": loss, "query_BD": query_BD.detach()}
         if candidates is not None:
-            outputs |= {"candidate_ids_SK": candidate_ids_SK} | self._supervision(scored, candidates)
-        return outputs
+            self.outputs |= {"candidate_ids_SK": candidate_ids_SK} | self._supervision(scored, candidates)
+        return self.outputs
 
     def _compare(
         self, windows: WindowBatch, query_BD: Tensor, candidate_ids_SK: Tensor, loglik_SK: Tensor
@@ -84,7 +85,7 @@ class RetrieverModule(L.LightningModule):
         return Candidates(sim_BU, columns_SK, allowed_BU, loglik_SK)
 
     def _supervision(self, scored: WindowBatch, candidates: Candidates) -> dict[str, Tensor]:
-        """Log how informative the LM is and how well the retriever follows it; both beliefs, for the monitor."""
+        """Log how informative the LM is and how well the retriever follows it; both beliefs, for the callbacks."""
         posterior_SK = torch.softmax(candidates.loglik_SK / self.objective.lm_temperature, dim=1)
         retriever_SK = torch.softmax(candidates.sim_SK.detach() / self.objective.temperature, dim=1)
         ranges = self.store.windows["tokens"][scored.window_ids_B.cpu().numpy(), SCORER]
@@ -99,7 +100,8 @@ class RetrieverModule(L.LightningModule):
             "train/gain": gain_S.mean(),
         }
         self.log_dict(metrics, batch_size=len(scored))
-        return {"posterior_SK": posterior_SK, "retriever_SK": retriever_SK}
+        seen = {"loglik_SK": candidates.loglik_SK, "sim_SK": candidates.sim_SK.detach(), "gain_S": gain_S}
+        return seen | {"posterior_SK": posterior_SK, "retriever_SK": retriever_SK}
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())

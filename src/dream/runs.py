@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dream import rundir
 from dream.assembly import Parts
+from dream.callbacks.guards import warnings_of
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.errors import ConfigError, DataError
@@ -194,6 +195,7 @@ def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparis
         "seed": cfg.seed,
         "store": parts.store.hash,
         "python": platform.python_version(),
+        "warnings": warnings_of(trainer),
     }
     summary |= {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
     write_json(run.folder / "summary.json", summary)

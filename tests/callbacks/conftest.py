@@ -1,17 +1,23 @@
 """A module as small as the callbacks allow: a real encoder and index, trained on window ids."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+from dream import runs
+from dream.assembly import assemble, retriever
 from dream.batch import TokenBatch, WindowBatch
 from dream.encoders.static import StaticEncoder
 from dream.indexes.generation import IndexHandle
 from dream.indexes.torch import TorchIndex
+from dream.runtime import CONFIG_DIR
 from dream.store.ragged import pad_tokens
 
 BATCH, CANDIDATES = 4, 3
@@ -96,6 +102,57 @@ def train(store, tokenizer):
             **(quiet | options),
         )
         trainer.fit(module, ckpt_path=ckpt)
+        return module, trainer
+
+    return train
+
+
+TINY_RUN = [
+    "corpus=jsonl", "corpus.text_fields=[text]", "scorer=hf", "scorer.scoring.compile=false",
+    "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12",
+    "data.min_context_tokens=6", "data.target_tokens=8", "candidates.k=4", "candidates.scored_windows=3",
+    "trainer.max_steps=12", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
+    "+trainer.enable_progress_bar=false", "callbacks.refresh.every_n_steps=5", "callbacks.progress=null",
+    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.supervision=null", "callbacks.graceful_stop=null",
+    "callbacks.guards.steps=4", "logger=csv",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_overrides(corpus_folder, llama_folder, tmp_path):
+    """tiny_overrides(run) → the command line of a run of RetrieverModule with all its real parts"""
+
+    def make(run: str) -> list[str]:
+        inputs = [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"scorer.name={llama_folder}"]
+        outputs = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path}", f"paths.run={tmp_path / run}"]
+        return [*TINY_RUN, *inputs, *outputs]
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(tiny_overrides):
+    """tiny_config(run, *overrides) → the config of a tiny run"""
+
+    def make(run: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("train", [*tiny_overrides(run), *overrides])
+
+    return make
+
+
+@pytest.fixture
+def train_retriever(tiny_config):
+    """train_retriever(run, *overrides, disturb, ckpt) → (module, trainer); `disturb(module)` comes before training."""
+
+    def train(run: str, *overrides: str, disturb: Callable = lambda module: None, ckpt: Path | None = None):
+        cfg = tiny_config(run, *overrides)
+        L.seed_everything(0, verbose=False)
+        parts = assemble(cfg)
+        module = retriever(cfg, parts)
+        trainer = runs.trainer(cfg, parts.corpus)
+        disturb(module)
+        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt, weights_only=True)
         return module, trainer
 
     return train
