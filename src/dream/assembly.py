@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from dream.corpora.base import Corpus
 from dream.datamodule import WindowDataModule
 from dream.encoders.base import Encoder
+from dream.errors import require
 from dream.indexes.generation import IndexHandle
 from dream.module import RetrieverModule
 from dream.store.store import Store
@@ -47,6 +48,13 @@ def retriever(cfg: DictConfig, parts: Parts) -> RetrieverModule:
     index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / "index")
     candidates = instantiate(cfg.candidates)
     if objective.needs_loglik:
+        learns = candidates.scored_windows != 0 or objective.needs_continuation
+        require(
+            learns,
+            "candidates.scored_windows",
+            0,
+            "no window has a target; score some, or give objective.continuation a share",
+        )
         parts.scorer.load(parts.store)
         candidates.prepare(parts.store, index)
     parts.encoder.load(parts.store, parts.scorer)

@@ -1,8 +1,8 @@
 """The records that flow from the store to the objective.
 
-Shape suffixes, here and everywhere: B windows of a step, S those of them that the LM scores, K candidates of a window,
-U distinct candidates of the step, N passages of the corpus, T tokens (padded), D embedding width, V vocabulary,
-Q labelled queries.
+Shape suffixes, here and everywhere: B windows of a step, S those of them that the LM scores, P those that have
+candidates, K candidates of a window, U distinct candidates of the step, N passages of the corpus, T tokens (padded),
+D embedding width, V vocabulary, Q labelled queries.
 """
 
 from dataclasses import dataclass

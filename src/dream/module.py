@@ -51,14 +51,15 @@ class RetrieverModule(L.LightningModule):
             query_BD = self.encoder(windows.context, "query")
         candidates, continuation_sim_BB = None, None
         if self.objective.needs_loglik:
-            scored = windows.head(self.candidates.scored_windows or len(windows))
+            scored, proposed = (windows.head(count) for count in self.candidates.counts(len(windows)))
             with self.timer("propose"):
-                query_SD = query_BD[: len(scored)].detach()
-                candidate_ids_SK = self.candidates.propose(scored, query_SD, self.global_step)
+                query_PD = query_BD[: len(proposed)].detach()
+                candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step)
+                candidate_ids_SK = candidate_ids_PK[: len(scored)]
             with self.timer("score"):
                 loglik_SK = self.scorer.loglik(self.store, scored.window_ids_B, candidate_ids_SK).to(self.device)
             with self.timer("encode"):
-                candidates = self._compare(windows, query_BD, candidate_ids_SK, loglik_SK)
+                candidates = self._compare(windows, query_BD, candidate_ids_PK, loglik_SK)
         if self.objective.needs_continuation:
             with self.timer("encode"):
                 continuation_sim_BB = query_BD @ self.encoder(windows.continuation, "passage").T
@@ -66,23 +67,23 @@ class RetrieverModule(L.LightningModule):
         loss = self.objective(Evidence(same_document_BB, candidates, continuation_sim_BB))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(windows))
         self.outputs = {"loss": loss, "query_BD": query_BD.detach()}
-        if candidates is not None:
+        if candidates is not None and len(scored):
             self.outputs |= {"candidate_ids_SK": candidate_ids_SK} | self._supervision(scored, candidates)
         return self.outputs
 
     def _compare(
-        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_SK: Tensor, loglik_SK: Tensor
+        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_PK: Tensor, loglik_SK: Tensor
     ) -> Candidates:
         """Similarities with every distinct candidate of the step, from the current encoder: never the index's."""
-        distinct_U, columns_SK = torch.unique(candidate_ids_SK, return_inverse=True)
+        distinct_U, columns_PK = torch.unique(candidate_ids_PK, return_inverse=True)
         passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(self.device)
         sim_BU = query_BD @ self.encoder(passages, "passage").T
         documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.numpy()]).to(self.device)
-        columns_SK = columns_SK.to(self.device)
+        columns_PK = columns_PK.to(self.device)
         allowed_BU = documents_U != windows.document_ids_B[:, None]
         # A window's own candidates stay, whatever the exclusion rule let through.
-        allowed_BU[: len(columns_SK)].scatter_(1, columns_SK, True)
-        return Candidates(sim_BU, columns_SK, allowed_BU, loglik_SK)
+        allowed_BU[: len(columns_PK)].scatter_(1, columns_PK, True)
+        return Candidates(sim_BU, columns_PK[: len(loglik_SK)], allowed_BU, loglik_SK)
 
     def _supervision(self, scored: WindowBatch, candidates: Candidates) -> dict[str, Tensor]:
         """Log how informative the LM is and how well the retriever follows it; both beliefs, for the callbacks."""

@@ -41,7 +41,7 @@ class NoGeneration:
 
 
 def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", seed=7, steps=100):
-    return CandidateMixture(sources, schedule, steps, k, None, exclude, seed)
+    return CandidateMixture(sources, schedule, steps, k, None, False, exclude, seed)
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ class CandidateMixture:
 
     `schedule` gives each source's share at step 0 (`start`) and from step `schedule_steps` on (`end`); shares are
     relative. What a source cannot give is given by the others in their order, then by random passages. Of a step's
-    windows the first `scored_windows` get candidates, or all where it is null.
+    windows the first `scored_windows`, or all where it is null, are scored by the LM; the others get candidates, which
+    are negatives to them, where `hard_negatives` is true.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class CandidateMixture:
         schedule_steps: int,
         k: int,
         scored_windows: int | None,
+        hard_negatives: bool,
         exclude: str,
         seed: int,
     ) -> None:
         require(k >= 2, "candidates.k", k, "choose 2 or more: a posterior over one candidate says nothing")
-        require(scored_windows is None or scored_windows >= 1, "candidates.scored_windows", scored_windows,
-                "null for all windows of a step, or at least 1")  # fmt: skip
+        require(scored_windows is None or scored_windows >= 0, "candidates.scored_windows", scored_windows,
+                "null for all windows of a step, or how many")  # fmt: skip
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
         remedy = "choose 1 or more (it follows trainer.max_steps; give a number where that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
@@ -68,7 +70,7 @@ class CandidateMixture:
             require(total > 0, f"candidates.schedule.*.{end}", total, "at least one share must be above 0")
         self.sources = dict(sources)
         self.schedule = {name: (float(schedule[name]["start"]), float(schedule[name]["end"])) for name in sources}
-        self.scored_windows = scored_windows
+        self.scored_windows, self.hard_negatives = scored_windows, hard_negatives
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
@@ -80,6 +82,11 @@ class CandidateMixture:
         for name, source in self.sources.items():
             if any(self.schedule[name]):
                 source.prepare(store, index)
+
+    def counts(self, windows: int) -> tuple[int, int]:
+        """How many of a step's windows the LM scores, and how many get candidates."""
+        scored = windows if self.scored_windows is None else min(self.scored_windows, windows)
+        return scored, windows if self.hard_negatives else scored
 
     def shares(self, step: int) -> dict[str, float]:
         """Share of each source at this step; they sum to 1."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Candidates:
-    """The U distinct candidates of a step, seen from its B windows. The first S windows brought K of them each."""
+    """The U distinct candidates of a step, seen from its B windows. The LM scored K of them for the first S windows."""
 
     sim_BU: Tensor  # cosine of context b and candidate u by the current encoder, with gradient
     columns_SK: Tensor  # column in U of each of the window's own candidates

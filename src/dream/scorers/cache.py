@@ -175,7 +175,7 @@ def _by_window(windows_P: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(window, positions of its pairs)"""
     order_P = np.argsort(windows_P, kind="stable")
     windows, firsts = np.unique(windows_P[order_P], return_index=True)
-    return zip(windows.tolist(), np.split(order_P, firsts[1:]), strict=True)
+    return zip(windows.tolist(), np.split(order_P, firsts)[1:], strict=True)
 
 
 def _checksum(window: int, passages: bytes, nats: bytes) -> int:
