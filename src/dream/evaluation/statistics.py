@@ -49,19 +49,20 @@ def intervals(values: list[np.ndarray], sampling: Sampling) -> list[tuple[float,
     return list(zip(low_M.tolist(), high_M.tolist(), strict=True))
 
 
-def randomisation_p(difference_Q: np.ndarray, sampling: Sampling) -> float:
-    """Two-sided p-value of the paired randomisation test (Smucker, Allan & Carterette 2007).
+def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Two-sided p-value of the paired randomisation test (Smucker, Allan & Carterette 2007), for each of M systems.
 
-    If both systems were the same, each query's difference could as well have the other sign. The observed signs count
+    If two systems were the same, each query's difference could as well have the other sign. The observed signs count
     as one of the draws, so that p is never 0.
     """
     draw = np.random.default_rng(sampling.seed)
-    observed = abs(difference_Q.mean()) - 1e-12  # equal sums in another order of summation are equal
-    extreme = 0
-    for chosen in _chunks(sampling.resamples, len(difference_Q)):
-        signs_RQ = draw.integers(0, 2, (len(chosen), len(difference_Q)), dtype=np.int8) * 2.0 - 1
-        extreme += int((np.abs(signs_RQ @ difference_Q) / len(difference_Q) >= observed).sum())
-    return (extreme + 1) / (sampling.resamples + 1)
+    queries = difference_MQ.shape[1]
+    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # equal sums in another order of summation are equal
+    extreme_M = np.zeros(len(difference_MQ), dtype=np.int64)
+    for chosen in _chunks(sampling.resamples, queries):
+        signs_RQ = draw.integers(0, 2, (len(chosen), queries), dtype=np.int8) * 2.0 - 1
+        extreme_M += (np.abs(signs_RQ @ difference_MQ.T) / queries >= observed_M).sum(0)
+    return (extreme_M + 1) / (sampling.resamples + 1)
 
 
 def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Sampling) -> list[Difference]:
@@ -72,13 +73,19 @@ def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Samplin
     differences = [
         values_SQ - (baseline_SQ if len(values_SQ) == len(baseline_SQ) else baseline_SQ.mean(0)) for values_SQ in values
     ]
-    found = []
-    for difference_SQ, interval in zip(differences, intervals(differences, sampling), strict=True):
-        by_query_Q = difference_SQ.mean(0)
-        wins, losses = int((by_query_Q > 1e-12).sum()), int((by_query_Q < -1e-12).sum())
-        p = randomisation_p(by_query_Q, sampling)
-        found.append(Difference(float(by_query_Q.mean()), interval, p, wins, losses))
-    return found
+    by_query_MQ = np.stack([difference_SQ.mean(0) for difference_SQ in differences])
+    wins_M, losses_M = (by_query_MQ > 1e-12).sum(1), (by_query_MQ < -1e-12).sum(1)
+    return [
+        Difference(float(by_query_Q.mean()), interval, float(p), int(wins), int(losses))
+        for by_query_Q, interval, p, wins, losses in zip(
+            by_query_MQ,
+            intervals(differences, sampling),
+            randomisation_p(by_query_MQ, sampling),
+            wins_M,
+            losses_M,
+            strict=True,
+        )
+    ]
 
 
 def _weights(draw: np.random.Generator, rows: int, items: int) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""dream-evaluate: compares retrievers on labelled queries, with intervals and tests."""
+
+from omegaconf import DictConfig
+
+from dream.cli import command
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Rank, score, tell. Returns `metric` of the last system, for sweeps."""
+    from pathlib import Path
+
+    from dream.evaluation import outputs, systems
+    from dream.evaluation.metrics import per_query_metrics
+    from dream.evaluation.results import Results, notes_of, rows_of
+    from dream.evaluation.statistics import Sampling
+    from dream.files import write_bytes
+    from dream.rundir import save_config
+    from dream.runtime import say
+
+    systems.check(cfg)
+    runs = systems.find_runs(cfg.run) if systems.needs_run(cfg) else []
+    names_of_runs = systems.labels_of(runs)
+    benchmark, split = systems.open_benchmark(cfg, runs)
+    field = systems.Systems(cfg, runs, benchmark)
+    labelled = benchmark.labelled(field.reference, split)
+    judgements, counts = labelled.judgements, labelled.store.manifest["counts"]
+    title = f"{len(labelled):,} queries of split {split} of corpus {benchmark.corpus.name}, {counts['documents']:,} documents"
+    say(f"DREAM: evaluating {', '.join(cfg.systems)} on {title}")
+
+    folder = Path(cfg.paths.run)
+    values = {}
+    for system in cfg.systems:
+        rankings = field.rankings(system, split)
+        values[system] = [per_query_metrics(ranking, judgements) for ranking in rankings]
+        for number, ranking in enumerate(rankings):
+            row = f"{system} {names_of_runs[number]}" if len(rankings) > 1 else system
+            outputs.write_run_file(folder / "runs" / f"{outputs.file_name(row)}.run", row, ranking, labelled)
+    sampling = Sampling(cfg.statistics.resamples, cfg.statistics.confidence, cfg.statistics.seed)
+    notes = [*notes_of(judgements, counts, sampling, cfg.metric), *field.remarks]
+    results = Results.of(rows_of(values, names_of_runs), cfg.metric, cfg.baseline, sampling, notes)
+    about = {"corpus": benchmark.corpus.name, "split": split, "queries": len(labelled), "documents": counts["documents"],
+             "runs": [str(run.resolve()) for run in runs], "seconds": field.seconds}  # fmt: skip
+    lines = "".join(outputs.per_query_lines(results, judgements.query_ids))
+    write_bytes(folder / "per_query.jsonl", lines.encode())
+    outputs.write_results(folder, results, title, about)
+    save_config(cfg, folder / "evaluation.yaml")
+    _show(results, title, folder)
+    return results.mean(list(cfg.systems)[-1], cfg.metric)
+
+
+def _show(results, title: str, folder) -> None:
+    from rich.console import Console
+
+    from dream.runtime import say
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    console.print(results.table(title))
+    for note in results.notes:
+        say(f"- {note}")
+    say(f"\nTables, run files, single queries and plots: {folder}")
+
+
+main = command("evaluate")(evaluate)
+
+if __name__ == "__main__":
+    main()
