@@ -24,28 +24,29 @@ def evaluate(cfg: DictConfig) -> float:
     field = systems.Systems(cfg, runs, benchmark)
     labelled = benchmark.labelled(field.reference, split)
     judgements, counts = labelled.judgements, labelled.store.manifest["counts"]
-    title = f"{len(labelled):,} queries of split {split} of corpus {benchmark.corpus.name}, {counts['documents']:,} documents"
+    corpus, documents = benchmark.corpus.name, counts["documents"]
+    title = f"{len(labelled):,} queries of split {split} of corpus {corpus}, {documents:,} documents"
     say(f"DREAM: evaluating {', '.join(cfg.systems)} on {title}")
 
-    folder = Path(cfg.paths.run)
+    folder, names = Path(cfg.paths.run), systems.short_names(list(cfg.systems))
     values = {}
-    for system in cfg.systems:
+    for system, name in names.items():
         rankings = field.rankings(system, split)
-        values[system] = [per_query_metrics(ranking, judgements) for ranking in rankings]
+        values[name] = [per_query_metrics(ranking, judgements) for ranking in rankings]
         for number, ranking in enumerate(rankings):
-            row = f"{system} {names_of_runs[number]}" if len(rankings) > 1 else system
+            row = f"{name} {names_of_runs[number]}" if len(rankings) > 1 else name
             outputs.write_run_file(folder / "runs" / f"{outputs.file_name(row)}.run", row, ranking, labelled)
     sampling = Sampling(cfg.statistics.resamples, cfg.statistics.confidence, cfg.statistics.seed)
     notes = [*notes_of(judgements, counts, sampling, cfg.metric), *field.remarks]
-    results = Results.of(rows_of(values, names_of_runs), cfg.metric, cfg.baseline, sampling, notes)
-    about = {"corpus": benchmark.corpus.name, "split": split, "queries": len(labelled), "documents": counts["documents"],
-             "runs": [str(run.resolve()) for run in runs], "seconds": field.seconds}  # fmt: skip
+    results = Results.of(rows_of(values, names_of_runs), cfg.metric, names[cfg.baseline], sampling, notes)
+    about = {"corpus": corpus, "split": split, "queries": len(labelled), "documents": documents,
+             "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": field.seconds}  # fmt: skip
     lines = "".join(outputs.per_query_lines(results, judgements.query_ids))
     write_bytes(folder / "per_query.jsonl", lines.encode())
     outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
     _show(results, title, folder)
-    return results.mean(list(cfg.systems)[-1], cfg.metric)
+    return results.mean(list(names.values())[-1], cfg.metric)
 
 
 def _show(results, title: str, folder) -> None:
@@ -53,9 +54,9 @@ def _show(results, title: str, folder) -> None:
 
     from dream.runtime import say
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
-    console.print(results.table(title))
+    console = Console() if Console().is_terminal else Console(width=160)
+    for table in results.tables(title):
+        console.print(table)
     for note in results.notes:
         say(f"- {note}")
     say(f"\nTables, run files, single queries and plots: {folder}")

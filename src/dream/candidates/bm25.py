@@ -120,7 +120,7 @@ class BM25Index:
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
         for q, text in enumerate(texts):
-            scores, ids = self._search(text, k, query_terms)
+            scores, ids = top_k(self.scores_of(text, query_terms), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
@@ -135,12 +135,13 @@ class BM25Index:
             terms, counts = terms[rarest], counts[rarest]
         return terms, counts
 
-    def _search(self, text: str, k: int, query_terms: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def scores_of(self, text: str, query_terms: int | None = None) -> np.ndarray:
+        """scores_N float32 of all rows; 0 where nothing matches."""
         scores_N = np.zeros(self.passages, dtype=np.float32)
         for term, count in zip(*self._terms(text, query_terms), strict=True):
             postings = slice(self.ends[term], self.ends[term + 1])
             np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
-        return top_k(scores_N, k)
+        return scores_N
 
 
 def top_k(scores_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

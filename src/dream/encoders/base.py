@@ -40,17 +40,21 @@ class Encoder(nn.Module):
         """Write weights (safetensors) and tokenizer into an existing folder."""
         raise NotImplementedError
 
-    @torch.inference_mode()
-    def embed_queries(self, texts: list[str], batch_size: int = 256) -> Tensor:
+    def embed_queries(self, texts: list[str]) -> Tensor:
         """query_QD of raw texts, on the encoder's device, in eval mode."""
+        return self.embed_texts(texts, "query")
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str], side: Side, batch_size: int = 256) -> Tensor:
+        """Embeddings of raw texts, cut to `max_tokens`, on the encoder's device, in eval mode."""
         was_training = self.training
         self.eval()
         device = next(self.parameters()).device
         parts = []
-        for start in progress(range(0, len(texts), batch_size), desc="embedding the queries", leave=False, delay=5):
+        for start in progress(range(0, len(texts), batch_size), desc="embedding texts", leave=False, delay=5):
             rows: Any = self.tokenizer(texts[start : start + batch_size], add_special_tokens=False)["input_ids"]
             batch = pad_tokens([row[: self.max_tokens] for row in rows], self.tokenizer.pad_token_id or 0)
-            parts.append(self(batch.to(device), "query"))
+            parts.append(self(batch.to(device), side))
         self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self.width, device=device)
 

@@ -1,6 +1,7 @@
 """A published sentence-transformers model as it is, to be measured against: text → vector by its own `encode`."""
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from dream.encoders.base import Encoder
+from dream.encoders.base import Encoder, Side
 from dream.errors import ConfigError, require
 from dream.runtime import progress
 
@@ -35,6 +36,7 @@ class SentenceTransformerEncoder(Encoder):
         except ImportError as error:
             remedy = "needs sentence-transformers: pip install 'dream-retrieval[export]'"
             raise ConfigError("systems", f"st:{name}", remedy) from error
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it tells what it loads, and on what
         require(hasattr(torch, dtype), "st.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
         options = {"dtype": getattr(torch, dtype)}
         try:
@@ -46,35 +48,35 @@ class SentenceTransformerEncoder(Encoder):
         require(similarity in SIMILARITIES, "systems", f"st:{name}", f"compares by {similarity}, but an index takes "
                 f"{' or '.join(SIMILARITIES)}")  # fmt: skip
         self.normalises = SIMILARITIES[similarity]
-        self.prompts = {"query": query_prompt, "document": passage_prompt}
+        self.prompts: dict[Side, str | None] = {"query": query_prompt, "passage": passage_prompt}
         self.tokenizer = _fast(self.model.tokenizer, name)
         self.max_tokens = self._room()
-        self.width = len(self._encode([""], "document")[0])
+        self.width = len(self._encode(["a"], "passage")[0])
 
     def _room(self) -> int:
         """Tokens that the model reads of a passage, beside the prompt and special tokens."""
         limit = self.model.max_seq_length
         if limit is None or limit > 1_000_000:
             return UNLIMITED
-        prompt = self.prompts["document"]
+        prompt = self.prompts["passage"]
         prompt = prompt if prompt is not None else self.model.prompts.get("document", "")
         ids: Any = self.tokenizer(prompt)["input_ids"]
         return max(1, int(limit) - len(ids))
 
-    def _encode(self, texts: list[str], side: str) -> Tensor:
+    def _encode(self, texts: list[str], side: Side) -> Tensor:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
         own = {} if self.prompts[side] is None else {"prompt": self.prompts[side]}
         return encode(texts, batch_size=max(1, len(texts)), convert_to_tensor=True, show_progress_bar=False,
                       normalize_embeddings=self.normalises, **own).float()  # fmt: skip
 
     @torch.inference_mode()
-    def embed_queries(self, texts: list[str], batch_size: int = 256) -> Tensor:
-        starts = progress(range(0, len(texts), batch_size), desc="embedding the queries", leave=False, delay=5)
-        parts = [self._encode(texts[start : start + batch_size], "query") for start in starts]
+    def embed_texts(self, texts: list[str], side: Side, batch_size: int = 256) -> Tensor:
+        starts = progress(range(0, len(texts), batch_size), desc="embedding texts", leave=False, delay=5)
+        parts = [self._encode(texts[start : start + batch_size], side) for start in starts]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def embed_passages(self, store: "Store", passage_ids: np.ndarray, device: torch.device | str) -> Tensor:
-        return self._encode([store.passage_text(int(passage)) for passage in passage_ids], "document")
+        return self._encode([store.passage_text(int(passage)) for passage in passage_ids], "passage")
 
     def settings(self) -> dict[str, Any]:
         """Modules and their settings as the library prints them; their weights are in the fingerprint."""

@@ -1,10 +1,11 @@
-"""What systems are compared on: the documents of a corpus, its labelled queries, and each system's cut of the documents.
+"""What systems are compared on: a corpus's documents, its labelled queries, and each system's cut of the documents.
 
 Document rows are the same in every store of a corpus, whatever the tokenizer: rankings of different systems can be
 fused and compared.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,7 +43,7 @@ class Benchmark:
         self._splits: dict[tuple[str, str], LabelledSplit] = {}
 
     def store(self, encoder: Encoder, passage_tokens: int, own: Store | None = None) -> Store:
-        """The documents cut with the encoder's tokenizer; `own`, the store that it was trained on, where it is of them."""
+        """The documents cut with the encoder's tokenizer: `own`, its training's store, where that is of them."""
         if own is not None and self.takes(own):
             return own
         length = min(self.passage_tokens or passage_tokens, encoder.max_tokens)
@@ -60,7 +61,7 @@ class Benchmark:
         words.pre_tokenizer = Whitespace()
         return self._cut(PreTrainedTokenizerFast(tokenizer_object=words), WORDS_OF_A_PASSAGE)
 
-    def _cut(self, tokenizer: PreTrainedTokenizerFast, passage_tokens: int) -> Store:
+    def _cut(self, tokenizer: Any, passage_tokens: int) -> Store:
         return open_or_build_passages(
             self.data / "stores",
             self.corpus,

@@ -62,38 +62,47 @@ class Results:
         return {"metric": self.metric, "baseline": self.baseline, "statistics": asdict(self.sampling),
                 "systems": systems, "notes": self.notes}  # fmt: skip
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table, as text."""
-        share, title = f"{self.sampling.confidence:.0%}", TITLES[self.metric]
-        header = ["", *(TITLES[metric] for metric in METRICS), f"{title} {share}", f"Δ {self.baseline}", f"Δ {share}",
-                  "p", "better/worse"]  # fmt: skip
-        lines = []
+    def metric_cells(self) -> list[list[str]]:
+        """Header and rows of the first table, as text: the means of all metrics."""
+        header = ["", *(TITLES[metric] for metric in METRICS)]
+        return [header, *([row, *(f"{self.mean(row, metric):.4f}" for metric in METRICS)] for row in self.rows)]
+
+    def difference_cells(self) -> list[list[str]]:
+        """Header and rows of the second table: how sure `metric` and its difference from the baseline are."""
+        share = f"{self.sampling.confidence:.0%}"
+        lines = [["", TITLES[self.metric], share, f"− {self.baseline}", share, "p", "better", "worse"]]
         for row in self.rows:
-            line = [row, *(f"{self.mean(row, metric):.4f}" for metric in METRICS)]
-            line.append("{:.3f}–{:.3f}".format(*self.intervals[row][self.metric]))
+            low, high = self.intervals[row][self.metric]
+            line = [row, f"{self.mean(row, self.metric):.4f}", f"{low:.4f} to {high:.4f}"]
             if row in self.differences:
                 found = self.differences[row][self.metric]
-                line += [f"{found.mean:+.4f}", "{:+.3f} – {:+.3f}".format(*found.interval), f"{found.p:.4f}",
-                         f"{found.wins}/{found.losses}"]  # fmt: skip
-            lines.append(line + [""] * (len(header) - len(line)))
-        return header, lines
+                line += [f"{found.mean:+.4f}", "{:+.4f} to {:+.4f}".format(*found.interval), f"{found.p:.4f}",
+                         f"{found.wins:,}", f"{found.losses:,}"]  # fmt: skip
+            lines.append(line + [""] * (len(lines[0]) - len(line)))
+        return lines
 
-    def table(self, title: str) -> Table:
+    def tables(self, title: str) -> list[Table]:
         """For the terminal; the best value of a metric is bold."""
-        header, lines = self.cells()
-        best = {1 + at: max(line[1 + at] for line in lines) for at in range(len(METRICS))}
-        drawn = Table(title=title, title_justify="left")
-        for at, name in enumerate(header):
-            drawn.add_column(name, justify="right" if at else "left", overflow="fold")
-        for line in lines:
-            drawn.add_row(*(f"[bold]{cell}[/]" if cell == best.get(at) else cell for at, cell in enumerate(line)))
+        metrics, differences = self.metric_cells(), self.difference_cells()
+        best = [max(column) for column in zip(*metrics[1:], strict=True)]
+        marked = [[cell if at == 0 or cell != best[at] else f"[bold]{cell}[/]" for at, cell in enumerate(line)]
+                  for line in metrics[1:]]  # fmt: skip
+        drawn = []
+        for heading, (header, *lines) in ((title, [metrics[0], *marked]), ("", differences)):
+            drawn.append(table := Table(title=heading or None, title_justify="left"))
+            for at, name in enumerate(header):
+                table.add_column(name, justify="right" if at else "left", overflow="fold")
+            for line in lines:
+                table.add_row(*line)
         return drawn
 
     def markdown(self, title: str) -> str:
-        """The table, the notes, and how the figures were made."""
-        header, lines = self.cells()
-        rows = [f"| {' | '.join(line)} |" for line in [header, ["---", *["---:"] * (len(header) - 1)], *lines]]
-        return "\n".join([f"# {title}", "", *rows, "", *(f"- {note}" for note in self.notes), ""])
+        """Both tables, and the notes."""
+        text = [f"# {title}", ""]
+        for header, *lines in (self.metric_cells(), self.difference_cells()):
+            rule = ["---", *["---:"] * (len(header) - 1)]
+            text += [*(f"| {' | '.join(line)} |" for line in [header, rule, *lines]), ""]
+        return "\n".join([*text, *(f"- {note}" for note in self.notes), ""])
 
 
 def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequence[str]) -> dict[str, Values]:
@@ -112,14 +121,13 @@ def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequenc
 def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampling, metric: str) -> list[str]:
     """How queries and documents count that somebody might think were dropped, and how to read the figures."""
     missing, touched = sum(map(len, judgements.missing)), sum(map(bool, judgements.missing))
-    notes = [
+    return [
         f"Means over {len(judgements):,} queries. {judgements.left_out:,} further queries of the split have no relevant "
         "document in its labels: no ranking of them can be right or wrong, and they are in no mean.",
         f"{missing:,} relevant documents, of {touched:,} queries, are not in the corpus: they count as not found.",
-        f"{counts.get('empty', 0):,} documents without text cannot be found, and {counts.get('duplicates', 0):,} copies "
-        "of other documents count as these.",
-        f"{TITLES[metric]} and its difference are given with {sampling.confidence:.0%} bootstrap intervals over queries, "
-        f"and over runs where there are several; p is of the two-sided randomisation test over queries; "
+        f"{counts.get('empty', 0):,} documents without text cannot be found, and {counts.get('duplicates', 0):,} "
+        "copies of other documents count as these.",
+        f"{TITLES[metric]} and its difference have {sampling.confidence:.0%} bootstrap intervals over queries, and "
+        "over runs where there are several; p is of the two-sided randomisation test over queries; "
         f"{sampling.resamples:,} resamples each, not corrected for the number of systems.",
     ]  # fmt: skip
-    return notes

@@ -1,6 +1,7 @@
-"""Systems by name: what `systems=[...]` may hold, and the documents that each of them ranks for the labelled queries."""
+"""Systems by name: what `systems=[...]` may hold, and the documents that each ranks for the labelled queries."""
 
 import difflib
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ def dense_part(system: str) -> str | None:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError("systems", system, f"no such system; {hint}choose from {', '.join(ALLOWED)}")
     return None
+
+
+def short_names(systems: list[str]) -> dict[str, str]:
+    """What the tables call each system: of a path the last two parts, where that is enough to tell them apart."""
+    short = {system: re.sub(r":[^:]*/([^/:]+/[^/:]+)/?$", r":\1", system) for system in systems}
+    return short if len(set(short.values())) == len(systems) else {system: system for system in systems}
 
 
 def find_runs(run: str | ListConfig) -> list[Path]:

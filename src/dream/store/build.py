@@ -18,7 +18,7 @@ from dream.corpora.base import Corpus, Document
 from dream.errors import ConfigError, DataError
 from dream.files import fingerprint, new_directory, usable, write_json
 from dream.runtime import progress, say
-from dream.store.cut import Batch, cut_passages, cut_windows
+from dream.store.cut import Batch, cut_leads, cut_passages, cut_windows
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
 from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
@@ -168,13 +168,15 @@ class _Builder:
         self._write_strings("title", [document.title for document in documents])
         batch = Batch(texts, tokens)
         passage_tokens, context, min_context, target = self.description["lengths"]
-        passages = batch.table(ENCODER, partial(cut_passages, longest=passage_tokens), PASSAGE)
+        leads = self.description.get("passages_per_document")
+        cut_text: Any = partial(cut_leads, count=leads) if leads else cut_passages
+        passages = batch.table(ENCODER, partial(cut_text, longest=passage_tokens), PASSAGE)
         cut = partial(cut_windows, context=context, min_context=min_context, target=target)
         windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
         # The encoder may drop characters that the scorer reads, so that nothing of a context or target is left to it.
         windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
-        self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
-        passages = passages[_number_in_document(passages) < (self.description.get("passages_per_document") or np.inf)]
+        if not leads:
+            self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
         for table, rows in (("passages", passages), ("windows", windows)):
             rows["document"] += first_row
             rows["tokens"] += np.array(self.positions)[:, None]
@@ -211,11 +213,6 @@ class _Builder:
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
                               f"{lengths[2] + lengths[3]} tokens, so there is no window; lower it or "
                               "data.min_context_tokens")  # fmt: skip
-
-
-def _number_in_document(passages: np.ndarray) -> np.ndarray:
-    """0 for the first passage of each document, 1 for the second, and so on."""
-    return np.arange(len(passages)) - np.searchsorted(passages["document"], passages["document"])
 
 
 def _one_ahead(
