@@ -1,14 +1,25 @@
 """dream-evaluate: compares retrievers on labelled queries, with intervals and tests."""
 
+from contextlib import suppress
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from dream.cli import command
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Rank, score, tell. Returns `metric` of the last system, for sweeps."""
-    from pathlib import Path
+    """Rank, score, tell. Returns `metric` of the last system, for sweeps. A mistake leaves no empty folder behind."""
+    folder = Path(cfg.paths.run)
+    try:
+        return _evaluate(cfg, folder)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
+
+def _evaluate(cfg: DictConfig, folder: Path) -> float:
     from dream.evaluation import outputs, systems
     from dream.evaluation.metrics import per_query_metrics
     from dream.evaluation.results import Results, notes_of, rows_of
@@ -28,7 +39,7 @@ def evaluate(cfg: DictConfig) -> float:
     title = f"{len(labelled):,} queries of split {split} of corpus {corpus}, {documents:,} documents"
     say(f"DREAM: evaluating {', '.join(cfg.systems)} on {title}")
 
-    folder, names = Path(cfg.paths.run), systems.short_names(list(cfg.systems))
+    names = systems.short_names(list(cfg.systems))
     values = {}
     for system, name in names.items():
         rankings = field.rankings(system, split)

@@ -85,8 +85,8 @@ class LabelledDataModule(WindowDataModule):
         wanted = unshared(labels, others)
         documents = relevant_documents(labels, wanted, self.store)
         say(f"Training on {len(documents):,} labelled queries of split {self.split}; left out: "
-            f"{len(labels.qrels) - len(wanted):,} that another split asks too, {len(wanted) - len(documents):,} without "
-            "a relevant document in the corpus")  # fmt: skip
+            f"{len(labels.qrels) - len(wanted):,} that another split asks too, {len(wanted) - len(documents):,} "
+            "without a relevant document in the corpus")  # fmt: skip
         if len(documents) < self.batch_size:
             raise DataError(f"split {self.split} of corpus {self.corpus.name}: {len(documents)} queries to train on, "
                             f"fewer than data.batch_size={self.batch_size}")  # fmt: skip
