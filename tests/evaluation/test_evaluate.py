@@ -12,12 +12,16 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from PIL import Image
 
+from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
 from dream.errors import ConfigError, DataError
 from dream.evaluate import evaluate
+from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS, Ranking
+from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.evaluation.outputs import strictly_falling
 from dream.evaluation.systems import find_runs, short_names
+from dream.indexes.torch import TorchIndex
 from dream.runtime import CONFIG_DIR
 from dream.train import train
 
@@ -223,6 +227,35 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
         open_run(run)
     evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with what is there now
     assert results(tmp_path)["flat"]["run/recall_at_100"] > 0
+
+
+def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
+    """One vector a document: of its beginning, as long as the encoder reads."""
+    encoder = DreamEncoder(str(world / "logs/sweep/0"))
+    corpus = BeirCorpus("beir", str(beir), False)
+    benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
+    store = benchmark.store(encoder.encoder, encoder.encoder.max_tokens)
+    handle = benchmark.embedded(encoder.encoder, store, TorchIndex(1_000, True), 16, 16)
+    documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
+    batches = [
+        {"text": [d["title"] + " " + d["text"] for d in part], "title": [d["title"] for d in part],
+         "body": [d["text"] for d in part]}
+        for part in (documents[:30], documents[30:])
+    ]  # fmt: skip
+    about = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
+    embedding_ND = encoder.encode(batches, prompt_type="document", **about)
+    assert np.allclose(embedding_ND, handle.current.rows(np.arange(40)), atol=1e-3)
+    query_QD = encoder.encode([{"text": ["some words"]}], prompt_type="query", **about)
+    assert np.array_equal(query_QD, encoder.encoder.embed_queries(["some words"]).numpy())
+    assert encoder.similarity(query_QD, embedding_ND).shape == (1, 40)
+    assert encoder.similarity_pairwise(embedding_ND, embedding_ND).numpy() == pytest.approx(np.ones(40), abs=1e-3)
+
+
+def test_mteb_takes_it_for_an_encoder(world):
+    mteb = pytest.importorskip("mteb")
+    encoder = DreamEncoder(str(world / "logs/sweep/0"))
+    assert isinstance(encoder, mteb.EncoderProtocol)
+    assert encoder.mteb_model_meta.embed_dim == encoder.encoder.width
 
 
 def test_paths_are_shortened_where_that_tells_them_apart():

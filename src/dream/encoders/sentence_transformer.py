@@ -20,6 +20,16 @@ UNLIMITED = 512  # tokens of a passage where the model reads any length
 SIMILARITIES = {"cosine": True, "dot": False}  # whether embeddings are made unit vectors; the index takes products
 
 
+def import_sentence_transformers(system: str) -> Any:
+    """The library, which an extra installs; ConfigError where it is not there."""
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        remedy = "needs sentence-transformers: pip install 'dream-retrieval[export]'"
+        raise ConfigError("systems", system, remedy) from error
+    return sentence_transformers
+
+
 class SentenceTransformerEncoder(Encoder):
     """Embeds texts, not ids, so that prompts, pooling, truncation and further modules are the model's own.
 
@@ -31,11 +41,7 @@ class SentenceTransformerEncoder(Encoder):
         self, name: str, query_prompt: str | None, passage_prompt: str | None, dtype: str, trust_remote_code: bool
     ) -> None:
         super().__init__()
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            remedy = "needs sentence-transformers: pip install 'dream-retrieval[export]'"
-            raise ConfigError("systems", f"st:{name}", remedy) from error
+        SentenceTransformer = import_sentence_transformers(f"st:{name}").SentenceTransformer
         logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it tells what it loads, and on what
         require(hasattr(torch, dtype), "st.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
         options = {"dtype": getattr(torch, dtype)}

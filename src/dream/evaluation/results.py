@@ -123,7 +123,8 @@ def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampli
     missing, touched = sum(map(len, judgements.missing)), sum(map(bool, judgements.missing))
     return [
         f"Means over {len(judgements):,} queries. {judgements.left_out:,} further queries of the split have no "
-        "relevant document in its labels: no ranking of them can be right or wrong, and they are in no mean.",
+        "relevant document in its labels: no ranking of them can be right or wrong, and they are in no mean (trec_eval "
+        "counts them as 0).",
         f"{missing:,} relevant documents, of {touched:,} queries, are not in the corpus: they count as not found.",
         f"{counts.get('empty', 0):,} documents without text cannot be found, and {counts.get('duplicates', 0):,} "
         "copies of other documents count as these.",

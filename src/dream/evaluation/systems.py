@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dream.candidates.bm25 import BM25Index
 from dream.encoders.base import Encoder
-from dream.encoders.sentence_transformer import SentenceTransformerEncoder
+from dream.encoders.sentence_transformer import SentenceTransformerEncoder, import_sentence_transformers
 from dream.errors import ConfigError, DreamError, require
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.fusion import tune_weight, weighted_sum
@@ -139,11 +139,6 @@ class Systems:
 
     def _weighted(self, system: str, dense: str, split: str) -> list[Ranking]:
         settings, dev = self.cfg.hybrid_weighted, self.cfg.dev_split
-        has = self.benchmark.corpus.splits()
-        require(dev in has, "systems", system, f"its weight is tuned on the split dev_split={dev}, and "
-                f"{self.benchmark.corpus.name} has {', '.join(has)}; take hybrid")  # fmt: skip
-        require(dev != split, "systems", system, f"its weight is tuned on split {dev}, so that it cannot be reported "
-                "on it; take another split=")  # fmt: skip
         judgements = self.benchmark.labelled(self.reference, dev).judgements
         fused = []
         for on_split, on_dev in zip(self._dense(dense, split), self._dense(dense, dev), strict=True):
@@ -232,6 +227,11 @@ def open_benchmark(cfg: DictConfig, runs: list[Path]) -> tuple[Benchmark, str]:
     splits = corpus.splits()
     require(split in splits, "split", split, f"corpus {corpus.name} has "
             f"{'the splits ' + ', '.join(splits) if splits else 'no labels'}")  # fmt: skip
+    dev, tuned = cfg.dev_split, [name for name in cfg.systems if str(name).startswith("hybrid_weighted")]
+    require(not tuned or dev in splits, "systems", "".join(tuned[:1]), f"its weight is tuned on the split "
+            f"dev_split={dev}, and {corpus.name} has {', '.join(splits)}; take hybrid")  # fmt: skip
+    require(not tuned or dev != split, "systems", "".join(tuned[:1]), f"its weight is tuned on split {dev}, so that "
+            "it cannot be reported on it; take another split=")  # fmt: skip
     return Benchmark(corpus, Path(cfg.paths.data), cfg.passage_tokens, cfg.passages_per_document), split
 
 
@@ -241,7 +241,9 @@ def check(cfg: DictConfig) -> None:
     require(bool(names), "systems", names, f"name at least one of {', '.join(ALLOWED)}")
     require(len(set(names)) == len(names), "systems", names, "a system stands there twice")
     for name in names:
-        dense_part(str(name))
+        dense = dense_part(str(name)) or ""
+        if dense.startswith("st:"):
+            import_sentence_transformers(dense)
     require(cfg.baseline in names, "baseline", cfg.baseline, f"is none of systems={names}")
     require(cfg.metric in METRICS, "metric", cfg.metric, f"choose from {', '.join(METRICS)}")
     require(cfg.bm25.unit in ("passage", "document"), "bm25.unit", cfg.bm25.unit, "choose passage or document")
