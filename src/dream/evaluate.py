@@ -24,7 +24,6 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     from dream.evaluation.metrics import per_query_metrics
     from dream.evaluation.results import Results, notes_of, rows_of
     from dream.evaluation.statistics import Sampling
-    from dream.files import write_bytes
     from dream.rundir import save_config
     from dream.runtime import say
 
@@ -43,17 +42,14 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     values = {}
     for system, name in names.items():
         rankings = field.rankings(system, split)
+        outputs.write_run_files(folder / "runs", name, rankings, names_of_runs, labelled)
         values[name] = [per_query_metrics(ranking, judgements) for ranking in rankings]
-        for number, ranking in enumerate(rankings):
-            row = f"{name} {names_of_runs[number]}" if len(rankings) > 1 else name
-            outputs.write_run_file(folder / "runs" / f"{outputs.file_name(row)}.run", row, ranking, labelled)
     sampling = Sampling(cfg.statistics.resamples, cfg.statistics.confidence, cfg.statistics.seed)
     notes = [*notes_of(judgements, counts, sampling, cfg.metric), *field.remarks]
     results = Results.of(rows_of(values, names_of_runs), cfg.metric, names[cfg.baseline], sampling, notes)
     about = {"corpus": corpus, "split": split, "queries": len(labelled), "documents": documents,
              "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": field.seconds}  # fmt: skip
-    lines = "".join(outputs.per_query_lines(results, judgements.query_ids))
-    write_bytes(folder / "per_query.jsonl", lines.encode())
+    outputs.write_per_query(folder / "per_query.jsonl", results, judgements.query_ids)
     outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
     _show(results, title, folder)

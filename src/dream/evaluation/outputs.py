@@ -35,6 +35,15 @@ def _board(folder: Path, results: Results, title: str, drawn: Mapping[str, plots
             board.add_image(f"evaluation/{name}", plots.pixels(figure), dataformats="HWC")
 
 
+def write_run_files(
+    folder: Path, system: str, rankings: Sequence[Ranking], runs: Sequence[str], labelled: LabelledSplit
+) -> None:
+    """One file for each of the system's rankings; `runs` names them where there are several."""
+    for number, ranking in enumerate(rankings):
+        row = f"{system} {runs[number]}" if len(rankings) > 1 else system
+        write_run_file(folder / f"{file_name(row)}.run", row, ranking, labelled)
+
+
 def write_run_file(file: Path, system: str, ranking: Ranking, labelled: LabelledSplit) -> None:
     """TREC's run format: query, Q0, document, rank, score, system.
 
@@ -69,8 +78,12 @@ def _word(name: str) -> str:
     return "_".join(name.split()) or "_"
 
 
-def per_query_lines(results: Results, query_ids: Sequence[str]) -> Iterator[str]:
-    """One JSON object for each system, run and query."""
+def write_per_query(file: Path, results: Results, query_ids: Sequence[str]) -> None:
+    """One JSON object a line for each system, run and query."""
+    write_bytes(file, "".join(_per_query_lines(results, query_ids)).encode())
+
+
+def _per_query_lines(results: Results, query_ids: Sequence[str]) -> Iterator[str]:
     for row, values in results.rows.items():
         if len(values[results.metric]) > 1:
             continue  # the mean of rows that are there themselves
