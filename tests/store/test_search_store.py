@@ -5,11 +5,13 @@ Run: pytest tests/store/test_search_store.py
 
 import numpy as np
 
-from dream.store.build import open_or_build_passages
+from dream.store.build import open_or_build, open_or_build_passages
 from dream.store.store import ENCODER
+from tests.conftest import LENGTHS
 
 
-def test_all_passages_are_those_of_a_store_to_train_on(corpus, tokenizer, store, tmp_path):
+def test_all_passages_are_those_of_a_store_to_train_on(corpus, tokenizer, tmp_path):
+    store = open_or_build(tmp_path, corpus, tokenizer, tokenizer, **LENGTHS)
     search = open_or_build_passages(tmp_path, corpus, tokenizer, passage_tokens=24, passages_per_document=None)
     assert len(search.windows) == 0
     assert np.array_equal(search.passages, store.passages)
