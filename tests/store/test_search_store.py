@@ -4,10 +4,10 @@ Run: pytest tests/store/test_search_store.py
 """
 
 import numpy as np
+from tests.conftest import LENGTHS
 
 from dream.store.build import open_or_build, open_or_build_passages
 from dream.store.store import ENCODER
-from tests.conftest import LENGTHS
 
 
 def test_all_passages_are_those_of_a_store_to_train_on(corpus, tokenizer, tmp_path):
