@@ -16,7 +16,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("script", ["train", "pretrain", "search"])
+@pytest.mark.parametrize("script", ["train", "pretrain", "search", "evaluate"])
 def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
     for command in ([str(BIN / f"dream-{script}")], [sys.executable, "-m", f"dream.{script}"]):
         done = run(*command, "--help", cwd=tmp_path)
@@ -64,3 +64,21 @@ def test_search_without_a_run_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "no run is there; train one with" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_tells_mistakes_in_one_line_and_leaves_nothing(tmp_path):
+    """What is wrong with the command is told before anything is opened."""
+    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    for arguments, expected in (
+        ([], "no run is there; train one with"),
+        (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run?"),
+        (["benchmark=beir", "benchmark.path=nowhere", "systems=[bm25]"], "nowhere: no such folder"),
+    ):
+        done = run(str(BIN / "dream-evaluate"), *paths, *arguments, cwd=tmp_path)
+        assert done.returncode == 1
+        errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+        assert len(errors) == 1, done.stderr
+        assert expected in errors[0]
+        assert "Traceback" not in done.stderr
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert not list((tmp_path / "logs").glob("evaluations/*"))

@@ -11,8 +11,9 @@ from dream.runtime import CONFIG_DIR
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "paths")
+    if path.parent.name not in ("hydra", "paths", "benchmark")
 )
+BENCHMARKS = sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml"))
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
@@ -24,7 +25,13 @@ def composed(corpus_folder, llama_folder, tmp_path):
     for name in ("corpus.jsonl", "queries.jsonl"):
         (beir / name).write_text((corpus_folder / name).read_text())
     (beir / "qrels" / "dev.tsv").write_text((corpus_folder / "dev.tsv").read_text())
+    labels = [
+        f"corpus.queries={corpus_folder / 'queries.jsonl'}",
+        f"corpus.qrels={{train: {corpus_folder / 'dev.tsv'}}}",
+    ]
     needed = {
+        "data=qrels": [*labels, "objective=info_nce"],
+        "supervision=qrels": labels,
         "corpus=pydocs": ["corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3"],
         "corpus=jsonl": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
         "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
@@ -83,6 +90,16 @@ def test_option_composes_and_instantiates(composed, option):
 def test_script_config_composes(script):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         assert compose(script, ["paths.run=/tmp/run"]).paths.data
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_benchmark_is_its_corpus(benchmark):
+    """Every knob stands once: a benchmark takes those of the corpus of its name."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        chosen = compose("evaluate", [f"benchmark={benchmark}", "paths.run=/tmp/run"]).benchmark
+        corpus = compose("train", [f"corpus={benchmark}", "paths.run=/tmp/run"]).corpus
+    assert set(chosen) == set(corpus)
+    assert chosen._target_ == corpus._target_
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("=")[0] in ("experiment", "debug")])

@@ -45,6 +45,9 @@ def assemble(cfg: DictConfig) -> Parts:
 def retriever(cfg: DictConfig, parts: Parts) -> RetrieverModule:
     """The module, with the weights made or loaded: the scorer's first, which the encoder may start from."""
     objective = instantiate(cfg.objective)
+    unfit = objective.needs_loglik and not parts.data.has_targets
+    require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, and labelled pairs "
+            "have none; take objective=info_nce")  # fmt: skip
     index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / "index")
     candidates = instantiate(cfg.candidates)
     if objective.needs_loglik:

@@ -1,6 +1,6 @@
 """Streams corpus windows: a seeded endless permutation whose whole state is the number of windows consumed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from dream.store.build import open_or_build
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
 from dream.store.store import ENCODER, Store
+
+# window ids, document rows, encoder ids of contexts and of continuations
+Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
 
 
 class WindowStream(IterableDataset):
@@ -60,17 +63,22 @@ class WindowStream(IterableDataset):
         positions = np.arange(first, first + self.batch_size)
         if self.limit:
             positions %= self.limit
-        windows = self.windows_at(positions)
-        contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
-        continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
+        examples, documents, contexts, continuations = self.examples_at(positions)
         pad_id = self.store.pad_ids[ENCODER]
         return WindowBatch(
             consumed=step_start + self.world * self.batch_size,
-            window_ids_B=torch.from_numpy(windows),
-            document_ids_B=torch.from_numpy(self.store.windows["document"][windows].astype(np.int64)),
+            window_ids_B=torch.from_numpy(examples),
+            document_ids_B=torch.from_numpy(documents),
             context=pad_tokens([context[-self.max_query_tokens :] for context in contexts], pad_id),
             continuation=pad_tokens([text[: self.max_query_tokens] for text in continuations], pad_id),
         )
+
+    def examples_at(self, positions: np.ndarray) -> Examples:
+        """What stands at these positions of the stream."""
+        windows = self.windows_at(positions)
+        contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
+        continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
+        return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
 
     def windows_at(self, positions: np.ndarray) -> np.ndarray:
         """Window ids at these positions of the stream: two interleaved permutations, each of which ends for no one."""
@@ -87,6 +95,8 @@ class WindowDataModule(L.LightningDataModule):
 
     `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's. State: `consumed`.
     """
+
+    has_targets = True  # for the language model to predict
 
     def __init__(
         self,
@@ -142,7 +152,12 @@ class WindowDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        stream = WindowStream(
+        stream = self.stream(rank, world)
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
+
+    def stream(self, rank: int, world: int) -> WindowStream:
+        """This rank's share of the stream, from where the run stands."""
+        return WindowStream(
             self.store,
             self.seed,
             self.batch_size,
@@ -154,7 +169,6 @@ class WindowDataModule(L.LightningDataModule):
             rank,
             world,
         )
-        return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
 
     def on_after_batch_transfer(self, batch: WindowBatch, dataloader_idx: int) -> WindowBatch:
         self.consumed = batch.consumed  # called when the loop takes a batch, not when a worker prefetches it

@@ -29,7 +29,7 @@ from dream.encoders.base import Encoder
 from dream.errors import ConfigError, DataError
 from dream.evaluation.compare import Comparison
 from dream.evaluation.split import LabelledSplit
-from dream.files import new_directory, point_latest, verify, write_bytes, write_json
+from dream.files import new_directory, point_latest, usable, verify, write_bytes, write_json
 from dream.indexes.generation import IndexHandle
 from dream.interrupts import Interrupted
 from dream.module import RetrieverModule
@@ -38,6 +38,7 @@ from dream.store.store import Store
 
 NEEDS_LABELS = ("evaluation", "best_checkpoint")
 UNTRAINED = "untrained.json"  # scores of the untrained encoder, in the run's folder
+UNTRAINED_ENCODER = "untrained_encoder"  # its weights, for dream-evaluate
 BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store
 OWN_CODE = "dream."
 OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that opening a run can instantiate
@@ -134,6 +135,7 @@ def compare_before(
 
     A run that goes on has ranked by the untrained encoder before, and need not embed the corpus with it again.
     """
+    _keep_untrained(cfg, run, parts)
     labelled = cfg.evaluation.report_split in parts.corpus.splits()
     known = _read_untrained(run, cfg, parts) if run.goes_on else None
     if not run.goes_on or (labelled and known is None):
@@ -148,6 +150,14 @@ def compare_before(
     comparison.before_training(known)
     write_json(run.folder / UNTRAINED, _belongs(cfg, parts) | {"scores": comparison.results["untrained"]})
     return comparison
+
+
+def _keep_untrained(cfg: DictConfig, run: Run, parts: Parts) -> None:
+    """Before a checkpoint is loaded, a run that goes on has the weights that it once began with, too."""
+    folder = run.folder / UNTRAINED_ENCODER
+    if cfg.evaluation.keep_untrained and not usable(folder):
+        with new_directory(folder) as aside:
+            parts.encoder.save(aside)
 
 
 def _belongs(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
@@ -249,14 +259,35 @@ class FinishedRun:
 def open_run(folder: str | Path, device: str | torch.device = "cpu") -> FinishedRun:
     """Encoder, store and last index generation of a run; DataError says which of them is missing."""
     folder = Path(folder)
+    cfg, encoder = open_encoder(folder, device)
+    generation, store = open_store(folder, cfg)
+    index = IndexHandle(instantiate(cfg.index), folder / "index")
+    index.open(generation, store, encoder.width)
+    return FinishedRun(cfg, encoder, store, index)
+
+
+def open_encoder(folder: Path, device: str | torch.device, name: str = "encoder") -> tuple[DictConfig, Encoder]:
+    """Config and encoder of a finished run: the trained one, or the one it started from, `UNTRAINED_ENCODER`."""
+    cfg = open_config(folder)
+    if not (folder / name).exists():
+        raise ConfigError("run", folder, f"this run did not keep its {name.replace('_', ' ')} "
+                          "(evaluation.keep_untrained): leave untrained out of systems")  # fmt: skip
+    verify(folder / name)
+    encoder_class: Any = get_class(cfg.encoder._target_)
+    return cfg, encoder_class.open(folder / name).eval().to(device)
+
+
+def open_config(folder: Path) -> DictConfig:
+    """The config of a finished run; ConfigError where none is there."""
     if not (folder / "config.yaml").exists():
         raise ConfigError("run", folder, "no run is there; train one with dream-train experiment=quickstart")
     if not (folder / "encoder").exists():
         raise ConfigError("run", folder, "this run did not finish: resume it with dream-train ckpt=last")
-    cfg = _load_config(folder / "config.yaml")
-    verify(folder / "encoder")
-    encoder_class: Any = get_class(cfg.encoder._target_)
-    encoder = encoder_class.open(folder / "encoder").eval().to(device)
+    return _load_config(folder / "config.yaml")
+
+
+def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
+    """The last index generation of a run, as a path, and the store it was made from."""
     generations = sorted((folder / "index").glob("generation-*"))
     if not generations:
         raise DataError(f"{folder / 'index'}: no index generation; resume the run with dream-train ckpt=last")
@@ -266,7 +297,4 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Finished
         raise DataError(
             f"{cfg.data.stores_dir}: the store {store_hash} of this run is gone; training again rebuilds it"
         )
-    store = Store(stores[0])
-    index = IndexHandle(instantiate(cfg.index), folder / "index")
-    index.open(generations[-1], store, encoder.width)
-    return FinishedRun(cfg, encoder, store, index)
+    return generations[-1], Store(stores[0])

@@ -10,6 +10,7 @@ import pytest
 
 from dream.corpora.base import Labels
 from dream.evaluation.metrics import (
+    METRICS,
     Judgements,
     Ranking,
     documents_from_passages,
@@ -38,17 +39,31 @@ def test_by_hand():
     assert found["ndcg_at_10"] == pytest.approx(gain / best)
     assert found["recall_at_10"] == found["recall_at_100"] == pytest.approx(2 / 3)
     assert found["mrr_at_10"] == 1 / 2
+    assert found["map_at_100"] == pytest.approx((1 / 2 + 2 / 3) / 3)
+    assert (found["success_at_1"], found["success_at_5"]) == (0, 1)
 
 
 def test_a_perfect_ranking_is_1():
     found = measure([3, 1, *range(10, 108)], {3: 3, 1: 1})
-    assert found == {"ndcg_at_10": 1, "recall_at_10": 1, "recall_at_100": 1, "mrr_at_10": 1}
+    assert found == dict.fromkeys(METRICS, 1)
 
 
 def test_ranks_11_and_100_count_for_recall_at_100_only():
-    rows = list(range(100))
-    assert measure(rows, {10: 1, 99: 1}) == {"ndcg_at_10": 0, "recall_at_10": 0, "recall_at_100": 1, "mrr_at_10": 0}
-    assert measure(rows, {9: 1})["mrr_at_10"] == 1 / 10
+    found = measure(list(range(100)), {10: 1, 99: 1})
+    assert found.pop("map_at_100") == pytest.approx((1 / 11 + 2 / 100) / 2)
+    assert found == dict.fromkeys(set(METRICS) - {"map_at_100"}, 0) | {"recall_at_100": 1}
+    assert measure(list(range(100)), {9: 1})["mrr_at_10"] == 1 / 10
+
+
+def test_success_looks_at_the_first_and_the_first_five():
+    assert measure(list(range(100)), {4: 1})["success_at_5"] == 1
+    assert measure(list(range(100)), {5: 1})["success_at_5"] == 0
+    assert measure(list(range(100)), {0: 1, 70: 1})["success_at_1"] == 1
+
+
+def test_a_ranking_deeper_than_100_is_read_to_100():
+    found = measure(list(range(300)), {100: 1})
+    assert found == dict.fromkeys(METRICS, 0)
 
 
 def test_relevant_documents_that_the_corpus_lacks_count():
@@ -127,7 +142,8 @@ def test_means():
 
 def test_against_ir_measures():
     ir_measures = pytest.importorskip("ir_measures")
-    names = {"ndcg_at_10": "nDCG@10", "recall_at_10": "R@10", "recall_at_100": "R@100", "mrr_at_10": "RR@10"}
+    names = {"ndcg_at_10": "nDCG@10", "recall_at_10": "R@10", "recall_at_100": "R@100", "mrr_at_10": "RR@10",
+             "map_at_100": "AP@100", "success_at_1": "Success@1", "success_at_5": "Success@5"}  # fmt: skip
     draw = np.random.default_rng(0)
     rows_QR = np.stack([draw.permutation(150)[:100] for _ in range(30)])
     grades = [{int(row): int(draw.integers(1, 4)) for row in draw.choice(150, 12, replace=False)} for _ in range(30)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dream.encoders.base import Encoder
 from dream.errors import DataError, DreamError
 from dream.indexes.faiss import FaissIndex
 from dream.indexes.generation import Generation, IndexHandle, overlap
@@ -83,6 +84,9 @@ class Counting:
             raise KeyboardInterrupt
         self.embedded += len(batch)
         return self.encoder(batch, side)
+
+    def embed_passages(self, store, passage_ids, device):
+        return Encoder.embed_passages(self, store, passage_ids, device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("index", [TorchIndex(64, True), FaissIndex("Flat", 100, {})])

@@ -9,7 +9,7 @@ import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import bm25s
 import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dream.indexes.generation import IndexHandle
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which Hydra's root handler would print
+
+Unit = Literal["passage", "document"]  # what a row of the index is
 
 LAYOUT = 2  # raise when words or formula change, so that cached indexes are made anew
 WORD = re.compile(r"[^\W_]{2,}")
@@ -76,7 +78,8 @@ class _TermRows:
 class BM25Index:
     """An inverted index on disk, memory-mapped. Scores of all (term, passage) pairs are computed when it is built."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unit: Unit = "passage") -> None:
+        self.unit = unit
         try:
             index = bm25s.BM25.load(path, mmap=True, load_corpus=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -88,23 +91,25 @@ class BM25Index:
         self.ends = np.asarray(index.scores["indptr"])
 
     @classmethod
-    def open_or_build(cls, store: Store, folder: Path) -> "BM25Index":
+    def open_or_build(cls, store: Store, folder: Path, unit: Unit = "passage") -> "BM25Index":
         """The index of this store's passages below `folder`; built first where it is not there yet.
 
         While it is built, memory holds 4 bytes for each word of the corpus and about 50 for each distinct word of each
-        passage; afterwards only the vocabulary.
+        passage; afterwards only the vocabulary. With `unit="document"` the rows are whole documents instead.
         """
-        path = folder / f"bm25-{store.hash}-v{LAYOUT}"
+        path = folder / f"bm25-{store.hash}-v{LAYOUT}{'' if unit == 'passage' else '-documents'}"
         if not usable(path):
-            count = len(store.passages)
-            say(f"Building the BM25 index of {count:,} passages")
-            bar = progress(passage_texts(store), total=count, unit="passage", unit_scale=True, desc="bm25")
+            documents = len(store.texts)
+            texts = passage_texts(store) if unit == "passage" else (store.texts[row] for row in range(documents))
+            count = len(store.passages) if unit == "passage" else documents
+            say(f"Building the BM25 index of {count:,} {unit}s")
+            bar = progress(texts, total=count, unit=unit, unit_scale=True, desc="bm25")
             rows = _TermRows(bar)
             index = bm25s.BM25()
             index.index(rows, create_empty_token=False, show_progress=False)
             with new_directory(path) as aside:
                 index.save(aside, corpus=None, allow_pickle=False)
-        return cls(path)
+        return cls(path, unit)
 
     def search(self, texts: list[str], k: int, query_terms: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(scores_QK float32, ids_QK int64), best first, ties by lower id; id -1 and score -inf where nothing matches.
@@ -115,7 +120,7 @@ class BM25Index:
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
         for q, text in enumerate(texts):
-            scores, ids = self._search(text, k, query_terms)
+            scores, ids = top_k(self.scores_of(text, query_terms), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
@@ -130,12 +135,13 @@ class BM25Index:
             terms, counts = terms[rarest], counts[rarest]
         return terms, counts
 
-    def _search(self, text: str, k: int, query_terms: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def scores_of(self, text: str, query_terms: int | None = None) -> np.ndarray:
+        """scores_N float32 of all rows; 0 where nothing matches."""
         scores_N = np.zeros(self.passages, dtype=np.float32)
         for term, count in zip(*self._terms(text, query_terms), strict=True):
             postings = slice(self.ends[term], self.ends[term + 1])
             np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
-        return top_k(scores_N, k)
+        return scores_N
 
 
 def top_k(scores_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dream.batch import TokenBatch
-from dream.files import FINGERPRINT_CHARACTERS
+from dream.files import FINGERPRINT_CHARACTERS, fingerprint
+from dream.runtime import progress
 from dream.store.ragged import pad_tokens
 
 if TYPE_CHECKING:
@@ -38,19 +40,35 @@ class Encoder(nn.Module):
         """Write weights (safetensors) and tokenizer into an existing folder."""
         raise NotImplementedError
 
-    @torch.inference_mode()
-    def embed_queries(self, texts: list[str], batch_size: int = 256) -> Tensor:
+    def embed_queries(self, texts: list[str]) -> Tensor:
         """query_QD of raw texts, on the encoder's device, in eval mode."""
+        return self.embed_texts(texts, "query")
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: list[str], side: Side, batch_size: int = 256) -> Tensor:
+        """Embeddings of raw texts, cut to `max_tokens`, on the encoder's device, in eval mode."""
         was_training = self.training
         self.eval()
         device = next(self.parameters()).device
         parts = []
-        for start in range(0, len(texts), batch_size):
+        for start in progress(range(0, len(texts), batch_size), desc="embedding texts", leave=False, delay=5):
             rows: Any = self.tokenizer(texts[start : start + batch_size], add_special_tokens=False)["input_ids"]
             batch = pad_tokens([row[: self.max_tokens] for row in rows], self.tokenizer.pad_token_id or 0)
-            parts.append(self(batch.to(device), "query"))
+            parts.append(self(batch.to(device), side))
         self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self.width, device=device)
+
+    def embed_passages(self, store: "Store", passage_ids: np.ndarray, device: torch.device | str) -> Tensor:
+        """embedding_BD of these passages of a store that was cut with this encoder's tokenizer."""
+        return self(store.passage_batch(passage_ids, self.max_tokens).to(device), "passage")
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-able knobs, other than the weights, that an embedding depends on."""
+        return {"max_tokens": self.max_tokens}
+
+    def identity(self) -> str:
+        """Short hash of everything that an embedding depends on: weights and settings."""
+        return fingerprint([self.fingerprint(), self.settings()])
 
     def fingerprint(self) -> str:
         """Short hash of the weights' bytes."""

@@ -96,10 +96,13 @@ class HFEncoder(Encoder):
         positions_T = torch.arange(shape[1], device=ids_BT.device)
         return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
 
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
+
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        write_json(folder / "encoder.json", {"kind": "hf"} | {name: getattr(self, name) for name in SETTINGS})
+        write_json(folder / "encoder.json", {"kind": "hf"} | self.settings())
 
     @classmethod
     def open(cls, folder: Path) -> "HFEncoder":

@@ -16,7 +16,7 @@ from dream.store.store import Store
 DEPTH = 100  # documents ranked for each query: what recall@100 reads
 RRF_K = 5  # of reciprocal rank fusion; the paper's 60 gives first places too little weight (chosen on pydocs dev)
 NDCG_RANKS = 10
-METRICS = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10")
+METRICS = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_100", "success_at_1", "success_at_5")
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,21 @@ def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.
 
     nDCG is trec_eval's `ndcg_cut`, which BEIR reports: gain = grade, discount = log2(rank + 1) (Järvelin & Kekäläinen
     2002). recall@k is the share of all relevant documents, and MRR@10 is 0 where the first relevant document is lower.
+    MAP is trec_eval's `map_cut`: precision at each relevant document found, summed, over the number of relevant ones.
     """
     grade_QR = _grades(ranking.rows_QR, judgements)
-    relevant_QR = grade_QR > 0
+    relevant_QR = grade_QR[:, :DEPTH] > 0
     relevant_Q = np.array([len(g) + len(m) for g, m in zip(judgements.grades, judgements.missing, strict=True)])
     first_Q = np.where(relevant_QR[:, :10].any(1), relevant_QR[:, :10].argmax(1) + 1.0, np.inf)
+    precision_QR = np.cumsum(relevant_QR, axis=1) / np.arange(1, relevant_QR.shape[1] + 1)
     return {
         "ndcg_at_10": _gain(grade_QR[:, :NDCG_RANKS]) / _gain(_ideal(judgements)),
         "recall_at_10": relevant_QR[:, :10].sum(1) / relevant_Q,
-        "recall_at_100": relevant_QR[:, :100].sum(1) / relevant_Q,
+        "recall_at_100": relevant_QR.sum(1) / relevant_Q,
         "mrr_at_10": 1 / first_Q,
+        "map_at_100": (precision_QR * relevant_QR).sum(1) / relevant_Q,
+        "success_at_1": relevant_QR[:, :1].any(1).astype(np.float64),
+        "success_at_5": relevant_QR[:, :5].any(1).astype(np.float64),
     }
 
 

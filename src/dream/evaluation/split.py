@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from dream.candidates.bm25 import BM25Index
@@ -31,7 +32,9 @@ class LabelledSplit:
         return self.judgements.queries
 
     def by_bm25(self, index: BM25Index) -> Ranking:
-        return rank_bm25(index, self.queries, self.store.passage_documents)
+        by_passage = index.unit == "passage"
+        documents = self.store.passage_documents if by_passage else np.arange(len(self.store.texts))
+        return rank_bm25(index, self.queries, documents)
 
     @torch.inference_mode()
     def by_encoder(self, encoder: Encoder, index: IndexHandle) -> Ranking:

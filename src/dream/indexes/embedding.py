@@ -99,8 +99,7 @@ def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
 
 def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device | str) -> np.ndarray:
     """embedding_BD of these passages, float32."""
-    batch = store.passage_batch(ids, encoder.max_tokens).to(device)
-    embedding_BD = encoder(batch, "passage").float().cpu()
+    embedding_BD = encoder.embed_passages(store, ids, device).float().cpu()
     if not embedding_BD.isfinite().all():
         raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
                          f"{ids.max()}): training has diverged; lower the learning rate")  # fmt: skip

@@ -18,7 +18,7 @@ from dream.corpora.base import Corpus, Document
 from dream.errors import ConfigError, DataError
 from dream.files import fingerprint, new_directory, usable, write_json
 from dream.runtime import progress, say
-from dream.store.cut import Batch, cut_passages, cut_windows
+from dream.store.cut import Batch, cut_leads, cut_passages, cut_windows
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
 from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
@@ -48,12 +48,32 @@ def open_or_build(
     `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's.
     """
     tokenizers = [encoder_tokenizer, scorer_tokenizer]
+    lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
+    return _open_or_build(folder, corpus, tokenizers, {"lengths": lengths})
+
+
+def open_or_build_passages(
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    passage_tokens: int,
+    passages_per_document: int | None,
+) -> Store:
+    """A store to search in, not to train on: it has no windows. None keeps all passages of a document, n its first."""
+    cuts = {"lengths": [passage_tokens, 0, 0, 0], "passages_per_document": passages_per_document}
+    return _open_or_build(folder, corpus, [tokenizer, tokenizer], cuts)
+
+
+def _open_or_build(
+    folder: Path, corpus: Corpus, tokenizers: list["PreTrainedTokenizerFast"], cuts: dict[str, Any]
+) -> Store:
     description = {
         "layout": LAYOUT,
         "corpus": corpus.fingerprint(),
         "deduplicate": corpus.deduplicate,
         "tokenizers": [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers],
-        "lengths": [passage_tokens, context_tokens, min_context_tokens, target_tokens],
+        **cuts,
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
     if not usable(path):
@@ -148,12 +168,15 @@ class _Builder:
         self._write_strings("title", [document.title for document in documents])
         batch = Batch(texts, tokens)
         passage_tokens, context, min_context, target = self.description["lengths"]
-        passages = batch.table(ENCODER, partial(cut_passages, longest=passage_tokens), PASSAGE)
+        leads = self.description.get("passages_per_document")
+        cut_text: Any = partial(cut_leads, count=leads) if leads else cut_passages
+        passages = batch.table(ENCODER, partial(cut_text, longest=passage_tokens), PASSAGE)
         cut = partial(cut_windows, context=context, min_context=min_context, target=target)
-        windows = batch.table(SCORER, cut, WINDOW)
+        windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
         # The encoder may drop characters that the scorer reads, so that nothing of a context or target is left to it.
         windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
-        self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
+        if not leads:
+            self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
         for table, rows in (("passages", passages), ("windows", windows)):
             rows["document"] += first_row
             rows["tokens"] += np.array(self.positions)[:, None]
@@ -185,8 +208,8 @@ class _Builder:
         if self.document_rows == 1:
             raise DataError(f"corpus {corpus.name} has only one document, so that no window has a candidate from "
                             "another one; split it, e.g. corpus=text corpus.split_by=blank_lines")  # fmt: skip
-        if not rows["windows"]:
-            lengths = self.description["lengths"]
+        lengths = self.description["lengths"]
+        if not rows["windows"] and lengths[3]:
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
                               f"{lengths[2] + lengths[3]} tokens, so there is no window; lower it or "
                               "data.min_context_tokens")  # fmt: skip

@@ -69,6 +69,20 @@ def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) ->
     return ranges
 
 
+def cut_leads(first: int, last: int, boundaries: Boundaries, longest: int, count: int) -> list[tuple[int, int]]:
+    """The first `count` token ranges of [first, last), each `longest` long and on to the end of the word.
+
+    A model that reads `longest` tokens truncates such a passage as it would have truncated the whole document.
+    """
+    ranges: list[tuple[int, int]] = []
+    start = first
+    while start < last and len(ranges) < count:
+        end = boundaries.forward(start + longest, last) if start + longest < last else last
+        ranges.append((start, end))
+        start = end
+    return ranges
+
+
 def cut_windows(
     first: int, last: int, boundaries: Boundaries, context: int, min_context: int, target: int
 ) -> list[tuple[int, int, int]]:

@@ -1,0 +1,120 @@
+"""Do mteb and dream-evaluate give the same figures? A folder in BEIR's layout becomes a local task of mteb.
+
+    pip install 'dream-retrieval[bench]'
+    python benchmarks/mteb_agreement.py DIR --run logs/latest --split test
+    python benchmarks/mteb_agreement.py DIR --st NAME_OR_PATH --documents 500    # published, by mteb's wrapper
+
+Both embed the beginning of each document only. mteb rounds to five places, so that 5e-6 is full agreement.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dream.runtime
+from dream.corpora.base import Corpus
+from dream.encoders.base import Encoder
+from dream.encoders.sentence_transformer import SentenceTransformerEncoder
+from dream.evaluation.benchmark import Benchmark
+from dream.evaluation.metrics import mean_metrics, per_query_metrics
+from dream.evaluation.mteb_adapter import DreamEncoder
+from dream.indexes.torch import TorchIndex
+
+SHARED = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_100")
+
+
+def shortened(folder: Path, documents: int | None, copy: Path) -> Path:
+    """The folder with its first documents alone; labels of the others stay, and count as not found."""
+    import shutil
+
+    shutil.copytree(folder / "qrels", copy / "qrels")
+    shutil.copy(folder / "queries.jsonl", copy)
+    lines = (folder / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (copy / "corpus.jsonl").write_text("".join(lines[:documents]))
+    return copy
+
+
+def corpus_of(folder: Path) -> Corpus:
+    """As dream-evaluate benchmark=beir opens it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    with initialize_config_dir(str(dream.runtime.CONFIG_DIR), version_base="1.3"):
+        cfg = compose("evaluate", ["benchmark=beir", f"benchmark.path={folder}", "paths.run=."])
+    return instantiate(cfg.benchmark)
+
+
+def task_of(folder: Path, split: str) -> Any:
+    """The same documents, queries and labels as a retrieval task of mteb."""
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    corpus = corpus_of(folder)
+    labels = corpus.labels(split)
+    relevant = {query: graded for query, graded in labels.qrels.items() if max(graded.values()) > 0}
+
+    class Local(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="LocalFolder", description="a folder in BEIR's layout", type="Retrieval", eval_splits=[split],
+            eval_langs=["eng-Latn"], main_score="ndcg_at_10", dataset={"path": str(folder), "revision": "local"},
+        )  # fmt: skip
+
+        def load_data(self, *args: Any, **kwargs: Any) -> None:
+            documents = [{"id": d.id, "title": "", "text": d.text} for d in corpus.documents()]
+            queries = [{"id": query, "text": labels.queries[query]} for query in relevant]
+            data = {"corpus": Dataset.from_list(documents), "queries": Dataset.from_list(queries),
+                    "relevant_docs": relevant, "top_ranked": None}  # fmt: skip
+            self.dataset = {"default": {split: data}}
+            self.data_loaded = True
+
+    return Local()
+
+
+def theirs(model: Any, folder: Path, split: str, batch: int) -> dict[str, float]:
+    """mteb's figures."""
+    import mteb
+
+    result = mteb.evaluate(model, [task_of(folder, split)], cache=None, encode_kwargs={"batch_size": batch})
+    return result.task_results[0].scores[split][0]
+
+
+def ours(encoder: Encoder, folder: Path, split: str, data: Path, batch: int) -> dict[str, float]:
+    """dream-evaluate's figures."""
+    benchmark = Benchmark(corpus_of(folder), data, encoder.max_tokens, 1)
+    store = benchmark.store(encoder, encoder.max_tokens)
+    labelled = benchmark.labelled(store, split)
+    handle = benchmark.embedded(encoder, store, TorchIndex(65_536, True), batch, 4096)
+    return mean_metrics(per_query_metrics(labelled.by_encoder(encoder, handle), labelled.judgements))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="in BEIR's layout")
+    parser.add_argument("--run", default="logs/latest", help="folder of a finished run")
+    parser.add_argument("--st", help="a sentence-transformers model instead of the run")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--documents", type=int, help="only the first so many")
+    parser.add_argument("--batch", type=int, default=32, help="texts at a time")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        (part := Path(scratch) / "part").mkdir()
+        folder = shortened(chosen.folder, chosen.documents, part)
+        if chosen.st:
+            import mteb
+
+            encoder: Encoder = SentenceTransformerEncoder(chosen.st, None, None, "float32", False).eval()
+            model: Any = mteb.SentenceTransformerEncoderWrapper(encoder.model)
+        else:
+            model = DreamEncoder(chosen.run)
+            encoder = model.encoder
+        their, our = (theirs(model, folder, chosen.split, chosen.batch),
+                      ours(encoder, folder, chosen.split, Path(scratch) / "data", chosen.batch))  # fmt: skip
+    for metric in SHARED:
+        difference = abs(their[metric] - our[metric])
+        print(f"{metric:14} mteb {their[metric]:.5f}  dream-evaluate {our[metric]:.5f}  difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

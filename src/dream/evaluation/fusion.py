@@ -1,0 +1,57 @@
+"""BM25 and a dense retriever as one ranking, by a weighted sum of scores whose weight is tuned on labels.
+
+Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion, which needs no labels, is in `metrics`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metrics
+
+Normalisation = Literal["minmax", "zscore"]
+
+
+def weighted_sum(
+    lexical: Ranking, dense: Ranking, weight: float, normalisation: Normalisation, depth: int = DEPTH
+) -> Ranking:
+    """score = weight · dense + (1 - weight) · lexical, each normalised over the documents its own ranking holds.
+
+    A document that only one of them found gets the other's lowest score. Ties go to the lower document row. Sources:
+    Wang, Zhuang & Zuccon 2021 for the sum with a dense retriever; Bruch, Gai & Ingber 2023 for the normalisations.
+    """
+    fused = Ranking.empty(len(lexical.rows_QR), depth)
+    for q in range(len(fused.rows_QR)):
+        documents = np.union1d(lexical.rows_QR[q], dense.rows_QR[q])
+        documents = documents[documents >= 0]
+        scores = np.zeros(len(documents))
+        for ranking, share in ((dense, weight), (lexical, 1 - weight)):
+            found = ranking.rows_QR[q] >= 0
+            normal = _normalised(ranking.score_QR[q][found].astype(np.float64), normalisation)
+            of_documents = np.full(len(documents), normal.min(initial=np.inf) if len(normal) else 0.0)
+            of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normal
+            scores += share * of_documents
+        best = np.argsort(-scores, kind="stable")[:depth]
+        fused.rows_QR[q, : len(best)], fused.score_QR[q, : len(best)] = documents[best], scores[best]
+    return fused
+
+
+def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
+    """Scores from 0 to 1, or with mean 0 and standard deviation 1; equal scores stay equal."""
+    if not len(scores):
+        return scores
+    lowest, spread = (
+        (scores.min(), np.ptp(scores)) if normalisation == "minmax" else (scores.mean(), scores.std())
+    )  # fmt: skip
+    return (scores - lowest) / (spread or 1.0)
+
+
+def tune_weight(
+    fuse: Callable[[float], Ranking], judgements: Judgements, metric: str, step: float
+) -> tuple[float, float]:
+    """(weight, its mean `metric`): the best weight from 0 to 1 in steps; of equal ones the least dense."""
+    weights = np.linspace(0, 1, round(1 / step) + 1)
+    means = [float(per_query_metrics(fuse(float(weight)), judgements)[metric].mean()) for weight in weights]
+    best = int(np.argmax(means))
+    return float(weights[best]), means[best]

@@ -1,0 +1,134 @@
+"""What an evaluation found: every system's metrics, their intervals, and its differences from the baseline.
+
+Shape suffixes: S runs (seeds) of a system, Q labelled queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from dream.evaluation.metrics import METRICS, Judgements
+from dream.evaluation.report import TITLES
+from dream.evaluation.statistics import Difference, Sampling, compare, intervals
+
+Values = dict[str, np.ndarray]  # metric → values_SQ
+
+
+@dataclass
+class Results:
+    """`rows` by name, in the order of the table. A system of several runs has a row for each and one for all."""
+
+    rows: dict[str, Values]
+    metric: str
+    baseline: str
+    sampling: Sampling
+    intervals: dict[str, dict[str, tuple[float, float]]]  # row → metric → interval of the mean
+    differences: dict[str, dict[str, Difference]]  # row → metric; the baseline has none
+    notes: list[str]
+
+    @classmethod
+    def of(cls, rows: dict[str, Values], metric: str, baseline: str, sampling: Sampling, notes: list[str]) -> "Results":
+        names, rivals = list(rows), [name for name in rows if name != baseline]
+        flat = [rows[name][one] for name in names for one in METRICS]
+        bounds = iter(intervals(flat, sampling))
+        spans = {name: {one: next(bounds) for one in METRICS} for name in names}
+        differences: dict[str, dict[str, Difference]] = {name: {} for name in rivals}
+        for one in METRICS if rivals else ():
+            found = compare([rows[name][one] for name in rivals], rows[baseline][one], sampling)
+            for name, difference in zip(rivals, found, strict=True):
+                differences[name][one] = difference
+        return cls(rows, metric, baseline, sampling, spans, differences, notes)
+
+    def mean(self, row: str, metric: str) -> float:
+        return float(self.rows[row][metric].mean())
+
+    def flat(self) -> dict[str, float]:
+        """`bm25/ndcg_at_10` and so on."""
+        return {f"{row}/{metric}": self.mean(row, metric) for row in self.rows for metric in METRICS}
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the single queries."""
+        systems: dict[str, Any] = {}
+        for row, values in self.rows.items():
+            systems[row] = {"runs": len(values[self.metric])}
+            for metric in METRICS:
+                found: dict[str, Any] = {"mean": self.mean(row, metric), "interval": list(self.intervals[row][metric])}
+                if row in self.differences:
+                    found["against_baseline"] = asdict(self.differences[row][metric])
+                systems[row][metric] = found
+        return {"metric": self.metric, "baseline": self.baseline, "statistics": asdict(self.sampling),
+                "systems": systems, "notes": self.notes}  # fmt: skip
+
+    def metric_cells(self) -> list[list[str]]:
+        """Header and rows of the first table, as text: the means of all metrics."""
+        header = ["", *(TITLES[metric] for metric in METRICS)]
+        return [header, *([row, *(f"{self.mean(row, metric):.4f}" for metric in METRICS)] for row in self.rows)]
+
+    def difference_cells(self) -> list[list[str]]:
+        """Header and rows of the second table: how sure `metric` and its difference from the baseline are."""
+        share = f"{self.sampling.confidence:.0%}"
+        lines = [["", TITLES[self.metric], share, f"− {self.baseline}", share, "p", "better", "worse"]]
+        for row in self.rows:
+            low, high = self.intervals[row][self.metric]
+            line = [row, f"{self.mean(row, self.metric):.4f}", f"{low:.4f} to {high:.4f}"]
+            if row in self.differences:
+                found = self.differences[row][self.metric]
+                line += [f"{found.mean:+.4f}", "{:+.4f} to {:+.4f}".format(*found.interval), f"{found.p:.4f}",
+                         f"{found.wins:,}", f"{found.losses:,}"]  # fmt: skip
+            lines.append(line + [""] * (len(lines[0]) - len(line)))
+        return lines
+
+    def tables(self, title: str) -> list[Table]:
+        """For the terminal; the best value of a metric is bold."""
+        metrics, differences = self.metric_cells(), self.difference_cells()
+        best = [max(column) for column in zip(*metrics[1:], strict=True)]
+        marked = [[cell if at == 0 or cell != best[at] else f"[bold]{cell}[/]" for at, cell in enumerate(line)]
+                  for line in metrics[1:]]  # fmt: skip
+        drawn = []
+        for heading, (header, *lines) in ((title, [metrics[0], *marked]), ("", differences)):
+            drawn.append(table := Table(title=heading or None, title_justify="left"))
+            for at, name in enumerate(header):
+                table.add_column(name, justify="right" if at else "left", overflow="fold")
+            for line in lines:
+                table.add_row(*line)
+        return drawn
+
+    def markdown(self, title: str) -> str:
+        """Both tables, and the notes."""
+        text = [f"# {title}", ""]
+        for header, *lines in (self.metric_cells(), self.difference_cells()):
+            rule = ["---", *["---:"] * (len(header) - 1)]
+            text += [*(f"| {' | '.join(line)} |" for line in [header, rule, *lines]), ""]
+        return "\n".join([*text, *(f"- {note}" for note in self.notes), ""])
+
+
+def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequence[str]) -> dict[str, Values]:
+    """Rows from each system's metrics by query, one mapping for each run; `runs` names the runs."""
+    rows: dict[str, Values] = {}
+    for system, of_runs in values.items():
+        together = {metric: np.stack([one[metric] for one in of_runs]) for metric in METRICS}
+        for number, name in enumerate(runs if len(of_runs) > 1 else ()):
+            rows[f"{system} {name}"] = {
+                metric: values_SQ[number : number + 1] for metric, values_SQ in together.items()
+            }
+        rows[system] = together
+    return rows
+
+
+def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampling, metric: str) -> list[str]:
+    """How queries and documents count that somebody might think were dropped, and how to read the figures."""
+    missing, touched = sum(map(len, judgements.missing)), sum(map(bool, judgements.missing))
+    return [
+        f"Means over {len(judgements):,} queries. {judgements.left_out:,} further queries of the split have no "
+        "relevant document in its labels: no ranking of them can be right or wrong, and they are in no mean (trec_eval "
+        "counts them as 0).",
+        f"{missing:,} relevant documents, of {touched:,} queries, are not in the corpus: they count as not found.",
+        f"{counts.get('empty', 0):,} documents without text cannot be found, and {counts.get('duplicates', 0):,} "
+        "copies of other documents count as these.",
+        f"{TITLES[metric]} and its difference have {sampling.confidence:.0%} bootstrap intervals over queries, and "
+        "over runs where there are several; p is of the two-sided randomisation test over queries; "
+        f"{sampling.resamples:,} resamples each, not corrected for the number of systems.",
+    ]  # fmt: skip

@@ -1,0 +1,100 @@
+"""How sure a difference between systems is: intervals and tests over queries, and over seeds where there are several.
+
+Shape suffixes: M systems, S seeds (runs) of a system, Q labelled queries, R resamples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK_CELLS = 4_000_000  # of (resamples, queries) held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many resamples are drawn, from which seed, and what share of them an interval holds."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A system against the baseline: mean difference, its interval, two-sided p-value, and queries better and worse."""
+
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    wins: int
+    losses: int
+
+
+def intervals(values: list[np.ndarray], sampling: Sampling) -> list[tuple[float, float]]:
+    """Percentile bootstrap interval of the mean of each of M systems' values_SQ (Efron & Tibshirani 1993, ch. 13).
+
+    Queries are drawn with replacement, the same ones for all systems, and so are the seeds of systems that have
+    several: the interval then tells what another run on other queries might give.
+    """
+    draw = np.random.default_rng(sampling.seed)
+    means_MR = np.empty((len(values), sampling.resamples))
+    for chosen in _chunks(sampling.resamples, values[0].shape[1]):
+        weight_RQ = _weights(draw, len(chosen), values[0].shape[1])
+        for system, values_SQ in enumerate(values):
+            seeds_RS = _weights(draw, len(chosen), len(values_SQ)) if len(values_SQ) > 1 else np.ones((len(chosen), 1))
+            means_MR[system, chosen] = (weight_RQ @ values_SQ.T * seeds_RS).sum(1)
+    tail = (1 - sampling.confidence) / 2
+    low_M, high_M = np.quantile(means_MR, [tail, 1 - tail], axis=1)
+    return list(zip(low_M.tolist(), high_M.tolist(), strict=True))
+
+
+def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Two-sided p-value of the paired randomisation test (Smucker, Allan & Carterette 2007), for each of M systems.
+
+    If two systems were the same, each query's difference could as well have the other sign. The observed signs count
+    as one of the draws, so that p is never 0.
+    """
+    draw = np.random.default_rng(sampling.seed)
+    queries = difference_MQ.shape[1]
+    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # equal sums in another order of summation are equal
+    extreme_M = np.zeros(len(difference_MQ), dtype=np.int64)
+    for chosen in _chunks(sampling.resamples, queries):
+        signs_RQ = draw.integers(0, 2, (len(chosen), queries), dtype=np.int8) * 2.0 - 1
+        extreme_M += (np.abs(signs_RQ @ difference_MQ.T) / queries >= observed_M).sum(0)
+    return (extreme_M + 1) / (sampling.resamples + 1)
+
+
+def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Sampling) -> list[Difference]:
+    """Each system's values_SQ against the baseline's, query by query: the paired bootstrap (Sakai 2006) and the test.
+
+    A seed is paired with the baseline's same seed where both have equally many, else with the baseline's mean.
+    """
+    differences = [
+        values_SQ - (baseline_SQ if len(values_SQ) == len(baseline_SQ) else baseline_SQ.mean(0)) for values_SQ in values
+    ]
+    by_query_MQ = np.stack([difference_SQ.mean(0) for difference_SQ in differences])
+    wins_M, losses_M = (by_query_MQ > 1e-12).sum(1), (by_query_MQ < -1e-12).sum(1)
+    return [
+        Difference(float(by_query_Q.mean()), interval, float(p), int(wins), int(losses))
+        for by_query_Q, interval, p, wins, losses in zip(
+            by_query_MQ,
+            intervals(differences, sampling),
+            randomisation_p(by_query_MQ, sampling),
+            wins_M,
+            losses_M,
+            strict=True,
+        )
+    ]
+
+
+def _weights(draw: np.random.Generator, rows: int, items: int) -> np.ndarray:
+    """(rows, items) shares of `items` draws with replacement; each row sums to 1."""
+    drawn = draw.integers(0, items, (rows, items)) + np.arange(rows)[:, None] * items
+    return np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items) / items
+
+
+def _chunks(resamples: int, queries: int) -> Iterator[np.ndarray]:
+    rows = max(1, CHUNK_CELLS // queries)
+    for start in range(0, resamples, rows):
+        yield np.arange(start, min(start + rows, resamples))

@@ -1,0 +1,286 @@
+"""dream-evaluate from its config to its files, on a tiny run. Run: pytest tests/evaluation/test_evaluate.py"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+from PIL import Image
+
+from dream.corpora.jsonl import BeirCorpus
+from dream.encoders.hf import HFEncoder
+from dream.errors import ConfigError, DataError
+from dream.evaluate import evaluate
+from dream.evaluation.benchmark import Benchmark
+from dream.evaluation.metrics import METRICS, Ranking
+from dream.evaluation.mteb_adapter import DreamEncoder
+from dream.evaluation.outputs import strictly_falling
+from dream.evaluation.systems import find_runs, short_names
+from dream.indexes.torch import TorchIndex
+from dream.runtime import CONFIG_DIR
+from dream.train import train
+
+
+def composed(script: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(script, list(overrides))
+
+
+@pytest.fixture(scope="module")
+def world(corpus_folder, llama_folder, tmp_path_factory) -> Path:
+    """Two finished runs, seeds of one another, on the tiny corpus: logs/sweep/0 and logs/sweep/1."""
+    root = tmp_path_factory.mktemp("world")
+    lines = (corpus_folder / "dev.tsv").read_text().splitlines(keepends=True)
+    (root / "dev.tsv").write_text("".join(lines[:31]))
+    (root / "test.tsv").write_text("".join([lines[0], *lines[31:]]))
+    for seed in (0, 1):
+        train(composed(
+            "train", "corpus=jsonl", f"corpus.path={corpus_folder / 'corpus.jsonl'}",
+            f"corpus.queries={corpus_folder / 'queries.jsonl'}", "corpus.text_fields=[text]",
+            f"corpus.qrels={{dev: {root / 'dev.tsv'}, test: {root / 'test.tsv'}}}", "objective=info_nce",
+            "scorer=hf", f"scorer.name={llama_folder}", "encoder.random_width=32", f"seed={seed}",
+            f"paths.data={root / 'data'}", f"paths.logs={root / 'logs'}", f"paths.run={root / f'logs/sweep/{seed}'}",
+            "data.batch_size=16", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6",
+            "data.target_tokens=8", "trainer.max_steps=8", "trainer.accelerator=cpu",
+            "+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.refresh.every_n_steps=0",
+            "callbacks.evaluation.every_n_steps=0", "callbacks.best_checkpoint=null",
+            "callbacks.supervision.projected=0",
+        ))  # fmt: skip
+    return root
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    def make(*overrides: str) -> DictConfig:
+        return composed("evaluate", f"paths.data={world / 'data'}", f"paths.logs={world / 'logs'}",
+                        f"paths.run={tmp_path / 'evaluation'}", f"run={world / 'logs/sweep/0'}", "device=cpu",
+                        "statistics.resamples=200", *overrides)  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def beir(corpus_folder, tmp_path) -> Path:
+    """Another corpus in BEIR's layout: the second half of the tiny one, its labels those of a split `test`."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    lines = (corpus_folder / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (folder / "corpus.jsonl").write_text("".join(lines[40:]))
+    shutil.copy(corpus_folder / "queries.jsonl", folder)
+    shutil.copy(corpus_folder / "dev.tsv", folder / "qrels" / "test.tsv")
+    return folder
+
+
+def results(tmp_path) -> dict:
+    return json.loads((tmp_path / "evaluation" / "results.json").read_text())
+
+
+def test_a_run_on_its_own_corpus_gives_the_figures_of_its_own_table(config, world, tmp_path, capsys):
+    evaluate(config("systems=[bm25,untrained,run,hybrid,hybrid_weighted]", "bm25.unit=passage"))
+    flat, summary = results(tmp_path)["flat"], json.loads((world / "logs/sweep/0/summary.json").read_text())
+    for ours, theirs in (("bm25", "bm25"), ("untrained", "untrained"), ("run", "trained"), ("hybrid", "hybrid")):
+        assert [flat[f"{ours}/{metric}"] for metric in METRICS] == [summary[f"{theirs}/{metric}"] for metric in METRICS]
+    runs = tmp_path / "evaluation" / "runs"
+    assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
+    printed = capsys.readouterr().out
+    assert "Means over 50 queries. 0 further queries" in printed
+    assert "hybrid_weighted: weight" in printed
+    assert "tuned on 30 queries of split dev" in printed
+
+
+def test_every_file_tells_the_same(config, tmp_path):
+    """Means of the single queries, and of the run files read again, are those of the table; the plots are pictures."""
+    evaluate(config("systems=[bm25,run]"))
+    folder, found = tmp_path / "evaluation", results(tmp_path)
+    lines = [json.loads(line) for line in (folder / "per_query.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 50
+    for system in ("bm25", "run"):
+        assert np.mean([line["map_at_100"] for line in lines if line["system"] == system]) == pytest.approx(
+            found["flat"][f"{system}/map_at_100"]
+        )
+        ranked = [line.split() for line in (folder / "runs" / f"{system}.run").read_text().splitlines()]
+        relevant = {(line["query"], "d" + line["query"][1:]) for line in lines}
+        ranks = {query: int(rank) for query, _, document, rank, _, _ in ranked if (query, document) in relevant}
+        reciprocal = sum(1 / rank for rank in ranks.values() if rank <= 10) / 50
+        assert reciprocal == pytest.approx(found["flat"][f"{system}/mrr_at_10"])
+    assert "| bm25 |" in (folder / "results.md").read_text()
+    for name in ("systems", "gain_per_query"):
+        assert np.asarray(Image.open(folder / f"{name}.png")).std() > 5
+    assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
+    evaluate(config(f"run={world / 'logs/sweep'}", "systems=[bm25,run,hybrid]"))
+    flat = results(tmp_path)["flat"]
+    rows = [name.removesuffix("/ndcg_at_10") for name in flat if name.endswith("/ndcg_at_10")]
+    assert rows == ["bm25", "run seed=0", "run seed=1", "run", "hybrid seed=0", "hybrid seed=1", "hybrid"]
+    mean = (flat["run seed=0/ndcg_at_10"] + flat["run seed=1/ndcg_at_10"]) / 2
+    assert flat["run/ndcg_at_10"] == pytest.approx(mean)
+    assert (tmp_path / "evaluation" / "runs" / "run_seed=1.run").exists()
+
+
+def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
+    """Half of the 80 relevant documents are not there; one query has no relevant document at all."""
+    labels = beir / "qrels" / "test.tsv"
+    labels.write_text(labels.read_text().replace("q79\td79\t1", "q79\td79\t0"))
+    evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25,run]"))
+    printed = capsys.readouterr().out
+    assert "Means over 79 queries. 1 further queries of the split have no relevant document" in printed
+    assert "40 relevant documents, of 40 queries, are not in the corpus: they count as not found" in printed
+    assert results(tmp_path)["flat"]["bm25/success_at_5"] == pytest.approx(39 / 79)
+
+
+def test_a_transformers_model_is_embedded_once(config, beir, llama_folder, tmp_path, monkeypatch):
+    embedded = []
+    original = HFEncoder.embed_passages
+    monkeypatch.setattr(HFEncoder, "embed_passages", lambda *a: embedded.append(len(a[2])) or original(*a))
+    chosen = ["benchmark=beir", f"benchmark.path={beir}", "hf.pooling=last", f"paths.data={tmp_path / 'data'}"]
+    systems = f"systems=[bm25,hf:{llama_folder},hybrid:hf:{llama_folder}]"
+    evaluate(config(*chosen, systems))
+    first, count = results(tmp_path)["flat"], sum(embedded)
+    assert count >= 40
+    evaluate(config(*chosen, systems))
+    assert sum(embedded) == count
+    assert results(tmp_path)["flat"] == first
+    evaluate(config(*chosen, systems, "hf.query_prefix=ba", "passages_per_document=1"))
+    assert sum(embedded) == count + 40
+
+
+def test_a_sentence_transformers_model_ranks_by_its_own_embeddings(config, beir, llama_folder, tmp_path):
+    models = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    transformer = modules.Transformer(str(llama_folder), max_seq_length=512)
+    model = models.SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu")
+    model.save(str(tmp_path / "model"))
+    evaluate(config("benchmark=beir", f"benchmark.path={beir}", f"systems=[bm25,st:{tmp_path / 'model'}]",
+                    "passages_per_document=1"))  # fmt: skip
+    documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
+    passages_ND = model.encode([d["title"] + "\n" + d["text"] for d in documents], normalize_embeddings=True)
+    query = json.loads((beir / "queries.jsonl").read_text().splitlines()[50])
+    sims = passages_ND @ model.encode(query["text"], normalize_embeddings=True)
+    run_file = next((tmp_path / "evaluation" / "runs").glob("st_*.run"))
+    ranked = [line.split() for line in run_file.read_text().splitlines() if line.startswith(f"{query['_id']} ")]
+    scores = {document: float(score) for _, _, document, _, score, _ in ranked}
+    assert len(scores) == 40
+    assert [scores[d["_id"]] for d in documents] == pytest.approx(sims.tolist(), abs=2e-3)
+
+
+def test_ties_stand_in_the_order_that_was_scored():
+    falling = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], np.float32))
+    assert (np.diff(falling) < 0).all()
+    assert falling == pytest.approx([2, 2, 2, 1], rel=1e-6)
+
+
+def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_path, monkeypatch):
+    other = ["benchmark=beir", f"benchmark.path={beir}"]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for overrides, message in (
+        (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
+        (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
+        (["systems=[run]"], "baseline=bm25: is none of systems"),
+        (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
+        (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
+        (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; take another split"),
+        ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, and beir has test; take hybrid"),
+        ([*other, "systems=[bm25,st:some/model]"], r"pip install 'dream-retrieval\[export\]'"),
+        ([*other, f"systems=[bm25,hf:{beir}]"], "cannot be loaded"),
+        ([f"run=[{world / 'logs/sweep/0'},{world / 'logs/sweep/0'}]"], "two of the runs have the same seed"),
+        ([f"run={tmp_path}"], "neither a run nor a sweep"),
+    ):
+        with pytest.raises((ConfigError, InstantiationException), match=message):
+            evaluate(config(*overrides))
+    (beir / "queries.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"80 queries are not in .*queries\.jsonl"):
+        evaluate(config(*other, "systems=[bm25]"))
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(DataError, match="no line with a label"):
+        evaluate(config(*other, "systems=[bm25]"))
+
+
+def test_documents_that_share_an_id_are_refused(config, beir):
+    corpus = (beir / "corpus.jsonl").read_text().replace('"d50"', '"d51"')
+    (beir / "corpus.jsonl").write_text(corpus)
+    with pytest.raises(DataError, match="d51"):
+        evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25]"))
+
+
+def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_path):
+    """A run whose encoder folder was exchanged: its generation says what it was made with."""
+    run = tmp_path / "run"
+    shutil.copytree(world / "logs/sweep/0", run)
+    shutil.rmtree(run / "encoder")
+    shutil.copytree(run / "untrained_encoder", run / "encoder")
+    from safetensors.torch import load_file, save_file
+
+    from dream.files import seal
+    from dream.runs import open_run
+
+    weights = load_file(run / "encoder" / "model.safetensors")
+    save_file(weights | {"table": weights["table"][:, :8].contiguous()}, run / "encoder" / "model.safetensors")
+    seal(run / "encoder")
+    with pytest.raises(DataError, match="embeddings of width 64, but the encoder's width is 8"):
+        open_run(run)
+    evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with what is there now
+    assert results(tmp_path)["flat"]["run/recall_at_100"] > 0
+
+
+def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
+    """One vector a document: of its beginning, as long as the encoder reads."""
+    encoder = DreamEncoder(str(world / "logs/sweep/0"))
+    corpus = BeirCorpus("beir", str(beir), False)
+    benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
+    store = benchmark.store(encoder.encoder, encoder.encoder.max_tokens)
+    handle = benchmark.embedded(encoder.encoder, store, TorchIndex(1_000, True), 16, 16)
+    documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
+    batches = [
+        {"text": [d["title"] + " " + d["text"] for d in part], "title": [d["title"] for d in part],
+         "body": [d["text"] for d in part]}
+        for part in (documents[:30], documents[30:])
+    ]  # fmt: skip
+    about = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
+    embedding_ND = encoder.encode(batches, prompt_type="document", **about)
+    assert np.allclose(embedding_ND, handle.current.rows(np.arange(40)), atol=1e-3)
+    query_QD = encoder.encode([{"text": ["some words"]}], prompt_type="query", **about)
+    assert np.array_equal(query_QD, encoder.encoder.embed_queries(["some words"]).numpy())
+    assert encoder.similarity(query_QD, embedding_ND).shape == (1, 40)
+    assert encoder.similarity_pairwise(embedding_ND, embedding_ND).numpy() == pytest.approx(np.ones(40), abs=1e-3)
+
+
+def test_mteb_takes_it_for_an_encoder(world):
+    mteb = pytest.importorskip("mteb")
+    encoder = DreamEncoder(str(world / "logs/sweep/0"))
+    assert isinstance(encoder, mteb.EncoderProtocol)
+    assert encoder.mteb_model_meta.embed_dim == encoder.encoder.width
+
+
+def test_paths_are_shortened_where_that_tells_them_apart():
+    assert short_names(["bm25", "st:/a/b/model", "hybrid:st:/a/b/model", "st:org/name"]) == {
+        "bm25": "bm25",
+        "st:/a/b/model": "st:b/model",
+        "hybrid:st:/a/b/model": "hybrid:st:b/model",
+        "st:org/name": "st:org/name",
+    }
+    assert short_names(["st:/a/b/model", "st:/c/b/model"])["st:/a/b/model"] == "st:/a/b/model"
+
+
+def test_a_sweeps_folder_names_its_finished_runs(world):
+    assert find_runs(str(world / "logs/sweep")) == [world / "logs/sweep/0", world / "logs/sweep/1"]
+
+
+def test_weighted_fusion_by_hand():
+    """BM25: a 4, b 2; dense: b 0.9, c 0.5. Min-max: a (1, 0), b (0, 1), c (0, 0)."""
+    from dream.evaluation.fusion import weighted_sum
+
+    lexical = Ranking(np.array([[1, 2, -1]]), np.array([[4.0, 2.0, -np.inf]], np.float32))
+    dense = Ranking(np.array([[2, 3, -1]]), np.array([[0.9, 0.5, -np.inf]], np.float32))
+    fused = weighted_sum(lexical, dense, 0.7, "minmax", depth=4)
+    assert fused.rows_QR.tolist() == [[2, 1, 3, -1]]
+    assert fused.score_QR[0, :3] == pytest.approx([0.7, 0.3, 0.0])
+    scores = weighted_sum(lexical, dense, 0.5, "zscore", depth=3)
+    assert scores.rows_QR.tolist() == [[1, 2, 3]]
+    assert scores.score_QR[0] == pytest.approx([0.0, 0.0, -1.0])
