@@ -10,7 +10,7 @@ from typing import BinaryIO
 from dream.errors import DataError
 from dream.files import FINGERPRINT_CHARACTERS
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**17
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP_MAGIC = b"\x1f\x8b"
 

@@ -65,8 +65,8 @@ def open_or_build(
             builder.build(aside, corpus)
     store = Store(path)
     if refused := store.manifest["refused"]:
-        say(f"  {sum(refused.values()):,} bad documents of corpus {corpus.name} were left out ({by_reason(refused)}): "
-            f"see {path / REFUSED}")  # fmt: skip
+        say(f"  left out of corpus {corpus.name} as bad: {by_reason(refused)}; listed with file and line in "
+            f"{path / REFUSED}")  # fmt: skip
     return store
 
 
