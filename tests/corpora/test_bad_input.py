@@ -81,6 +81,8 @@ BETWEEN = [  # name, the bytes of line 2, why it is refused
     ("another field", b'{"texts": "one"}', "no text field"),
     ("a list of texts", b'{"text": ["one"]}', "field not text"),
     ("a number as text", b'{"text": 3.5}', "field not text"),
+    ("no number of texts", b'{"text": 0}', "field not text"),
+    ("no texts", b'{"text": []}', "field not text"),
     ("true as text", b'{"text": true}', "field not text"),
     ("an object as id", b'{"_id": {"$oid": "1"}, "text": "one"}', "field not text"),
     ("a list as title", b'{"title": ["T"], "text": "one"}', "field not text"),
@@ -394,6 +396,6 @@ def read_plainly(line: bytes) -> str | None:
     """The text of a line; None where it has none."""
     try:
         words = json.loads(line.decode())["text"]
-        return (words or "").strip().encode("utf-8", "replace").decode()
+        return ("" if words is None else words).strip().encode("utf-8", "replace").decode()
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -68,7 +68,9 @@ class JsonlCorpus:
     def _document(self, file: str, number: int, record: dict[str, Any]) -> Document:
         parts = []
         for field in self.text_fields:
-            part = record.get(field) or ""
+            part = record.get(field)
+            if part is None:
+                continue
             if not isinstance(part, str):
                 kind = type(part).__name__
                 raise BadDocument(file, number, "field not text", f"field {field!r} is {kind}, not text")

@@ -12,12 +12,12 @@ MOST_CHARACTERS = 300  # of what is quoted of a bad document
 
 
 class BadDocument(DataError):
-    """One document that cannot be used, with its file and line. `reason` is a word to count by, `detail` says more."""
+    """One document that cannot be used, with its file and line, where known. `reason` is a word to count by, `detail` says more."""
 
     def __init__(self, file: str, line: int, reason: str, detail: str) -> None:
         self.file, self.line, self.reason = file, line, reason
         self.detail = detail if len(detail) <= MOST_CHARACTERS else f"{detail[:MOST_CHARACTERS]} ..."
-        super().__init__(f"{file}:{line}: {self.detail}")
+        super().__init__(f"{file}:{line}: {self.detail}" if file else self.detail)
 
 
 class Refusals:

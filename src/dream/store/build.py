@@ -90,9 +90,10 @@ class _Ids:
             self.lines.append(document.line)
             self.files.append(self.file_numbers.setdefault(document.file, len(self.file_numbers)))
         elif self.rows[number] != row:
-            first = f"{list(self.file_numbers)[self.files[number]]}:{self.lines[number]}"
+            file = list(self.file_numbers)[self.files[number]]
+            first = f"{file}:{self.lines[number]}" if file else "another document"
             raise BadDocument(document.file, document.line, "id used twice",
-                              f"the id {document.id!r} is already that of {first}, with another text")  # fmt: skip
+                              f"the id {document.id!r} is already that of {first}; give each text its own")  # fmt: skip
 
 
 class _Builder:
