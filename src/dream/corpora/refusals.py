@@ -12,7 +12,10 @@ MOST_CHARACTERS = 300  # of what is quoted of a bad document
 
 
 class BadDocument(DataError):
-    """One document that cannot be used, with its file and line, where known. `reason` is a word to count by, `detail` says more."""
+    """One document that cannot be used, with its file and line, where known.
+
+    `reason` is a word to count by, `detail` says more.
+    """
 
     def __init__(self, file: str, line: int, reason: str, detail: str) -> None:
         self.file, self.line, self.reason = file, line, reason
