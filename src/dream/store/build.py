@@ -128,6 +128,11 @@ class _Builder:
         self.counts["refused"] = refusals.counts.total()
         self._refuse_unusable(corpus, rows, refusals)
         np.save(folder / "encoder_df.npy", self.document_frequency)
+        manifest = self._manifest(rows, refusals)
+        write_json(folder / "manifest.json", manifest)
+        say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
+
+    def _manifest(self, rows: dict[str, int], refusals: Refusals) -> dict[str, Any]:
         counts = {
             "documents_read": sum(self.counts.values()) + self.document_rows,
             **self.counts,
@@ -136,7 +141,7 @@ class _Builder:
             **rows,
             "encoder_tokens": self.positions[0],
         }
-        manifest = {
+        return {
             "hash": fingerprint(self.description),
             **self.description,
             "same_tokenizer": self.same,
@@ -145,8 +150,6 @@ class _Builder:
             "counts": counts,
             "refused": dict(refusals.counts),
         }
-        write_json(folder / "manifest.json", manifest)
-        say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
 
     def _open(self, folder: Path, open_files: ExitStack) -> None:
         tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.sides[ENCODER].dtype}
