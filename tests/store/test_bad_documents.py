@@ -87,9 +87,17 @@ def test_the_same_document_twice_is_a_duplicate_and_an_alias_keeps_its_text(tmp_
 @pytest.mark.parametrize(
     ("lines", "error", "message"),
     [
-        ([b"x", b"y"], DataError, r"is empty: 2 documents .* \(2 of them are bad, first .*c\.jsonl:1: not valid JSON"),
+        (
+            [b"x", b"y"],
+            DataError,
+            r"is empty: 2 documents .* \(2 bad ones were left out, first .*c\.jsonl:1: not valid JSON",
+        ),
         (documents(1) * 3000, DataError, r"only one document \(2,999 more are copies of it\)"),
-        ([*documents(1), b"x"], DataError, r"only one document, so"),
+        (
+            [*documents(1), b"x"],
+            DataError,
+            r"only one document \(1 bad ones were left out, first .*c\.jsonl:2: .*\), so",
+        ),
         ([{"text": "bo"}, {"text": "da"}], ConfigError, "data.target_tokens=3: no document of corpus c has 6 tokens"),
     ],
 )

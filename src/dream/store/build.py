@@ -242,13 +242,13 @@ class _Builder:
 
     def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int], refusals: Refusals) -> None:
         read, equal = sum(self.counts.values()) + self.document_rows, self.counts["duplicates"]
+        bad = f" ({self.counts['refused']:,} bad ones were left out, first {refusals.first})" if refusals.first else ""
         if not self.document_rows:
-            bad = f" ({self.counts['refused']:,} of them are bad, first {refusals.first})" if refusals.first else ""
             raise DataError(f"corpus {corpus.name} is empty: {read} documents were read, none of them with text{bad}; "
                             "check corpus.path and corpus.text_fields")  # fmt: skip
         if self.document_rows == 1:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
-            raise DataError(f"corpus {corpus.name} has only one document{copies}, so that no window has a candidate "
+            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so that no window has a candidate "
                             "from another one; split it, e.g. corpus=text corpus.split_by=blank_lines")  # fmt: skip
         if not rows["windows"]:
             lengths = self.description["lengths"]
