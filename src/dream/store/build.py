@@ -248,8 +248,8 @@ class _Builder:
                             "check corpus.path and corpus.text_fields")  # fmt: skip
         if self.document_rows == 1:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
-            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so that no window has a candidate "
-                            "from another one; split it, e.g. corpus=text corpus.split_by=blank_lines")  # fmt: skip
+            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so no window has a "
+                            "candidate from another; split it: corpus=text corpus.split_by=blank_lines")  # fmt: skip
         if not rows["windows"]:
             lengths = self.description["lengths"]
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
