@@ -22,9 +22,7 @@ from dream.corpora.text import TextCorpus
 from dream.errors import ConfigError, DataError
 
 EXAMPLES = int(os.environ.get("DREAM_EXAMPLES", "150"))
-arbitrary = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+arbitrary = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LIMIT_MB = 0.001
 A, B = b'{"_id": "a", "text": "one"}', b'{"_id": "b", "text": "two"}'
 LONG = b'{"_id": "x", "text": "' + b"long " * 400 + b'"}'

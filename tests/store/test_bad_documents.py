@@ -121,7 +121,7 @@ def test_a_file_that_changes_while_the_store_is_made_leaves_no_store(tmp_path, t
     max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+    suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(st.text(max_size=60) | st.binary(max_size=40), max_size=8), st.sampled_from(["jsonl", "text"]))
 def test_every_character_of_a_kept_document_is_in_exactly_one_passage(tmp_path_factory, tokenizer, parts, kind):
