@@ -114,7 +114,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
     file = folder / "corpus.jsonl"
     with phase("write", megabytes, imports):
         write_corpus(file, megabytes, seed)
-    corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None)
+    corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None, "error", 32)
     with phase("tokenizer", 30, imports):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder, corpus, 8192, 30))
     data = WindowDataModule(

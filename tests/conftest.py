@@ -60,6 +60,8 @@ def corpus(corpus_folder) -> JsonlCorpus:
         deduplicate=True,
         queries=str(corpus_folder / "queries.jsonl"),
         qrels={"dev": str(corpus_folder / "dev.tsv")},
+        on_bad_document="error",
+        max_document_mb=32,
     )
 
 

@@ -44,12 +44,6 @@ def fingerprint(description: Any) -> str:
     return hashlib.blake2b(canonical.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
-def file_fingerprint(path: Path) -> str:
-    """Short hash of a file's bytes, read in pieces (about 1 s per GB)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:FINGERPRINT_CHARACTERS]
-
-
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:

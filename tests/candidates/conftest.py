@@ -23,7 +23,7 @@ def make_store(tmp_path):
         words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="?")
         path = tmp_path / "corpus.jsonl"
         path.write_text("".join(json.dumps({"_id": f"d{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
-        corpus = JsonlCorpus("hand", str(path), "_id", "title", ["text"], False, None, None)
+        corpus = JsonlCorpus("hand", str(path), "_id", "title", ["text"], False, None, None, "error", 32)
         return open_or_build(
             tmp_path / "stores",
             corpus,

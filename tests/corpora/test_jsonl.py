@@ -25,6 +25,8 @@ def jsonl(file: Path, content: str | bytes | None = None, **changes) -> JsonlCor
         "deduplicate": True,
         "queries": None,
         "qrels": None,
+        "on_bad_document": "error",
+        "max_document_mb": 1,
     }
     return JsonlCorpus(**(settings | changes))
 
@@ -117,7 +119,7 @@ def beir(folder: Path, qrels: str, queries: str = '{"_id": 1, "text": "first"}\n
     (folder / "corpus.jsonl").write_text(GOOD)
     (folder / "queries.jsonl").write_text(queries)
     (folder / "qrels" / "test.tsv").write_bytes(qrels.encode())
-    return BeirCorpus("b", str(folder), deduplicate=True)
+    return BeirCorpus("b", str(folder), deduplicate=True, on_bad_document="error", max_document_mb=1)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,9 @@ def test_trec_qrels_separated_by_spaces(tmp_path):
     [
         ("1\ta\t1\n1\ta\n", r"test\.tsv:2: expected query-id, corpus-id and an integer"),
         ("1\ta\t1\n1\ta\thigh\n", r"test\.tsv:2: expected"),
-        ("1\ta\t0.5\n1\ta\t0.5\n", r"test\.tsv:2: expected"),
+        ("1\ta\t0.5\n", r"test\.tsv:1: expected"),
+        ("1\ta\t1\n1\tb\t1e9\n", r"test\.tsv:2: expected .* up to 1000"),
+        ("1\ta\t1\n1\ta\t1\n1\ta\t2\n", r"test\.tsv:3: query '1' and document 'a' have grade 2 here and 1"),
         ("query-id\tcorpus-id\tscore\n", r"test\.tsv: .*no line with a label"),
         ("9\ta\t1\n", r"1 queries are not in .*queries\.jsonl, the first is '9'"),
     ],
@@ -169,13 +173,13 @@ def test_splits_are_the_files_and_others_are_refused(tmp_path):
 
 def test_beir_without_labels_or_corpus(tmp_path):
     with pytest.raises(ConfigError, match=r"no corpus\.jsonl"):
-        BeirCorpus("b", str(tmp_path), deduplicate=True)
+        BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(GOOD.encode()))
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True)
+    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
     assert corpus.splits() == []
     assert [d.text for d in corpus.documents()] == ["T\none"]
     with pytest.raises(ConfigError, match="this is a file, but a folder is needed"):
-        BeirCorpus("b", str(tmp_path / "corpus.jsonl.gz"), deduplicate=True)
+        BeirCorpus("b", str(tmp_path / "corpus.jsonl.gz"), deduplicate=True, on_bad_document="error", max_document_mb=1)
 
 
 def test_the_fingerprint_follows_content_and_fields(tmp_path):

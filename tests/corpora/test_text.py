@@ -9,8 +9,8 @@ from dream.corpora.text import TextCorpus
 from dream.errors import ConfigError, DataError
 
 
-def text(path, split_by="blank_lines", pattern="*.txt"):
-    return TextCorpus("mine", str(path), pattern, split_by, True)
+def text(path, split_by="blank_lines", pattern="*.txt", policy="error", megabytes=1.0):
+    return TextCorpus("mine", str(path), pattern, split_by, True, policy, megabytes)
 
 
 def test_blocks_between_blank_lines(tmp_path):

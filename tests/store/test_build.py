@@ -21,6 +21,7 @@ class ListCorpus:
     """A corpus of given documents."""
 
     name = "list"
+    on_bad_document = "error"
 
     def __init__(self, texts: list[str], deduplicate: bool = True) -> None:
         self.texts, self.deduplicate = texts, deduplicate
@@ -31,7 +32,7 @@ class ListCorpus:
     def size_bytes(self):
         return sum(map(len, self.texts))
 
-    def documents(self):
+    def documents(self, refuse=None):
         for number, text in enumerate(self.texts):
             yield Document(f"d{number}", f"Title {number}", text)
 

@@ -1,22 +1,29 @@
 """What a corpus is: a stream of documents, and labelled queries where it has them."""
 
-import gzip
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dream.errors import ConfigError, DataError
+from dream.corpora.lines import SourceFile
+from dream.corpora.refusals import BadDocument
+from dream.errors import ConfigError
+
+MOST_LABEL_BYTES = 100_000_000  # of a line of queries or qrels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """Unit of a corpus. `text` is what is cut into passages and windows; `title` is only shown."""
+    """Unit of a corpus. `text` is what is cut into passages and windows; `title` is only shown.
+
+    `file` and `line` say where it came from, for messages.
+    """
 
     id: str
     title: str
     text: str
+    file: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Corpus(Protocol):
 
     name: str
     deduplicate: bool
+    on_bad_document: str  # one of dream.corpora.refusals.POLICIES
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able description of everything the documents depend on."""
@@ -41,8 +49,11 @@ class Corpus(Protocol):
         """Bytes `documents` will read, for the progress bar."""
         ...
 
-    def documents(self) -> Iterator[Document]:
-        """The documents, in a fixed order, one at a time."""
+    def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
+        """The documents, in a fixed order, one at a time. Each bad one goes to `refuse`, which may raise.
+
+        Without `refuse` they are treated as `on_bad_document` says, and not listed.
+        """
         ...
 
     def splits(self) -> list[str]:
@@ -61,21 +72,32 @@ def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "
     path = Path(value).expanduser()
     if not path.exists():
         raise ConfigError(key, value, f"no such {kind} (looked for {path.resolve()})")
+    if not path.is_dir() and not path.is_file():
+        raise ConfigError(key, value, f"this is a pipe or a device, but a {kind} that can be read twice is needed")
     if (kind == "file" and path.is_dir()) or (kind == "folder" and not path.is_dir()):
         raise ConfigError(key, value, f"this is a {'folder' if path.is_dir() else 'file'}, but a {kind} is needed")
     return path
 
 
+def decoded(file: str, number: int, line: bytes | None, most_bytes: int) -> str:
+    """The text of a line of `SourceFile.lines`; BadDocument where it has none."""
+    if line is None:
+        raise too_long(file, number, most_bytes)
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        detail = f"not valid UTF-8 ({error.reason} at byte {error.start + 1}); convert the file to UTF-8"
+        raise BadDocument(file, number, "not UTF-8", detail) from error
+
+
+def too_long(file: str, number: int, most_bytes: int) -> BadDocument:
+    megabytes = f"{most_bytes / 1e6:g}"
+    return BadDocument(
+        file, number, "too long", f"longer than corpus.max_document_mb={megabytes}; raise it or split it"
+    )
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 file, plain or gzip; a bad line is named in the error."""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not valid UTF-8 ({error.reason}); convert the file to UTF-8") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}:{number + 1}: damaged gzip file ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in SourceFile(path).lines(MOST_LABEL_BYTES):
+        yield number, decoded(str(path), number, line, MOST_LABEL_BYTES)

@@ -1,14 +1,16 @@
 """Documents from a JSON-lines file, plain or gzip, with optional labels in BEIR's formats."""
 
 import json
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dream.corpora.base import Document, Labels, existing_path, text_lines
+from dream.corpora.base import MOST_LABEL_BYTES, Document, Labels, decoded, existing_path, text_lines
+from dream.corpora.lines import SourceFile
+from dream.corpora.refusals import BadDocument, Refusals
 from dream.errors import ConfigError, DataError, require
-from dream.files import file_fingerprint
+
+HIGHEST_GRADE = 1000
 
 
 class JsonlCorpus:
@@ -24,51 +26,65 @@ class JsonlCorpus:
         deduplicate: bool,
         queries: str | None,
         qrels: dict[str, str] | None,
+        on_bad_document: Literal["error", "skip"],
+        max_document_mb: float,
     ) -> None:
         self.name = name
         self.path = existing_path("corpus.path", path, "file")
         require(bool(text_fields), "corpus.text_fields", list(text_fields), "name at least one field, e.g. [text]")
         self.id_field, self.title_field, self.text_fields = id_field, title_field, list(text_fields)
-        self.deduplicate = deduplicate
+        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
+        self.deduplicate, self.most_bytes = deduplicate, int(max_document_mb * 1_000_000)
+        self.on_bad_document = Refusals(on_bad_document).policy
+        self.source = SourceFile(self.path)
         self.qrels_paths = {
             split: existing_path(f"corpus.qrels.{split}", file, "file") for split, file in (qrels or {}).items()
         }
         self.queries_path = existing_path("corpus.queries", queries, "file") if self.qrels_paths else None
 
-    @cached_property
-    def _content(self) -> str:
-        return file_fingerprint(self.path)
-
     def fingerprint(self) -> dict[str, Any]:
         return {
             "kind": "jsonl",
-            "content": self._content,
+            "content": self.source.fingerprint(),
             "fields": [self.id_field, self.title_field, *self.text_fields],
+            "policy": [self.on_bad_document, self.most_bytes],
         }
 
     def size_bytes(self) -> int:
         return self.path.stat().st_size * (4 if self.path.suffix == ".gz" else 1)
 
-    def documents(self) -> Iterator[Document]:
-        for number, record in _read_objects(self.path):
-            yield self._document(number, record)
+    def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
+        refuse = refuse or Refusals(self.on_bad_document).refuse
+        file = str(self.path)
+        for number, line in self.source.lines(self.most_bytes):
+            if line is None or line.strip():
+                try:
+                    document = self._document(file, number, _object(file, number, line, self.most_bytes))
+                except BadDocument as bad:
+                    refuse(bad)
+                else:
+                    yield document
 
-    def _document(self, number: int, record: dict[str, Any]) -> Document:
-        if not any(field in record for field in self.text_fields):
-            raise DataError(
-                f"{self.path}:{number}: none of the fields {self.text_fields} is there, only {sorted(record)[:8]}; "
-                "name the right ones with corpus.text_fields=[...]"
-            )
+    def _document(self, file: str, number: int, record: dict[str, Any]) -> Document:
         parts = []
         for field in self.text_fields:
-            part = record.get(field) or ""
+            part = record.get(field)
+            if part is None:
+                continue
             if not isinstance(part, str):
-                raise DataError(f"{self.path}:{number}: field {field!r} is {type(part).__name__}, not text")
+                kind = type(part).__name__
+                raise BadDocument(file, number, "field not text", f"field {field!r} is {kind}, not text")
             parts.append(part.strip())
-        name = record.get(self.id_field)
-        title = record.get(self.title_field) or ""
-        return Document(_valid(str(number if name is None else name)), _valid(str(title)),
-                        _valid("\n".join(filter(None, parts))))  # fmt: skip
+        if not any(parts) and not any(field in record for field in self.text_fields):
+            raise BadDocument(file, number, "no text field", f"none of the fields {self.text_fields} is there, only "
+                              f"{sorted(record)[:8]}; name the right ones with corpus.text_fields=[...]")  # fmt: skip
+        name, title = record.get(self.id_field), record.get(self.title_field)
+        for field, value in ((self.id_field, name), (self.title_field, title)):
+            if value is not None and not _can_name(value):
+                raise BadDocument(file, number, "field not text",
+                                  f"field {field!r} is {type(value).__name__}, not text or a number")  # fmt: skip
+        return Document(_valid(str(number if name is None else name)), _valid(str(title or "")),
+                        _valid("\n".join(filter(None, parts))), file, number)  # fmt: skip
 
     def splits(self) -> list[str]:
         return list(self.qrels_paths)
@@ -77,12 +93,7 @@ class JsonlCorpus:
         if split not in self.qrels_paths or self.queries_path is None:
             raise ConfigError("split", split, f"corpus {self.name} has the splits {self.splits() or 'none'}")
         qrels = _read_qrels(self.qrels_paths[split])
-        texts: dict[str, str] = {}
-        for number, record in _read_objects(self.queries_path):
-            if "_id" not in record or not isinstance(record.get("text"), str):
-                raise DataError(f"{self.queries_path}:{number}: a query needs the fields _id and text")
-            if str(record["_id"]) in qrels:
-                texts[str(record["_id"])] = _valid(record["text"])
+        texts = _read_queries(self.queries_path, set(qrels))
         missing = [query for query in qrels if query not in texts]
         if missing:
             raise DataError(f"{self.qrels_paths[split]}: {len(missing)} queries are not in {self.queries_path}, "
@@ -93,7 +104,14 @@ class JsonlCorpus:
 class BeirCorpus(JsonlCorpus):
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv. Text is the title, then the text."""
 
-    def __init__(self, name: str, path: str, deduplicate: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        deduplicate: bool,
+        on_bad_document: Literal["error", "skip"],
+        max_document_mb: float,
+    ) -> None:
         folder = existing_path("corpus.path", path, "folder")
         plain, packed = folder / "corpus.jsonl", folder / "corpus.jsonl.gz"
         if not plain.exists() and not packed.exists():
@@ -108,22 +126,39 @@ class BeirCorpus(JsonlCorpus):
             deduplicate=deduplicate,
             queries=str(queries if queries.exists() else folder / "queries.jsonl.gz"),
             qrels={qrels.stem: str(qrels) for qrels in sorted((folder / "qrels").glob("*.tsv"))},
+            on_bad_document=on_bad_document,
+            max_document_mb=max_document_mb,
         )
 
 
-def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each non-blank line; a bad line ends the stream with its file and number."""
-    for number, line in text_lines(path):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # besides bad syntax, numbers of thousands of digits
-            reason = getattr(error, "msg", error)
-            raise DataError(f"{path}:{number}: not valid JSON ({reason}); mend or remove the line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: a line must hold a JSON object, not {type(record).__name__}")
-        yield number, record
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON; write null in its place")
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _object(file: str, number: int, line: bytes | None, most_bytes: int) -> dict[str, Any]:
+    """The JSON object of a line; BadDocument where it is none."""
+    text = decoded(file, number, line, most_bytes)
+    try:
+        record = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        detail = f"not valid JSON ({error.msg} at character {error.pos + 1})"
+        raise BadDocument(file, number, "not JSON", detail) from error
+    except RecursionError as error:
+        raise BadDocument(file, number, "not JSON", "JSON nested too deeply to be read") from error
+    except ValueError as error:  # NaN and infinities, and numbers of thousands of digits
+        raise BadDocument(file, number, "not JSON", f"not valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise BadDocument(file, number, "no object", f"a line must hold a JSON object, not {kind}")
+    return record
+
+
+def _can_name(value: Any) -> bool:
+    """Whether this is an id or a title: text, or a number, which is written out."""
+    return type(value) in (str, int, float)
 
 
 def _valid(text: str) -> str:
@@ -131,25 +166,58 @@ def _valid(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def _read_queries(path: Path, wanted: set[str]) -> dict[str, str]:
+    """Texts of the wanted queries. Labels have no policy: the first bad line is an error."""
+    texts: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in SourceFile(path).lines(MOST_LABEL_BYTES):
+        if line is not None and not line.strip():
+            continue
+        record = _object(str(path), number, line, MOST_LABEL_BYTES)
+        name, text = record.get("_id"), record.get("text")
+        if not _can_name(name) or not isinstance(text, str):
+            found = ", ".join(f"{field!r} ({type(value).__name__})" for field, value in list(record.items())[:8])
+            raise DataError(f"{path}:{number}: a query needs the fields _id and text, both of them text; this line has "
+                            f"{found or 'no field'}")  # fmt: skip
+        query = str(name)
+        if query not in wanted:
+            continue
+        if not text.strip():
+            raise DataError(f"{path}:{number}: the text of query {query!r} is empty; remove its labels, or write it")
+        if texts.setdefault(query, _valid(text)) != _valid(text):
+            raise DataError(f"{path}:{number}: query {query!r} has another text in line {lines[query]}; keep one")
+        lines.setdefault(query, number)
+    return texts
+
+
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """BEIR's tab-separated `query-id corpus-id score`, or TREC's `query-id 0 corpus-id score`; a header may lead."""
     qrels: dict[str, dict[str, int]] = {}
     for number, line in text_lines(path):
         fields = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+        if not line.strip() or (number == 1 and len(fields) in (3, 4) and not _is_number(fields[-1])):
             continue
         grade = _grade(fields[-1])
-        if len(fields) not in (3, 4) or (grade is None and number > 1):
-            raise DataError(f"{path}:{number}: expected query-id, corpus-id and an integer, separated by tabs")
-        if grade is not None:
-            qrels.setdefault(fields[0], {})[fields[-2]] = grade
+        if len(fields) not in (3, 4) or grade is None:
+            raise DataError(f"{path}:{number}: expected query-id, corpus-id and an integer up to {HIGHEST_GRADE}, "
+                            f"separated by tabs; found {line[:80]!r}")  # fmt: skip
+        if qrels.setdefault(fields[0], {}).setdefault(fields[-2], grade) != grade:
+            raise DataError(f"{path}:{number}: query {fields[0]!r} and document {fields[-2]!r} have grade {grade} here "
+                            f"and {qrels[fields[0]][fields[-2]]} in a line before; keep one")  # fmt: skip
     if not qrels:
         raise DataError(f"{path}: this file of labels has no line with a label")
     return qrels
 
 
-def _grade(field: str) -> int | None:
+def _is_number(field: str) -> bool:
     try:
-        return int(float(field)) if float(field).is_integer() else None
+        float(field)
     except ValueError:
-        return None
+        return False
+    return True
+
+
+def _grade(field: str) -> int | None:
+    """A whole number, which may be written 1.0, between -1000 and 1000."""
+    whole = _is_number(field) and float(field).is_integer() and abs(float(field)) <= HIGHEST_GRADE
+    return int(float(field)) if whole else None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 
 from dream.corpora.base import Corpus, Document
+from dream.corpora.refusals import BadDocument, Refusals, by_reason
 from dream.errors import ConfigError, DataError
 from dream.files import fingerprint, new_directory, usable, write_json
 from dream.runtime import progress, say
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LAYOUT = 2  # raise when the files or the cuts change
+LAYOUT = 3  # raise when the files or the cuts change
+REFUSED = "refused.jsonl"  # the bad documents that were left out, with file and line
 
 
 def open_or_build(
@@ -80,7 +83,37 @@ def _open_or_build(
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
         with new_directory(path) as aside:
             builder.build(aside, corpus)
-    return Store(path)
+    store = Store(path)
+    if refused := store.manifest["refused"]:
+        say(f"  left out of corpus {corpus.name} as bad: {by_reason(refused)}; listed with file and line in "
+            f"{path / REFUSED}")  # fmt: skip
+    return store
+
+
+class _Ids:
+    """Which document had an id first: about 150 bytes a document.
+
+    Ids are known by 64 bits of their hash, which two of 10 million different ones share with a chance of 1 in 370,000.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+        self.rows, self.lines, self.files = array("q"), array("q"), array("i")
+        self.file_numbers: dict[str, int] = {}
+
+    def check(self, document: Document, row: int) -> None:
+        """Raise BadDocument where the id is already that of another row."""
+        key = _hash(document.id)
+        number = self.numbers.setdefault(key, len(self.rows))
+        if number == len(self.rows):
+            self.rows.append(row)
+            self.lines.append(document.line)
+            self.files.append(self.file_numbers.setdefault(document.file, len(self.file_numbers)))
+        elif self.rows[number] != row:
+            file = list(self.file_numbers)[self.files[number]]
+            first = f"{file}:{self.lines[number]}" if file else "another document"
+            raise BadDocument(document.file, document.line, "id used twice",
+                              f"the id {document.id!r} is already that of {first}; give each text its own")  # fmt: skip
 
 
 class _Builder:
@@ -92,8 +125,10 @@ class _Builder:
         self.positions = [0, 0]  # tokens written so far, per side
         self.document_rows = 0
         self.byte_ends = {"text": 0, "id": 0, "title": 0}
-        self.counts = {"documents_read": 0, "empty": 0, "duplicates": 0}
+        self.counts = {"empty": 0, "duplicates": 0}
+        self.without_window = 0
         self.seen: dict[int, int] = {}  # 64-bit text hash -> row; about 170 bytes a document
+        self.ids = _Ids()
         self.writers: dict[str, ArrayWriter] = {}
 
     def build(self, folder: Path, corpus: Corpus) -> None:
@@ -103,23 +138,38 @@ class _Builder:
         with ExitStack() as open_files, parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
             self._open(folder, open_files)
             aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
-            batches = self._batches(corpus, aliases, bar)
+            listing = open_files.enter_context((folder / REFUSED).open("w", encoding="utf-8"))
+            refusals = Refusals(corpus.on_bad_document, listing)
+            batches = self._batches(corpus, aliases, refusals, bar)
             for (first_row, documents), tokens in _one_ahead(thread, self._tokenize, batches):
                 self._write(first_row, documents, tokens)
             bar.update(bar.total - bar.n)  # ids and markup, which are bytes of the corpus but not of its texts
         rows = {name: self.writers[name].rows for name in ("passages", "windows")}
-        self._refuse_unusable(corpus, rows)
+        self.counts["refused"] = refusals.counts.total()
+        self._refuse_unusable(corpus, rows, refusals)
         np.save(folder / "encoder_df.npy", self.document_frequency)
-        manifest = {
+        manifest = self._manifest(rows, refusals)
+        write_json(folder / "manifest.json", manifest)
+        say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
+
+    def _manifest(self, rows: dict[str, int], refusals: Refusals) -> dict[str, Any]:
+        counts = {
+            "documents_read": sum(self.counts.values()) + self.document_rows,
+            **self.counts,
+            "documents": self.document_rows,
+            "documents_without_window": self.without_window,
+            **rows,
+            "encoder_tokens": self.positions[0],
+        }
+        return {
             "hash": fingerprint(self.description),
             **self.description,
             "same_tokenizer": self.same,
             "token_dtypes": [side.dtype.str for side in self.sides],
             "pad_ids": [side.pad_id for side in self.sides],
-            "counts": {**self.counts, "documents": self.document_rows, **rows, "encoder_tokens": self.positions[0]},
+            "counts": counts,
+            "refused": dict(refusals.counts),
         }
-        write_json(folder / "manifest.json", manifest)
-        say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
 
     def _open(self, folder: Path, open_files: ExitStack) -> None:
         tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.sides[ENCODER].dtype}
@@ -130,28 +180,39 @@ class _Builder:
         for name, dtype in tables.items():
             self.writers[name] = open_files.enter_context(ArrayWriter(folder / f"{name}.bin", dtype))
 
-    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO) -> bool:
-        """Count the document, and say whether it goes in. Rows are given here, in the order of the stream."""
-        self.counts["documents_read"] += 1
+    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, refusals: Refusals) -> bool:
+        """Count the document, and say whether it goes in. Rows are given here, in the order of the stream.
+
+        Every document read is counted once: as empty, duplicate, refused or one of the store's.
+        """
         words = document.text.split()
         if not words:
             self.counts["empty"] += 1
             return False
+        key = _hash(" ".join(words)) if deduplicate else 0
+        row = self.seen.get(key, self.document_rows)
+        try:
+            self.ids.check(document, row)
+        except BadDocument as bad:
+            refusals.refuse(bad)
+            return False
+        if row != self.document_rows:
+            self.counts["duplicates"] += 1
+            aliases.write(json.dumps([document.id, row]) + "\n")
+            return False
         if deduplicate:
-            key = int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest())
-            row = self.seen.setdefault(key, self.document_rows)
-            if row != self.document_rows:
-                self.counts["duplicates"] += 1
-                aliases.write(json.dumps([document.id, row]) + "\n")
-                return False
+            self.seen[key] = row
         self.document_rows += 1
         return True
 
-    def _batches(self, corpus: Corpus, aliases: TextIO, bar: Any) -> Iterator[tuple[int, list[Document]]]:
+    def _batches(
+        self, corpus: Corpus, aliases: TextIO, refusals: Refusals, bar: Any
+    ) -> Iterator[tuple[int, list[Document]]]:
         """The documents that go in, and the row of the first of each batch."""
-        for batch in bounded_batches(corpus.documents(), lambda document: len(document.text)):
+        documents = corpus.documents(refusals.refuse)
+        for batch in bounded_batches(documents, lambda document: len(document.text)):
             first_row = self.document_rows
-            kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases)]
+            kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases, refusals)]
             if kept:
                 yield first_row, kept
             bar.update(sum(len(document.text) for document in batch))
@@ -175,6 +236,7 @@ class _Builder:
         windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
         # The encoder may drop characters that the scorer reads, so that nothing of a context or target is left to it.
         windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
+        self.without_window += len(documents) - len(np.unique(windows["document"]))
         if not leads:
             self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
         for table, rows in (("passages", passages), ("windows", windows)):
@@ -201,13 +263,16 @@ class _Builder:
         self.writers[f"{kind}_ends"].append(ends)
         self.byte_ends[kind] = int(ends[-1])
 
-    def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int]) -> None:
+    def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int], refusals: Refusals) -> None:
+        read, equal = sum(self.counts.values()) + self.document_rows, self.counts["duplicates"]
+        bad = f" ({self.counts['refused']:,} bad ones were left out, first {refusals.first})" if refusals.first else ""
         if not self.document_rows:
-            raise DataError(f"corpus {corpus.name} is empty: {self.counts['documents_read']} documents were read, "
-                            "none of them with text; check corpus.path and corpus.text_fields")  # fmt: skip
+            raise DataError(f"corpus {corpus.name} is empty: {read} documents were read, none of them with text{bad}; "
+                            "check corpus.path and corpus.text_fields")  # fmt: skip
         if self.document_rows == 1:
-            raise DataError(f"corpus {corpus.name} has only one document, so that no window has a candidate from "
-                            "another one; split it, e.g. corpus=text corpus.split_by=blank_lines")  # fmt: skip
+            copies = f" ({equal:,} more are copies of it)" if equal else ""
+            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so no window has a "
+                             "candidate from another; split it: corpus=text corpus.split_by=blank_lines")  # fmt: skip
         lengths = self.description["lengths"]
         if not rows["windows"] and lengths[3]:
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
@@ -227,6 +292,10 @@ def _one_ahead(
             yield done, future.result()
     for done, future in waiting:
         yield done, future.result()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:
