@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dream import runs
 from dream.assembly import assemble, retriever
+from dream.errors import ConfigError
 from dream.evaluation.searcher import Searcher
 from dream.runtime import CONFIG_DIR
 from dream.train import train
@@ -150,3 +151,44 @@ def test_a_checkpoint_of_another_store_is_refused_by_name(config):
     checkpoint = config("run").paths.run + "/checkpoints/last.ckpt"
     with pytest.raises(runs.DataError, match="another store"):
         fit(config("other", "data.passage_tokens=20"), checkpoint)
+
+
+def test_a_second_run_scores_nothing_and_learns_the_same(config, tmp_path):
+    """Another temperature meets the same BM25 candidates: all that the LM has to say is known."""
+    fit(config("first", "candidates=bm25", "candidates.scored_windows=3"))
+    warm, _ = fit(config("warm", "candidates=bm25", "objective.temperature=0.2"))
+    cold, _ = fit(
+        config("cold", "candidates=bm25", "objective.temperature=0.2", f"scorer.cache_dir={tmp_path / 'new'}")
+    )
+    without, _ = fit(config("without", "candidates=bm25", "objective.temperature=0.2", "scorer.cache=false"))
+    assert warm.steps == cold.steps == without.steps
+    parts = assemble(config("again", "candidates=bm25"))
+    parts.scorer.load(parts.store)
+    some = torch.tensor(next(iter(warm.steps.values()))[1])
+    windows = next(iter(parts.data.train_dataloader())).window_ids_B[: len(some)]
+    parts.scorer.loglik(parts.store, windows, some)
+    assert (parts.scorer.pairs_asked, parts.scorer.pairs_scored) == (12, 0)
+
+
+@pytest.mark.parametrize(("hard_negatives", "seen"), [(True, 16), (False, 12)])
+def test_windows_that_are_not_scored_bring_hard_negatives(config, hard_negatives, seen):
+    """Of 4 windows 3 are scored: the fourth's candidates are proposed, and embedded, only as hard negatives."""
+    cfg = config("run", f"candidates.hard_negatives={hard_negatives}", "trainer.max_steps=1")
+    parts = assemble(cfg)
+    module = retriever(cfg, parts)
+    batch = next(iter(parts.data.train_dataloader()))
+    scored, proposed = module.candidates.counts(len(batch))
+    assert scored == 3
+    assert module.candidates.k * proposed == seen
+
+
+def test_a_run_without_any_target_is_refused(config):
+    cfg = config("run", "candidates.scored_windows=0", "objective.continuation=0")
+    with pytest.raises(ConfigError, match="candidates.scored_windows=0: no window has a target"):
+        retriever(cfg, assemble(cfg))
+
+
+def test_hard_negatives_alone_need_no_forward_of_the_language_model(config):
+    cfg = config("run", "candidates.scored_windows=0", "trainer.max_steps=2")
+    recorder, _ = fit(cfg)
+    assert all(ids is None and loss > 0 for loss, ids in recorder.steps.values())

@@ -20,7 +20,7 @@ from dream.scorers.prompt import Prompt
 from dream.store.permutation import permute, random_bits
 from dream.store.store import SCORER, Store
 
-KINDS = ("cipher", "verbatim", "neighbour", "random", "null")
+KINDS = ("verbatim", "neighbour", "random", "null")
 
 
 class CopyCurriculum(IterableDataset):
@@ -54,7 +54,6 @@ class CopyCurriculum(IterableDataset):
         self.store, self.index, self.prompt, self.seed = store, index, prompt, seed
         self.bounds = np.cumsum([shares[kind] for kind in KINDS[:-1]])
         self.span_tokens, self.batch_size = span_tokens, batch_size
-        self.vocabulary = len(store.encoder_document_frequency)
         _, context, _, target = store.manifest["lengths"]
         self.window_tokens = context + target
         self.body_tokens = passage_tokens + self.window_tokens
@@ -75,8 +74,8 @@ class CopyCurriculum(IterableDataset):
         passages_B = random_passages(self.store, windows_B, uniform(self.seed, 1, positions_B))
         near = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
         passages_B[near] = neighbour_passages(self.store, self.index, windows_B[near], 1, passages_B[near])[:, 0]
-        draws_B4 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4, 5)], axis=1)
-        sequences = map(self._sequence, kinds_B, windows_B, passages_B, draws_B4)
+        draws_B3 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4)], axis=1)
+        sequences = map(self._sequence, kinds_B, windows_B, passages_B, draws_B3)
         return torch.from_numpy(np.stack(list(sequences)))
 
     def _sequence(self, kind: int, window_id: int, passage_id: int, draws: np.ndarray) -> np.ndarray:
@@ -85,16 +84,9 @@ class CopyCurriculum(IterableDataset):
         if KINDS[kind] == "null":
             window = self._stream(end - self.body_tokens, self.body_tokens)
         passage = self._stream(self.store.passages["tokens"][passage_id, SCORER, 0], self.body_tokens - len(window))
-        if KINDS[kind] in ("cipher", "verbatim"):
+        if KINDS[kind] == "verbatim":
             passage = plant(passage, window, self.span_tokens, draws)
-        if KINDS[kind] == "cipher":
-            passage, window = (self._enciphered(tokens, draws[3]) for tokens in (passage, window))
         return self.prompt.join(passage, window)
-
-    def _enciphered(self, tokens: np.ndarray, draw: float) -> np.ndarray:
-        """Each token replaced by another one, by a permutation of the vocabulary that `draw` in [0, 1) chooses."""
-        permutation = np.random.default_rng(int(draw * 2**53)).permutation(self.vocabulary)
-        return permutation[tokens]
 
     def _stream(self, start: int, count: int) -> np.ndarray:
         """Consecutive tokens of the corpus, which begins anew where it ends."""
