@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import write_corpus
-from tests.faults import child
+from tests.faults.child import Disturbance, run
 
-FORGOTTEN = (".*.tmp", ".*.partial", "*.training")
+FORGOTTEN = (".*.tmp", "*.tmp", ".*.partial", "*.training")
 
 SETTINGS = [
-    "corpus=jsonl", "corpus.text_fields=[text]", "evaluation.report_split=dev", "name=tiny",
+    "corpus.packages=[omegaconf,hydra]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3", "name=tiny",
     "scorer.tokenizer.vocabulary=400", "scorer.tokenizer.sample_megabytes=1",
     "scorer.architecture.hidden_size=32", "scorer.architecture.intermediate_size=48",
     "scorer.architecture.num_hidden_layers=1", "scorer.architecture.num_attention_heads=2",
@@ -28,7 +27,7 @@ SETTINGS = [
 ]  # fmt: skip
 TRAINING = [
     "candidates.k=4", "candidates.scored_windows=3", "trainer.max_steps=10", "trainer.log_every_n_steps=1",
-    "trainer.accelerator=cpu", "callbacks.refresh.every_n_steps=4", "callbacks.refresh.batch_passages=16",
+    "trainer.accelerator=cpu", "callbacks.refresh.every_n_steps=4", "callbacks.refresh.batch_passages=64",
     "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.supervision.every_n_steps=5",
     "callbacks.supervision.projected=0",
     "callbacks.progress=null", "+trainer.enable_progress_bar=false",
@@ -40,7 +39,7 @@ _context.set_forkserver_preload(["tests.faults.child"])
 
 @dataclass
 class World:
-    """`root` holds corpus/, data/ and logs/. Paths are relative to it in no file, so a copy is another world."""
+    """`root` holds data/ and logs/. No file names it but a run's config, so a copy is another world."""
 
     root: Path
     overrides: list[str] = field(default_factory=list)
@@ -52,29 +51,21 @@ class World:
     @classmethod
     def new(cls, root: Path, *overrides: str) -> "World":
         shutil.rmtree(root, ignore_errors=True)
-        write_corpus(root / "corpus")
+        root.mkdir(parents=True)
         return cls(root, list(overrides))
 
     def arguments(self, script: str) -> list[str]:
-        corpus = self.root / "corpus"
-        paths = [f"corpus.path={corpus / 'corpus.jsonl'}", f"corpus.queries={corpus / 'queries.jsonl'}",
-                 f"corpus.qrels={{dev: {corpus / 'dev.tsv'}}}", f"paths.data={self.root / 'data'}",
-                 f"paths.logs={self.root / 'logs'}"]  # fmt: skip
+        paths = [f"paths.data={self.root / 'data'}", f"paths.logs={self.root / 'logs'}"]
         return [*SETTINGS, *paths, *(TRAINING if script == "train" else []), *self.overrides]
 
     def start(
-        self,
-        *more: str,
-        script: str = "train",
-        kill_at_write: int | None = None,
-        powerless: bool = False,
-        environment: dict[str, str] | None = None,
+        self, *more: str, script: str = "train", environment: dict[str, str] | None = None, **disturbance: Any
     ) -> Any:
-        """A running process; `join()` and `exitcode` as of multiprocessing."""
+        """A running process; `join()` and `exitcode` as of multiprocessing. `disturbance`: see Disturbance."""
         self.log.unlink(missing_ok=True)
-        arguments = [*self.arguments(script), *more]
+        arguments = [*self.arguments(script), *more] if script != "search" else list(more)
         process = _context.Process(
-            target=child.run, args=(script, arguments, self.log, kill_at_write, powerless, environment)
+            target=run, args=(script, arguments, self.log, Disturbance(**disturbance), environment)
         )
         process.start()
         return process
