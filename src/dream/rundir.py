@@ -23,7 +23,7 @@ from dream.runtime import say
 
 LAST = Path("checkpoints") / "last.ckpt"
 CONFIG = "config.yaml"
-CHECKPOINTS = (str(LAST), "hpc_ckpt_*.ckpt")  # what a run goes on from
+CHECKPOINTS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")  # what a run goes on from, the newest of them
 SEAL = "# sha256 of what follows, delete this line when you change it: "  # first line of a saved config
 MASK = "***"
 SECRET_KEY = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)$", re.I)
@@ -67,16 +67,23 @@ def _newest(logs: Path, name: str, job: str | None, with_checkpoint: bool = True
 
     Without `with_checkpoint`, None where the run that was started last has none.
     """
-    found: dict[Path, list[Path]] = {config.parent: [] for config in logs.rglob(CONFIG)}
-    for pattern in CHECKPOINTS:
-        for checkpoint in logs.rglob(pattern):
-            found.setdefault(checkpoint.parents[len(Path(pattern).parts) - 1], []).append(checkpoint)
+    begun = {config.parent for config in logs.rglob(CONFIG)}
+    begun |= {file.parents[pattern.count("/")] for pattern in CHECKPOINTS for file in logs.rglob(pattern)}
     runs = []
-    for run, checkpoints in found.items():
-        if (checkpoints or not with_checkpoint) and _is_named(run, logs, name) and job in (None, _job_of(run)):
-            newest = max(checkpoints, key=_written, default=None)
-            runs.append((_written(run / CONFIG) or (_written(newest) if newest else 0), str(run), newest))
+    for run in begun:
+        checkpoint = newest_checkpoint(run)
+        if (checkpoint or not with_checkpoint) and _is_named(run, logs, name) and job in (None, _job_of(run)):
+            runs.append((_written(run / CONFIG) or (_written(checkpoint) if checkpoint else 0), run, checkpoint))
     return max(runs)[2] if runs else None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Where a run stopped. One without last.ckpt, which is the rule, goes on from what else there is."""
+    files = [file for pattern in CHECKPOINTS for file in run.glob(pattern)]
+    newest = max(files, key=_written, default=None)
+    if newest and not (run / LAST).exists() and newest.parent == (run / LAST).parent:
+        say(f"{run / LAST}: missing; {newest.name} is there")
+    return newest
 
 
 def _written(file: Path) -> int:

@@ -74,9 +74,12 @@ def open_again(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
         rundir.save_config(cfg, folder / rundir.CONFIG)
     if (folder / SUMMARY).exists() or (folder / ENCODER).exists():
         summary = _unless_damaged(read_checked_json, folder / SUMMARY)
-        parts = [folder / ENCODER, *sorted((folder / INDEX).glob("generation-*"))]
-        whole = [_unless_damaged(_verified, part) for part in parts]
-        if summary and all(whole) and len(whole) > 1 and summary.get("steps", 0) >= cfg.trainer.max_steps:
+        generations = sorted((folder / INDEX).glob("generation-*"))
+        stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
+        for generation in generations[:-1]:  # of older checkpoints, and made again when one of those is gone on from
+            _unless_damaged(_verified, generation)
+        whole = [_unless_damaged(_verified, part) for part in (folder / ENCODER, *generations[-1:], *stores)]
+        if summary and all(whole) and generations and summary["steps"] >= cfg.trainer.max_steps:
             run.summary = summary
     return run
 
@@ -134,10 +137,13 @@ def start(cfg: DictConfig) -> Iterator[Run]:
 
 def _last_of(job: Path) -> Path | None:
     """The last checkpoint of a job of a sweep; one that is damaged is named, and costs the job's steps."""
-    last = job / rundir.LAST
-    if not last.exists() or _unless_damaged(lambda path: verify_checkpoint(path) or path, last) is None:
-        return None
-    return last.resolve()
+    last = rundir.newest_checkpoint(job)
+    return last.resolve() if last and _unless_damaged(_checked, last) else None
+
+
+def _checked(checkpoint: Path) -> bool:
+    verify_checkpoint(checkpoint)
+    return True
 
 
 def _run_of(checkpoint: Path) -> Path:

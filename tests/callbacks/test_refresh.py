@@ -112,7 +112,7 @@ def test_resuming_in_another_folder(train, tmp_path) -> None:
 @pytest.mark.parametrize("damaged", ["shard-00000.npy", "manifest.json", "checksums.json", "encoder.safetensors"])
 def test_resuming_with_a_damaged_generation(train, tmp_path, capsys, damaged):
     """It is embedded again by the weights that made it, not by those of the checkpoint; a run goes on as it would."""
-    whole, _ = train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 5)
+    train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 5)
     generation = tmp_path / "index" / "generation-00000003"
     shard = (generation / "shard-00000.npy").read_bytes()
     content = bytearray((generation / damaged).read_bytes())

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -52,6 +52,7 @@ class Disturbance:
     kill_at_write: int | None = None  # kill -9 before the n-th call that changes a directory or syncs
     powerless: bool = False  # without root's right to read everything
     phase: str | None = None  # at the `time`-th beginning of this phase …
+    at_write: str | None = None  # … or, where this is given, once a file of this name is in its place in the phase …
     time: int = 1
     signum: int | None = None  # … the process gets this signal
     fill: Path | None = None  # … and this folder's disk fills up
@@ -73,7 +74,7 @@ def run(
     if disturbance.powerless:
         obey_file_modes()
     note_phases(log.with_suffix(".phases"), disturbance)
-    count_writes(disturbance.kill_at_write, log.with_suffix(".writes"))
+    count_writes(disturbance, log.with_suffix(".writes"))
     sys.argv = [f"dream-{script}", *arguments]
     importlib.import_module(f"dream.{script}").main()
 
@@ -88,18 +89,25 @@ def obey_file_modes() -> None:
         raise OSError("capset failed")
 
 
-def count_writes(kill_at: int | None, record: Path) -> None:
+_phases = [STARTING]  # that the run is in, the innermost last
+
+
+def count_writes(disturbance: Disturbance, record: Path) -> None:
     """Count the calls of `os` that change a directory or sync; without a number, note how many there were."""
-    numbers = itertools.count(1)
+    numbers, times = itertools.count(1), itertools.count(1)
 
     def counted(function: Callable) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
             number = next(numbers)
-            if kill_at is None:
+            if disturbance.kill_at_write is None:
                 record.write_text(str(number))
-            elif number == kill_at:
+            elif number == disturbance.kill_at_write:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
+            done = function(*arguments, **options)
+            written = Path(str(arguments[-1])).name if function.__name__ in ("replace", "rename") else None
+            if written and written == disturbance.at_write and disturbance.phase in _phases:
+                disturb_at(disturbance, times)
+            return done
 
         return call
 
@@ -109,22 +117,22 @@ def count_writes(kill_at: int | None, record: Path) -> None:
 
 def note_phases(record: Path, disturbance: Disturbance) -> None:
     """Append a line `seconds phase` at each change; what is written is there even if the process is killed."""
-    began, phases, counts = time.perf_counter(), [STARTING], itertools.count(1)
+    began, times = time.perf_counter(), itertools.count(1)
     descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
 
     def note() -> None:
-        os.write(descriptor, f"{time.perf_counter() - began:.6f} {phases[-1]}\n".encode())
+        os.write(descriptor, f"{time.perf_counter() - began:.6f} {_phases[-1]}\n".encode())
 
     def watched(phase: str, function: Callable) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
-            phases.append(phases[-1] if phase == "training" and "pretraining" in phases else phase)
+            _phases.append(_phases[-1] if phase == "training" and "pretraining" in _phases else phase)
             note()
-            if phase == disturbance.phase and next(counts) == disturbance.time:
-                disturb(disturbance)
             try:
+                if phase == disturbance.phase and disturbance.at_write is None:
+                    disturb_at(disturbance, times)
                 return function(*arguments, **options)
             finally:
-                phases.pop()
+                _phases.pop()
                 note()
 
         return call
@@ -141,7 +149,9 @@ def note_phases(record: Path, disturbance: Disturbance) -> None:
             setattr(owner, name, watched(phase, whole))
 
 
-def disturb(disturbance: Disturbance) -> None:
+def disturb_at(disturbance: Disturbance, times: Iterator[int]) -> None:
+    if next(times) != disturbance.time:
+        return
     if disturbance.fill is not None:
         fill(disturbance.fill)
     if disturbance.signum is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.faults.child import Disturbance, run
 
+from dream.files import checksum
+
 FORGOTTEN = (".*.tmp", "*.tmp", ".*.partial", "*.training")
 
 SETTINGS = [f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]", "experiment=tiny"]
@@ -85,9 +87,10 @@ class World:
             *generations[-1].glob("shard-*"),
             generations[-1] / "index.faiss",
         ]
-        files += (self.root / "data" / "scorers").glob("*/model.safetensors")
         return {
             "files": {file.name: file.read_bytes() for file in files},
+            "caches": {str(file.relative_to(self.root)): checksum(file) for file in (self.root / "data").rglob("*")
+                       if file.is_file() and "tfevents" not in file.name},
             "summary": {name: value for name, value in summary.items()
                         if name.startswith(("val/", "trained/", "untrained/", "hybrid/", "bm25/", "steps", "windows"))},
         }  # fmt: skip
