@@ -62,8 +62,9 @@ def how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
     same = [*script.split(), *arguments[1:]]
     where = f"; the last checkpoint is {stop.checkpoint}" if stop.checkpoint else "; nothing that was complete is lost"
     if stop.sweep:
-        same = [argument for argument in same if not argument.startswith("hydra.sweep.dir=")]
-        same.append(f"hydra.sweep.dir={stop.sweep}")
+        multirun = ("-m", "--multirun", "hydra.sweep.dir=")  # argparse wants all overrides side by side
+        rest = [argument for argument in arguments[1:] if not argument.startswith(multirun)]
+        same = [*script.split(), "-m", *rest, f"hydra.sweep.dir={stop.sweep}"]
     elif stop.checkpoint:
         overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
         same = [*script.split(), "ckpt=last", *overrides]
