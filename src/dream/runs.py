@@ -72,14 +72,13 @@ def open_again(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
             _unless_damaged(verify_checkpoint, file)
     if _unless_damaged(rundir.read_config, folder / rundir.CONFIG) is None:
         rundir.save_config(cfg, folder / rundir.CONFIG)
+    generations = sorted((folder / INDEX).glob("generation-*"))
+    whole = [_unless_damaged(_verified, generation) for generation in generations][-1:]  # the others serve checkpoints
     if (folder / SUMMARY).exists() or (folder / ENCODER).exists():
         summary = _unless_damaged(read_checked_json, folder / SUMMARY)
-        generations = sorted((folder / INDEX).glob("generation-*"))
         stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
-        for generation in generations[:-1]:  # of older checkpoints, and made again when one of those is gone on from
-            _unless_damaged(_verified, generation)
-        whole = [_unless_damaged(_verified, part) for part in (folder / ENCODER, *generations[-1:], *stores)]
-        if summary and all(whole) and generations and summary["steps"] >= cfg.trainer.max_steps:
+        whole += [_unless_damaged(_verified, part) for part in (folder / ENCODER, *stores)]
+        if summary and generations and all(whole) and summary["steps"] >= cfg.trainer.max_steps:
             run.summary = summary
     return run
 
