@@ -1,4 +1,4 @@
-"""A file system that fills up while a run prepares, pretrains, refreshes and saves. Run: pytest tests/faults/test_disk_full.py
+"""A disk that fills up while a run prepares, pretrains, refreshes and saves. Run: pytest tests/faults/test_disk_full.py
 
 Needs the right to mount one; skipped where it is not given.
 """
