@@ -66,8 +66,12 @@ class Scene:
         world.remove(world.latest())
         world.stop(signal.SIGTERM)
         keep("stopped")
-        assert world.run("ckpt=auto", phase="refreshing", at_write="shard-00001.npy", time=2,
-                         signum=signal.SIGKILL) == -signal.SIGKILL  # fmt: skip
+        again = {
+            "phase": "refreshing",
+            "at_write": "progress.json",
+            "time": 5,
+        }  # the second shard of the second refresh
+        assert world.run("ckpt=auto", **again, signum=signal.SIGKILL) == -signal.SIGKILL
         keep("killed while refreshing")
         return cls(undisturbed, world, states)
 
