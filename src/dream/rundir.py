@@ -174,8 +174,9 @@ def _anywhere(config: dict[str, Any]) -> str:
 
 
 def tidy(data: Path, logs: Path, run: Path) -> None:
-    """Remove what dead processes left half written in the caches and in the runs, unless a run can go on with it."""
-    for folder in [data, *data.glob("*/"), logs, run, run / "checkpoints", run / "index"]:
+    """Remove what dead processes left half written in the caches and in all runs, unless a run can go on with it."""
+    caches = (file for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp") for file in data.glob(pattern))
+    for folder in {file.parent for file in (*caches, *logs.rglob(".*.tmp"))}:
         sweep(folder)
     for partial in logs.rglob("index/.*.partial"):
         folder = partial.parent.parent
