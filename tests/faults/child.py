@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Disturbance:
     phase: str | None = None  # at the `time`-th beginning of this phase …
     at_write: str | None = None  # … or, where this is given, once a file of this name is in its place in the phase …
     time: int = 1
+    delay: float = 0  # … and this many seconds later …
     signum: int | None = None  # … the process gets this signal
     fill: Path | None = None  # … and this folder's disk fills up
 
@@ -116,28 +118,28 @@ def count_writes(disturbance: Disturbance, record: Path) -> None:
 
 
 def note_phases(record: Path, disturbance: Disturbance) -> None:
-    """Append a line `seconds phase` at each change; what is written is there even if the process is killed."""
+    """Append a line `seconds begins phase` at each change; what is written is there even if the process is killed."""
     began, times = time.perf_counter(), itertools.count(1)
     descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
 
-    def note() -> None:
-        os.write(descriptor, f"{time.perf_counter() - began:.6f} {_phases[-1]}\n".encode())
+    def note(begins: bool) -> None:
+        os.write(descriptor, f"{time.perf_counter() - began:.6f} {int(begins)} {_phases[-1]}\n".encode())
 
     def watched(phase: str, function: Callable) -> Callable:
         def call(*arguments: Any, **options: Any) -> Any:
             _phases.append(_phases[-1] if phase == "training" and "pretraining" in _phases else phase)
-            note()
+            note(begins=True)
             try:
                 if phase == disturbance.phase and disturbance.at_write is None:
                     disturb_at(disturbance, times)
                 return function(*arguments, **options)
             finally:
                 _phases.pop()
-                note()
+                note(begins=False)
 
         return call
 
-    note()
+    note(begins=True)
     for phase, (module_name, path) in PHASES.items():
         *owners, name = path.split(".")
         module = importlib.import_module(module_name)
@@ -154,7 +156,9 @@ def disturb_at(disturbance: Disturbance, times: Iterator[int]) -> None:
         return
     if disturbance.fill is not None:
         fill(disturbance.fill)
-    if disturbance.signum is not None:
+    if disturbance.signum is not None and disturbance.delay:
+        threading.Timer(disturbance.delay, os.kill, (os.getpid(), disturbance.signum)).start()
+    elif disturbance.signum is not None:
         os.kill(os.getpid(), disturbance.signum)
 
 

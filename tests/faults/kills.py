@@ -5,6 +5,7 @@ Run: python -m tests.faults.kills --kills 100 --seed 0 --log kills.log
 
 import argparse
 import random
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.faults.child import STARTING
 from tests.faults.world import World
 
 MOST_KILLS = 3  # of one run, before it is left alone
@@ -25,7 +27,7 @@ class Undisturbed:
 
     world: World
     result: dict[str, Any]
-    phases: list[tuple[float, float, str]]  # (from, to, phase), seconds from its start
+    phases: list[tuple[float, float, bool, str]]  # see World.phases
     writes: int
 
     @classmethod
@@ -42,32 +44,35 @@ class Undisturbed:
         return self.phases[-1][1]
 
 
-def draw_moment(undisturbed: Undisturbed, draw: random.Random) -> tuple[str, float | None, int | None]:
-    """(words, seconds, number of the write): any time, a time in a phase, each phase alike, or a write."""
-    kind = draw.choice(["time", "phase", "write"])
-    if kind == "write":
-        number = draw.randint(1, undisturbed.writes)
-        return f"write {number}", None, number
-    start, end = 0.02, undisturbed.seconds
-    if kind == "phase":
-        wanted = draw.choice(sorted({phase for *_, phase in undisturbed.phases}))
-        start, end, _ = draw.choice([span for span in undisturbed.phases if span[2] == wanted])
-    moment = draw.uniform(start, end)
-    return f"{moment:.2f} s", moment, None
-
-
 def kill_once(world: World, undisturbed: Undisturbed, draw: random.Random) -> tuple[str, str] | None:
-    """Start the run, kill it somewhere; returns (moment, phase), or None where it ended before that."""
-    words, seconds, number = draw_moment(undisturbed, draw)
-    process = world.start(SAME_COMMAND, kill_at_write=number)
-    process.join(seconds if seconds is not None else 120)
+    """Start the run, kill it somewhere: in some phase, all alike, or at any write or time.
+
+    Returns (moment, phase), or None where it ended before that.
+    """
+    kind, seconds = draw.choice(["phase", "phase", "write", "time"]), 120.0
+    disturbance: dict[str, Any] = {}
+    if kind == "phase":
+        begun = [(phase, end - start) for start, end, begins, phase in undisturbed.phases if begins]
+        phase = draw.choice(sorted({phase for phase, _ in begun} - {STARTING}))
+        longest = max(length for of, length in begun if of == phase)
+        time = draw.randint(1, sum(of == phase for of, _ in begun))
+        disturbance = {"phase": phase, "time": time, "delay": draw.uniform(1e-6, longest / 2), "signum": signal.SIGKILL}
+        words = f"{disturbance['delay']:.3f} s after beginning {time} of {phase}"
+    elif kind == "write":
+        disturbance = {"kill_at_write": draw.randint(1, undisturbed.writes)}
+        words = f"write {disturbance['kill_at_write']}"
+    else:
+        seconds = draw.uniform(0.02, undisturbed.seconds)
+        words = f"{seconds:.2f} s"
+    process = world.start(SAME_COMMAND, **disturbance)
+    process.join(seconds)
     if process.exitcode is None:
         process.kill()
         process.join()
     if process.exitcode == 0:
         return None
     assert process.exitcode == -9, f"{words}: exit code {process.exitcode}\n{world.output()[-3000:]}"
-    return words, world.phases()[-1][2]
+    return words, world.phases()[-1][-1]
 
 
 def kill_and_go_on(undisturbed: Undisturbed, root: Path, draw: random.Random, most: int) -> Iterator[tuple[str, str]]:
@@ -109,7 +114,7 @@ def main() -> None:
                 undisturbed, Path(folder) / "world", draw, options.kills - phases.total()
             ):
                 phases[phase] += 1
-                tell(f"kill {phases.total()}: run {runs}, at {moment}, {phase}: went on, ended bitwise equal")
+                tell(f"kill {phases.total()}: run {runs}, {moment}, killed while {phase}: went on, ended bitwise equal")
         for phase, count in phases.most_common():
             tell(f"  {count:4} {phase}")
         tell(f"{phases.total()} kills of {runs} runs: all ended bitwise equal, nothing left over "

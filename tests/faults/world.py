@@ -100,12 +100,12 @@ class World:
         return [str(path.relative_to(self.root)) for folder in ("data", "logs") for pattern in FORGOTTEN
                 for path in (self.root / folder).rglob(pattern)]  # fmt: skip
 
-    def phases(self) -> list[tuple[float, float, str]]:
-        """(from, to, phase) of the last run, in seconds from its start; the last one is cut short where it was."""
-        lines = self.log.with_suffix(".phases").read_text().splitlines()
-        spans = [(float(seconds), phase) for seconds, phase in (line.split(" ", 1) for line in lines)]
-        ends = [seconds for seconds, _ in spans[1:]] + [spans[-1][0]]
-        return [(seconds, end, phase) for (seconds, phase), end in zip(spans, ends, strict=True)]
+    def phases(self) -> list[tuple[float, float, bool, str]]:
+        """(from, to, whether it begins there, phase) of the last run, in seconds from its start."""
+        lines = [line.split(" ", 2) for line in self.log.with_suffix(".phases").read_text().splitlines()]
+        ends = [float(seconds) for seconds, *_ in lines[1:]] + [float(lines[-1][0])]
+        return [(float(seconds), end, begins == "1", phase)
+                for (seconds, begins, phase), end in zip(lines, ends, strict=True)]  # fmt: skip
 
     def left_over(self, undisturbed: "World") -> list[str]:
         """What is in data/ and in the last run's folder, and not in those of the undisturbed run, or is temporary."""
