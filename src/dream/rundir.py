@@ -151,7 +151,7 @@ def announce_sweep(folder: Path) -> None:
     begun = [config.parent for config in folder.glob(f"*/{CONFIG}")]
     if begun and HydraConfig.get().job.num == 0:
         finished = sum((job / "summary.json").exists() for job in begun)
-        stopped = sum((job / LAST).exists() for job in begun) - finished
+        stopped = sum((job / LAST).exists() and not (job / "summary.json").exists() for job in begun)
         say(f"Sweep {folder}: of its jobs, {finished} are finished and skipped, {stopped} go on from their last "
             "checkpoint, all others start")  # fmt: skip
 
