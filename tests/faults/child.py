@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -68,6 +69,7 @@ def run(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a process of its own
     os.environ.pop("HYDRA_FULL_ERROR", None)
     os.environ.update(environment or {})
     from dream.indexes.generation import IndexHandle
