@@ -78,12 +78,11 @@ def _newest(logs: Path, name: str, job: str | None, with_checkpoint: bool = True
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Where a run stopped. One without last.ckpt, which is the rule, goes on from what else there is."""
-    files = [file for pattern in CHECKPOINTS for file in run.glob(pattern)]
-    newest = max(files, key=_written, default=None)
-    if newest and not (run / LAST).exists() and newest.parent == (run / LAST).parent:
-        say(f"{run / LAST}: missing; {newest.name} is there")
-    return newest
+    """Where a run stopped: last.ckpt or SLURM's; where there is neither, which is not the rule, what else there is."""
+    files = [*run.glob(str(LAST)), *run.glob("hpc_ckpt_*.ckpt")]
+    if not files and (files := list(run.glob("checkpoints/*.ckpt"))):
+        say(f"{run / LAST}: missing; going on from what is there beside it")
+    return max(files, key=_written, default=None)
 
 
 def _written(file: Path) -> int:

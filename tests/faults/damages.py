@@ -5,6 +5,7 @@ Run: python -m tests.faults.damages --damages 200 --seed 0 --log damages.log
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -62,7 +63,9 @@ class Scene:
 
         assert world.run(phase="pretraining", at_write="last.ckpt", signum=signal.SIGKILL) == -signal.SIGKILL
         keep("killed while pretraining")
+        begun = world.latest()
         assert world.go_on() == 0, world.output()[-3000:]
+        shutil.rmtree(begun)  # it had no checkpoint yet, and nobody comes back to it
         keep("finished")
         world.remove(world.latest())
         world.stop(signal.SIGTERM)
@@ -99,7 +102,15 @@ def expectation(file: Path) -> str:
 
 
 def damage(file: Path, kind: str, draw: random.Random) -> str:
-    """Damage the file; returns how."""
+    """Damage the file, as a disk does: its times stay. Returns how."""
+    times = file.stat()
+    words = _damage(file, kind, draw)
+    if file.exists():
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return words
+
+
+def _damage(file: Path, kind: str, draw: random.Random) -> str:
     content = bytearray(file.read_bytes())
     place = draw.randrange(len(content))
     if kind == "delete":
