@@ -11,7 +11,18 @@ import pytest
 
 from dream import files
 from dream.errors import DamageError
-from dream.files import alone, discard, new_directory, sweep, unfinished_directory, usable, verify, write_json
+from dream.files import (
+    alone,
+    discard,
+    new_directory,
+    read_checked_json,
+    sweep,
+    unfinished_directory,
+    usable,
+    verify,
+    write_checked_json,
+    write_json,
+)
 
 BEGIN = """
 import sys, time
@@ -146,10 +157,29 @@ def test_a_damaged_cache_is_removed_and_named_once(tmp_path, capsys):
     discard(tmp_path / "cache")
 
 
-def test_a_folder_older_than_checksums_gets_some(tmp_path):
+def test_a_folder_without_checksums_is_not_trusted(tmp_path, capsys):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a").write_text("text")
-    assert usable(tmp_path / "old")
-    (tmp_path / "old" / "a").write_text("test")
-    with pytest.raises(DamageError):
+    with pytest.raises(DamageError, match=r"checksums\.json: missing"):
         verify(tmp_path / "old")
+    assert not usable(tmp_path / "old")
+    (tmp_path / "old").write_text("a file in the place of the folder")
+    assert not usable(tmp_path / "old")
+    assert names(tmp_path) == []
+
+
+def test_every_change_of_a_file_that_stands_alone_is_named(tmp_path):
+    file, content, draw = tmp_path / "a.json", {"val/ndcg_at_10": 0.25, "store": "ä", "none": None}, random.Random(0)
+    write_checked_json(file, content)
+    whole = file.read_bytes()
+    assert read_checked_json(file) == content
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << draw.randrange(8)
+        for damaged in (changed, whole[:place]):
+            file.write_bytes(damaged)
+            with pytest.raises(DamageError, match=r"a\.json: damaged"):
+                read_checked_json(file)
+    file.unlink()
+    with pytest.raises(DamageError, match=r"a\.json: missing"):
+        read_checked_json(file)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dream.errors import ConfigError, DamageError, DataError
-from dream.rundir import claimed, find_checkpoint, save_config, tidy
+from dream.rundir import claimed, find_checkpoint, read_config, save_config, tidy
 
 HOLD = """
 import sys, time
@@ -68,6 +68,31 @@ def test_last_is_the_newest_run_of_this_name_with_a_checkpoint(tmp_path, config)
         find_checkpoint(config("nowhere.ckpt"))
 
 
+def test_auto_begins_anew_where_the_newest_run_has_no_checkpoint(tmp_path, config):
+    older = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(config("auto")) == older
+    make_run(tmp_path / "mine" / "b", 200, checkpoint=None)
+    assert find_checkpoint(config("auto")) is None
+    assert find_checkpoint(config("last")) == older
+    assert find_checkpoint(config("auto", "nobody")) is None
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped"])
+def test_a_damaged_config_does_not_hide_its_run(tmp_path, config, damage):
+    run = make_run(tmp_path / "mine" / "a", 100)
+    save_config(config(None), run / "config.yaml")
+    text = (run / "config.yaml").read_text()
+    assert read_config(run / "config.yaml")["name"] == "mine"
+    (run / "config.yaml").write_text(text.replace("mine", "mime"))
+    if damage == "deleted":
+        (run / "config.yaml").unlink()
+    with pytest.raises(DamageError, match=r"config\.yaml: "):
+        read_config(run / "config.yaml")
+    assert find_checkpoint(config("last")) == run / "checkpoints" / "last.ckpt"
+    (run / "config.yaml").write_text(text.partition("\n")[2].replace("mine", "other"))  # changed on purpose
+    assert read_config(run / "config.yaml")["name"] == "other"
+
+
 def test_a_damaged_checkpoint_is_refused_before_anything_is_done(tmp_path, config):
     file = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-100])
@@ -93,8 +118,10 @@ def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
     for run in (dead, resumable, mine):
         (run / "index" / ".generation-00000000.partial").mkdir(parents=True)
     (tmp_path / "data" / "stores" / ".store.1234.tmp").mkdir(parents=True)
+    (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will go on with
     tidy(tmp_path / "data", tmp_path / "logs", mine)
     assert not list((dead / "index").iterdir())
+    assert not list(dead.glob(".*"))
     assert list((resumable / "index").iterdir())
     assert list((mine / "index").iterdir())
     assert not list((tmp_path / "data" / "stores").iterdir())

@@ -64,10 +64,8 @@ class GracefulStop(Checkpoint):
             handler(signum, None)
         requested = interrupts.requested()
         if trainer.strategy.reduce_boolean_decision(requested is not None, all=False):
-            stop = interrupts.Interrupted(requested or signal.SIGTERM)
             trainer.save_checkpoint(self.checkpoint)
-            stop.checkpoint = self.checkpoint
-            raise stop
+            raise interrupts.Interrupted(requested or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A signal that came after the last step was answered by nobody yet."""

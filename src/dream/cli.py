@@ -22,6 +22,8 @@ from dream.errors import ConfigError, DreamError
 from dream.interrupts import Interrupted, interruptible
 from dream.runtime import CONFIG_DIR
 
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.ENOTDIR)
+
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Turn `task(cfg)` into a console script. HYDRA_FULL_ERROR=1 shows the traceback of a mistake, too."""
@@ -57,13 +59,16 @@ def how_to_go_on(stop: Interrupted, arguments: list[str]) -> str:
     """One line with the command that continues."""
     script = Path(arguments[0]).name.removesuffix(".py")
     script = script if script.startswith("dream-") else f"python -m dream.{script}"
-    overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
-    if stop.checkpoint is None:
-        return (
-            f"stopped; nothing that was complete is lost. Go on with: {shlex.join([*script.split(), *arguments[1:]])}"
-        )
-    command = shlex.join([*script.split(), "ckpt=last", *overrides])
-    return f"stopped; the last checkpoint is {stop.checkpoint}. Go on with: {command}"
+    same = [*script.split(), *arguments[1:]]
+    where = f"; the last checkpoint is {stop.checkpoint}" if stop.checkpoint else "; nothing that was complete is lost"
+    if stop.sweep:
+        multirun = ("-m", "--multirun", "hydra.sweep.dir=")  # argparse wants all overrides side by side
+        rest = [argument for argument in arguments[1:] if not argument.startswith(multirun)]
+        same = [*script.split(), "-m", *rest, f"hydra.sweep.dir={stop.sweep}"]
+    elif stop.checkpoint:
+        overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
+        same = [*script.split(), "ckpt=last", *overrides]
+    return f"stopped{where}. Go on with: {shlex.join(same)}"
 
 
 def refuse_wrong_types(cfg: DictConfig) -> None:
@@ -108,7 +113,7 @@ def _disk_problem(error: BaseException) -> str | None:
     if full:
         return (f"the disk is full{f' ({where})' if where else ''}: what was complete before is intact; make space, "
                 "then go on with the same command (a training with ckpt=last)")  # fmt: skip
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO) and where:
+    if isinstance(error, OSError) and error.errno in UNUSABLE and where:
         return f"{where}: {error.strerror}; mend that, then go on with the same command"
     return None
 

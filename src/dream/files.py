@@ -23,6 +23,7 @@ from dream.runtime import say
 
 FINGERPRINT_CHARACTERS = 12
 CHECKSUMS = "checksums.json"
+CHECKSUM = "checksum"  # last key of a file that is written alone
 WAIT_SECONDS = 1.0
 LINK_SECONDS = 60  # a link cannot be locked; an unfinished one as old as this was left behind
 
@@ -52,7 +53,32 @@ def checksum(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON aside, then rename over `path`."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, _json(content))
+
+
+def write_checked_json(path: Path, content: dict[str, Any]) -> None:
+    """`write_json` of the content, and of a checksum that `read_checked_json` compares."""
+    write_json(path, content | {CHECKSUM: fingerprint(content)})
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """What `write_checked_json` wrote. Raises DamageError, naming the file, where it is not that."""
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        if content.pop(CHECKSUM) == fingerprint(content) and raw == _json(content | {CHECKSUM: fingerprint(content)}):
+            return content
+    except FileNotFoundError as error:
+        raise DamageError(f"{path}: missing") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise DamageError(f"{path}: damaged (its checksum is missing or has changed)")
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -137,18 +163,17 @@ def _listing(entries: dict[str, list]) -> bytes:
     return (json.dumps({"checksum": digest, "files": entries}, indent=1) + "\n").encode()
 
 
-def verify(folder: Path, content: bool = True) -> None:
-    """Raise DamageError, naming the file, unless the folder is as `seal` left it; sizes only without `content`.
-
-    A folder without checksums was made before there were any: it gets them now.
-    """
+def verify(folder: Path, content: bool = True, but: str | None = None) -> None:
+    """Raise DamageError, naming the file, unless the folder is as `seal` left it, the file `but` aside; sizes only
+    without `content`."""
     listing = folder / CHECKSUMS
     try:
-        if not listing.exists():
-            seal(folder)
-            return
+        if not listing.is_file():
+            raise DamageError(f"{listing}: missing, so that nothing here can be trusted")
         for name, (size, digest) in _entries(listing).items():
             file = folder / name
+            if name == but:
+                continue
             if not file.is_file():
                 raise DamageError(f"{file}: missing")
             if file.stat().st_size != size:
@@ -172,7 +197,7 @@ def _entries(listing: Path) -> dict[str, list]:
 
 def usable(folder: Path) -> bool:
     """Whether a cached folder is there and whole. A damaged one is removed and named, for the caller to make anew."""
-    if not folder.is_dir():
+    if not folder.exists():
         return False
     try:
         verify(folder)
@@ -184,11 +209,11 @@ def usable(folder: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Delete a directory that others may be looking for: it is gone at once."""
+    """Delete a directory, or what stands in its place, that others may be looking for: it is gone at once."""
     aside = _aside_name(folder)
     with suppress(FileNotFoundError):
         folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def sweep(folder: Path) -> None:
@@ -251,7 +276,7 @@ def _aside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

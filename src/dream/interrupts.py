@@ -17,12 +17,16 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """Ends the program with 128 + the signal's number. `checkpoint`: where the run can go on, if anywhere."""
+    """Ends the program with 128 + the signal's number.
+
+    `checkpoint`: where the run can go on, if anywhere; `sweep`: folder of the sweep that it was a job of.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.name = signal.Signals(signum).name
         self.checkpoint: Path | None = None
+        self.sweep: Path | None = None
 
 
 _waiting: bool = False  # signals wait for the end of the step

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,22 @@ from omegaconf.errors import OmegaConfBaseException
 from dream import rundir
 from dream.assembly import Parts
 from dream.callbacks.guards import warnings_of
+from dream.checkpoints import verify_checkpoint
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
-from dream.errors import ConfigError, DataError
+from dream.errors import ConfigError, DamageError, DataError
 from dream.evaluation.compare import Comparison
 from dream.evaluation.split import LabelledSplit
-from dream.files import new_directory, point_latest, usable, verify, write_bytes, write_json
+from dream.files import (
+    new_directory,
+    point_latest,
+    read_checked_json,
+    usable,
+    verify,
+    write_bytes,
+    write_checked_json,
+    write_json,
+)
 from dream.indexes.generation import IndexHandle
 from dream.interrupts import Interrupted
 from dream.module import RetrieverModule
@@ -37,6 +47,7 @@ from dream.runtime import say
 from dream.store.store import Store
 
 NEEDS_LABELS = ("evaluation", "best_checkpoint")
+ENCODER, INDEX, SUMMARY = "encoder", "index", "summary.json"  # in the run's folder
 UNTRAINED = "untrained.json"  # scores of the untrained encoder, in the run's folder
 UNTRAINED_ENCODER = "untrained_encoder"  # its weights, for dream-evaluate
 BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store
@@ -51,38 +62,66 @@ class Run:
 
     folder: Path
     checkpoint: Path | None = None
-    goes_on: bool = False  # in the folder where it stopped
+    goes_on: bool = False  # in the folder where it stopped, after some steps
+    summary: dict[str, Any] | None = None  # of a run that is finished
     began: float = field(default_factory=time.perf_counter)
 
-    def is_finished(self, cfg: DictConfig) -> bool:
-        """Whether the run that should go on has done all its steps and left its encoder and summary."""
-        if not self.goes_on or not (self.folder / "encoder").is_dir():
-            return False
-        try:
-            return json.loads((self.folder / "summary.json").read_text())["steps"] >= cfg.trainer.max_steps
-        except (OSError, ValueError, TypeError, KeyError):
-            return False
+
+def open_again(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
+    """The run that stopped or ended in this folder. What is damaged of it is named, and made anew if it goes on."""
+    run = Run(folder, checkpoint, goes_on=checkpoint is not None and folder.resolve() in checkpoint.parents)
+    for file in sorted((folder / "checkpoints").glob("*.ckpt")):
+        if file.resolve() != checkpoint:  # that one has been verified
+            _unless_damaged(verify_checkpoint, file)
+    if _unless_damaged(rundir.read_config, folder / rundir.CONFIG) is None:
+        rundir.save_config(cfg, folder / rundir.CONFIG)
+    generations = sorted((folder / INDEX).glob("generation-*"))
+    whole = [_unless_damaged(_verified, generation) for generation in generations][-1:]  # the others serve checkpoints
+    if (folder / SUMMARY).exists() or (folder / ENCODER).exists():
+        summary = _unless_damaged(read_checked_json, folder / SUMMARY)
+        stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
+        whole += [_unless_damaged(_verified, part) for part in (folder / ENCODER, *stores)]
+        if summary and generations and all(whole) and summary["steps"] >= cfg.trainer.max_steps:
+            run.summary = summary
+    return run
+
+
+def _verified(folder: Path) -> bool:
+    verify(folder)
+    return True
+
+
+def _unless_damaged(read: Callable[[Path], Any], path: Path) -> Any:
+    """What it reads there, or None where that is damaged, which is said."""
+    try:
+        return read(path)
+    except DamageError as damage:
+        say(str(damage))
+        return None
 
 
 @contextmanager
 def start(cfg: DictConfig) -> Iterator[Run]:
     """Claim the run's folder, write the resolved config, point logs/latest there and say what is about to happen.
 
-    `cfg.paths.run` names the folder afterwards. An interruption is told where the run can go on.
+    `cfg.paths.run` names the folder afterwards. An interruption is told where the run can go on. A job of a sweep that
+    is started again in the sweep's folder goes on in its own, or is finished already.
     """
-    checkpoint = rundir.find_checkpoint(cfg)
-    again = rundir.goes_on(cfg, checkpoint)
-    unused = Path(cfg.paths.run)
-    wanted = _run_of(checkpoint) if again and checkpoint else unused
-    with rundir.claimed(wanted, again) as folder:
+    checkpoint, unused, sweep = rundir.find_checkpoint(cfg), Path(cfg.paths.run), rundir.sweep_folder()
+    wanted = _run_of(checkpoint) if checkpoint and rundir.goes_on(cfg, checkpoint) else None
+    if sweep and wanted is None and (wanted := rundir.find_job(sweep, cfg)):
+        checkpoint = _last_of(wanted) or checkpoint
+    if sweep:
+        rundir.announce_sweep(sweep)
+    with rundir.claimed(wanted or unused, wanted is not None) as folder:
         if folder != unused:
             with suppress(OSError):  # Hydra has made one for a new run; not empty, it is another run's
                 unused.rmdir()
         cfg.paths.run = str(folder)
         rundir.tidy(Path(cfg.paths.data), Path(cfg.paths.logs), folder)
-        run = Run(folder, checkpoint, again)
-        if not run.is_finished(cfg):
-            rundir.save_config(cfg, folder / "config.yaml")
+        run = open_again(cfg, folder, checkpoint) if wanted else Run(folder, checkpoint)
+        if run.summary is None:
+            rundir.save_config(cfg, folder / rundir.CONFIG)
             if job := os.environ.get("SLURM_JOB_ID"):
                 write_bytes(folder / "slurm_job", job.encode())
         point_latest(Path(cfg.paths.logs) / "latest", folder)
@@ -93,9 +132,20 @@ def start(cfg: DictConfig) -> Iterator[Run]:
         try:
             yield run
         except Interrupted as stop:
-            if (folder / rundir.LAST).exists():
-                stop.checkpoint = folder / rundir.LAST
+            stop.checkpoint = folder / rundir.LAST if (folder / rundir.LAST).exists() else None
+            stop.sweep = sweep
             raise
+
+
+def _last_of(job: Path) -> Path | None:
+    """The last checkpoint of a job of a sweep; one that is damaged is named, and costs the job's steps."""
+    last = rundir.newest_checkpoint(job)
+    return last.resolve() if last and _unless_damaged(_checked, last) else None
+
+
+def _checked(checkpoint: Path) -> bool:
+    verify_checkpoint(checkpoint)
+    return True
 
 
 def _run_of(checkpoint: Path) -> Path:
@@ -123,9 +173,13 @@ def trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
 
 def already_finished(cfg: DictConfig, run: Run) -> float | None:
     """Say that there is nothing left to do; returns `evaluation.metric`, as the run did."""
-    say(f"This run is finished: it has done its {cfg.trainer.max_steps:,} steps, and {run.folder} has its encoder and "
-        "summary.json. To train it further raise trainer.max_steps; without ckpt a new run starts")  # fmt: skip
-    return json.loads((run.folder / "summary.json").read_text()).get(cfg.evaluation.metric)
+    assert run.summary is not None
+    if rundir.sweep_folder():
+        say(f"Skipped: this job is finished, in {run.folder}")
+    else:
+        say(f"This run is finished: it has done its {cfg.trainer.max_steps:,} steps, and {run.folder} has its encoder "
+            "and summary.json. To train it further raise trainer.max_steps; without ckpt a new run starts")  # fmt: skip
+    return run.summary.get(cfg.evaluation.metric)
 
 
 def compare_before(
@@ -137,7 +191,7 @@ def compare_before(
     """
     _keep_untrained(cfg, run, parts)
     labelled = cfg.evaluation.report_split in parts.corpus.splits()
-    known = _read_untrained(run, cfg, parts) if run.goes_on else None
+    known = _read_untrained(run, cfg, parts) if run.goes_on and labelled else None
     if not run.goes_on or (labelled and known is None):
         parts.encoder.to(trainer.strategy.root_device)
         module.index.refresh(
@@ -148,7 +202,7 @@ def compare_before(
     split = LabelledSplit(parts.corpus, parts.store, cfg.evaluation.report_split)
     comparison = Comparison(split, parts.encoder, module.index, Path(cfg.paths.data) / "bm25")
     comparison.before_training(known)
-    write_json(run.folder / UNTRAINED, _belongs(cfg, parts) | {"scores": comparison.results["untrained"]})
+    write_checked_json(run.folder / UNTRAINED, _belongs(cfg, parts) | {"scores": comparison.results["untrained"]})
     return comparison
 
 
@@ -166,13 +220,9 @@ def _belongs(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
 
 def _read_untrained(run: Run, cfg: DictConfig, parts: Parts) -> dict[str, float] | None:
     """What `compare_before` wrote when the run began, where it still holds."""
-    try:
-        content = json.loads((run.folder / UNTRAINED).read_text())
-        scores = content.pop("scores")
-        same = content == _belongs(cfg, parts) and all(isinstance(score, float) for score in scores.values())
-    except (OSError, ValueError, AttributeError, KeyError):
-        return None
-    return scores if same else None
+    content = _unless_damaged(read_checked_json, run.folder / UNTRAINED) or {}
+    scores = content.pop("scores", None)
+    return scores if content == _belongs(cfg, parts) else None
 
 
 def announce_training(cfg: DictConfig, run: Run) -> None:
@@ -185,7 +235,7 @@ def announce_training(cfg: DictConfig, run: Run) -> None:
 
 def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparison: Comparison | None) -> float | None:
     """Save the encoder and summary.json, show the table and what to do next; returns `evaluation.metric`."""
-    with new_directory(run.folder / "encoder", replace=True) as aside:
+    with new_directory(run.folder / ENCODER, replace=True) as aside:
         parts.encoder.save(aside)
         write_json(aside / BELONGS_TO, {"encoder_fingerprint": parts.encoder.fingerprint(), "store": parts.store.hash})
     summary: dict[str, Any] = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -208,7 +258,7 @@ def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparis
         "warnings": warnings_of(trainer),
     }
     summary |= {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
-    write_json(run.folder / "summary.json", summary)
+    write_checked_json(run.folder / SUMMARY, summary)
     # A newcomer who typed `make train` has not activated the environment: show commands that work as they stand.
     scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
     say(
@@ -223,6 +273,7 @@ def finish(run: Run, cfg: DictConfig, trainer: L.Trainer, parts: Parts, comparis
 def _load_config(file: Path) -> DictConfig:
     """The config of a run, which may be a stranger's: it must name no code but this package's."""
     try:
+        rundir.read_config(file)
         cfg = OmegaConf.load(file)
         assert isinstance(cfg, DictConfig)
         parts = [cfg[name] for name in OPENED]
@@ -261,40 +312,54 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu") -> Finished
     folder = Path(folder)
     cfg, encoder = open_encoder(folder, device)
     generation, store = open_store(folder, cfg)
-    index = IndexHandle(instantiate(cfg.index), folder / "index")
-    index.open(generation, store, encoder.width)
+    index = IndexHandle(instantiate(cfg.index), folder / INDEX)
+    with _how_to_mend():
+        index.open(generation, store, encoder.width)
     return FinishedRun(cfg, encoder, store, index)
 
 
-def open_encoder(folder: Path, device: str | torch.device, name: str = "encoder") -> tuple[DictConfig, Encoder]:
+def open_encoder(folder: Path, device: str | torch.device, name: str = ENCODER) -> tuple[DictConfig, Encoder]:
     """Config and encoder of a finished run: the trained one, or the one it started from, `UNTRAINED_ENCODER`."""
     cfg = open_config(folder)
     if not (folder / name).exists():
         raise ConfigError("run", folder, f"this run did not keep its {name.replace('_', ' ')} "
                           "(evaluation.keep_untrained): leave untrained out of systems")  # fmt: skip
-    verify(folder / name)
+    with _how_to_mend():
+        verify(folder / name)
     encoder_class: Any = get_class(cfg.encoder._target_)
     return cfg, encoder_class.open(folder / name).eval().to(device)
 
 
 def open_config(folder: Path) -> DictConfig:
-    """The config of a finished run; ConfigError where none is there."""
-    if not (folder / "config.yaml").exists():
+    """The config of a finished run; ConfigError where none is there, DamageError where it is not as it was written."""
+    if not (folder / rundir.CONFIG).exists() and not (folder / rundir.LAST).exists():
         raise ConfigError("run", folder, "no run is there; train one with dream-train experiment=quickstart")
-    if not (folder / "encoder").exists():
+    with _how_to_mend():
+        cfg = _load_config(folder / rundir.CONFIG)
+    if not (folder / ENCODER).exists():
         raise ConfigError("run", folder, "this run did not finish: resume it with dream-train ckpt=last")
-    return _load_config(folder / "config.yaml")
+    return cfg
+
+
+@contextmanager
+def _how_to_mend() -> Iterator[None]:
+    try:
+        yield
+    except DamageError as damage:
+        raise DamageError(f"{damage}; dream-train ckpt=last, with the run's overrides, makes it anew") from damage
 
 
 def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
     """The last index generation of a run, as a path, and the store it was made from."""
-    generations = sorted((folder / "index").glob("generation-*"))
+    generations = sorted((folder / INDEX).glob("generation-*"))
     if not generations:
-        raise DataError(f"{folder / 'index'}: no index generation; resume the run with dream-train ckpt=last")
-    store_hash = json.loads((generations[-1] / "manifest.json").read_text())["store_hash"]
+        raise DataError(f"{folder / INDEX}: no index generation; resume the run with dream-train ckpt=last")
+    store_hash = json.loads((folder / ENCODER / BELONGS_TO).read_text())["store"]
     stores = [path for path in Path(cfg.data.stores_dir).glob(f"*-{store_hash}") if path.is_dir()]
     if not stores:
         raise DataError(
             f"{cfg.data.stores_dir}: the store {store_hash} of this run is gone; training again rebuilds it"
         )
+    with _how_to_mend():
+        verify(stores[0])
     return generations[-1], Store(stores[0])

@@ -14,7 +14,7 @@ def train(cfg: DictConfig) -> float | None:
 
     L.seed_everything(cfg.seed, verbose=False)
     with runs.start(cfg) as run:
-        if run.is_finished(cfg):
+        if run.summary is not None:
             return runs.already_finished(cfg, run)
         parts = assemble(cfg)
         module = retriever(cfg, parts)

@@ -44,8 +44,8 @@ class RecordingHandle(IndexHandle):
         self.refreshed.append(step)
         return super().refresh(encoder, store, step, device, batch_passages)
 
-    def open(self, path, store, width=None):
-        super().open(path, store, width)
+    def open(self, path, store, width=None, fingerprint=None):
+        super().open(path, store, width, fingerprint)
         self.opened.append(str(path))
 
 

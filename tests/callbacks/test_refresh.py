@@ -109,20 +109,45 @@ def test_resuming_in_another_folder(train, tmp_path) -> None:
     assert module.index.opened == [str(moved / "index" / "generation-00000003")]
 
 
-@pytest.mark.parametrize("damage", ["missing", "other weights"])
-def test_resuming_without_the_generation(train, tmp_path, capsys, damage) -> None:
+@pytest.mark.parametrize("damaged", ["shard-00000.npy", "manifest.json", "checksums.json", "encoder.safetensors"])
+def test_resuming_with_a_damaged_generation(train, tmp_path, capsys, damaged):
+    """It is embedded again by the weights that made it, not by those of the checkpoint; a run goes on as it would."""
     train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 5)
     generation = tmp_path / "index" / "generation-00000003"
-    if damage == "missing":
-        shutil.rmtree(generation)
-    else:
-        shutil.copy(tmp_path / "index" / "generation-00000000" / "manifest.json", generation / "manifest.json")
+    shard = (generation / "shard-00000.npy").read_bytes()
+    content = bytearray((generation / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (generation / damaged).write_bytes(content)
+    capsys.readouterr()
+    module, _ = resumed(train, tmp_path, tmp_path / "checkpoints" / "step=4.ckpt")
+    assert (generation / "shard-00000.npy").read_bytes() == shard
+    assert module.index.refreshed == ([] if damaged == "encoder.safetensors" else [3]) + [6, 7]
+    printed = capsys.readouterr().out
+    assert f"{generation / damaged}: damaged" in printed
+    assert "candidates can differ" not in printed
+
+
+def test_resuming_without_the_generation(train, tmp_path, capsys):
+    train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 5)
+    generation = tmp_path / "index" / "generation-00000003"
+    shutil.rmtree(generation)
     capsys.readouterr()
     module, _ = resumed(train, tmp_path, tmp_path / "checkpoints" / "step=4.ckpt")
     assert module.index.refreshed == [4, 6, 7]
     lines = [line for line in capsys.readouterr().out.splitlines() if "candidates can differ" in line]
     assert len(lines) == 1
     assert str(generation) in lines[0]
+
+
+def test_another_runs_damaged_generation_is_left_as_it_is(train, tmp_path):
+    run = tmp_path / "run"
+    train(run, [refresh_every(3), checkpoints(run, 2)], 5)
+    shard = run / "index" / "generation-00000003" / "shard-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    module, _ = resumed(train, tmp_path / "new", run / "checkpoints" / "step=4.ckpt")
+    assert module.index.refreshed == [3, 6, 7]
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_metrics(train, tmp_path) -> None:

@@ -3,20 +3,20 @@
 from typing import Any
 
 import pytest
-from tests.faults.world import World, measure
+from tests.faults.kills import Undisturbed
+from tests.faults.world import World
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory) -> tuple[World, float, int]:
-    world = World.new(tmp_path_factory.mktemp("faults") / "reference")
-    return world, *measure(world)
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    return Undisturbed.run(tmp_path_factory.mktemp("faults") / "undisturbed")
 
 
 @pytest.fixture(scope="session")
-def reference(measured) -> World:
-    return measured[0]
+def reference(undisturbed) -> World:
+    return undisturbed.world
 
 
 @pytest.fixture(scope="session")
-def reference_result(reference) -> dict[str, Any]:
-    return reference.result()
+def reference_result(undisturbed) -> dict[str, Any]:
+    return undisturbed.result

@@ -1,4 +1,4 @@
-"""A file system that fills up while a run trains, saves and refreshes. Run: pytest tests/faults/test_disk_full.py
+"""A disk that fills up while a run prepares, pretrains, refreshes and saves. Run: pytest tests/faults/test_disk_full.py
 
 Needs the right to mount one; skipped where it is not given.
 """
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 
 import pytest
-from tests.faults.test_stop import wait_for
 
 from dream.checkpoints import verify_checkpoint
 
@@ -25,38 +24,31 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
-
-
-@pytest.mark.parametrize("after", ["checkpoints/last.ckpt", "index/generation-00000000", "config.yaml"])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(reference, reference_result, small_disk, after):
+@pytest.mark.parametrize(
+    ("from_nothing", "phase", "time"),
+    [
+        (True, "preparing the corpus", 1),
+        (True, "preparing the store", 1),
+        (True, "checkpointing", 2),  # of the pretraining
+        (False, "refreshing", 3),
+        (False, "checkpointing", 4),
+    ],
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
+    reference, reference_result, small_disk, tmp_path, from_nothing, phase, time
+):
     world = reference.copy(small_disk / "world")
+    world.log = tmp_path / "log.txt"  # which could not be written either
     shutil.rmtree(world.root / "logs")
-    world.overrides.append("callbacks.last_checkpoint.every_n_train_steps=1")
-    process = world.start()
-    wait_for(lambda: any((world.root / "logs").glob(f"tiny/*/{after}")), process)
-    fill(small_disk)
-    process.join(120)
-    assert process.exitcode == 1
-    (small_disk / "filler").unlink()  # the log could not be written either
-    for checkpoint in world.latest().glob("checkpoints/*.ckpt"):
+    if from_nothing:
+        shutil.rmtree(world.root / "data")
+    assert world.run(phase=phase, time=time, fill=small_disk) == 1
+    assert "the disk is full" in world.output()
+    assert "what was complete before is intact" in world.output()
+    assert "Traceback" not in world.output()
+    (small_disk / "filler").unlink()
+    for checkpoint in world.root.rglob("*.ckpt"):
         verify_checkpoint(checkpoint)
     assert world.go_on() == 0, world.output()[-3000:]
     assert world.result() == reference_result
-    assert not world.forgotten()
-
-
-def test_the_message_names_the_disk_and_what_is_intact(reference, small_disk):
-    world = reference.copy(small_disk / "world")
-    shutil.rmtree(world.root / "data" / "stores")
-    world.log = reference.root / "log of a full disk.txt"
-    fill(small_disk)
-    assert world.run() == 1
-    assert "the disk is full" in world.output()
-    assert "Traceback" not in world.output()
+    assert not world.left_over(reference)

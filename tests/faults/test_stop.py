@@ -4,6 +4,7 @@ Run: pytest tests/faults/test_stop.py
 """
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -54,15 +55,27 @@ def test_a_signal_checkpoints_and_the_run_goes_on_in_its_folder(world, reference
     assert not world.forgotten()
 
 
-def test_a_signal_before_training_ends_at_once(world):
+@pytest.mark.parametrize(
+    ("phase", "time", "signum"),
+    [
+        ("preparing the store", 1, signal.SIGTERM),
+        ("checkpointing", 1, signal.SIGINT),  # of the pretraining
+        ("measuring the scorer", 1, signal.SIGTERM),
+    ],
+)
+def test_a_signal_before_training_tells_how_to_go_on(world, reference_result, phase, time, signum):
     shutil.rmtree(world.root / "data")
-    process = world.start()
-    wait_for(lambda: "Pretraining" in world.output(), process)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
-    assert "Go on with: dream-train corpus=jsonl" in world.output()
-    assert "Traceback" not in world.output()
+    assert world.run(phase=phase, time=time, signum=signum) == 128 + signum
+    output = world.output()
+    name = signal.Signals(signum).name
+    told = f"{name}: stopped; nothing that was complete is lost. Go on with: dream-train "
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{name}: stopped;")]
+    assert line.startswith(told), output[-3000:]
+    assert shlex.split(line[len(told) :]) == world.arguments()
+    assert "Traceback" not in output
+    assert world.run() == 0, world.output()[-3000:]
+    assert world.result() == reference_result
+    assert not world.forgotten()
 
 
 def test_slurm_requeues_and_the_job_goes_on(world, reference_result, tmp_path, monkeypatch):

@@ -2,37 +2,18 @@
 
 import json
 import multiprocessing
-import random
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import write_corpus
-from tests.faults import child
+from tests.faults.child import Disturbance, run
 
-FORGOTTEN = (".*.tmp", ".*.partial", "*.training")
+from dream.files import checksum
 
-SETTINGS = [
-    "corpus=jsonl", "corpus.text_fields=[text]", "evaluation.report_split=dev", "name=tiny",
-    "scorer.tokenizer.vocabulary=400", "scorer.tokenizer.sample_megabytes=1",
-    "scorer.architecture.hidden_size=32", "scorer.architecture.intermediate_size=48",
-    "scorer.architecture.num_hidden_layers=1", "scorer.architecture.num_attention_heads=2",
-    "scorer.architecture.num_key_value_heads=2", "scorer.training.max_steps=9", "scorer.training.batch_size=4",
-    "scorer.training.span_tokens=[4,6]", "scorer.training.compile=false", "scorer.training.gain_windows=8",
-    "scorer.training.checkpoint_every_n_steps=3", "scorer.scoring.compile=false",
-    "scorer.scoring.max_passage_tokens=24",
-    "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12",
-    "data.min_context_tokens=6", "data.target_tokens=8",
-]  # fmt: skip
-TRAINING = [
-    "candidates.k=4", "candidates.scored_windows=3", "trainer.max_steps=10", "trainer.log_every_n_steps=1",
-    "trainer.accelerator=cpu", "callbacks.refresh.every_n_steps=4", "callbacks.refresh.batch_passages=16",
-    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.supervision.every_n_steps=5",
-    "callbacks.supervision.projected=0",
-    "callbacks.progress=null", "+trainer.enable_progress_bar=false",
-]  # fmt: skip
+FORGOTTEN = (".*.tmp", "*.tmp", ".*.partial", "*.training")
+
+SETTINGS = [f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]", "experiment=tiny"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.child"])
@@ -40,7 +21,7 @@ _context.set_forkserver_preload(["tests.faults.child"])
 
 @dataclass
 class World:
-    """`root` holds corpus/, data/ and logs/. Paths are relative to it in no file, so a copy is another world."""
+    """`root` holds data/ and logs/. No file names it but a run's config, so a copy is another world."""
 
     root: Path
     overrides: list[str] = field(default_factory=list)
@@ -52,29 +33,20 @@ class World:
     @classmethod
     def new(cls, root: Path, *overrides: str) -> "World":
         shutil.rmtree(root, ignore_errors=True)
-        write_corpus(root / "corpus")
+        root.mkdir(parents=True)
         return cls(root, list(overrides))
 
-    def arguments(self, script: str) -> list[str]:
-        corpus = self.root / "corpus"
-        paths = [f"corpus.path={corpus / 'corpus.jsonl'}", f"corpus.queries={corpus / 'queries.jsonl'}",
-                 f"corpus.qrels={{dev: {corpus / 'dev.tsv'}}}", f"paths.data={self.root / 'data'}",
-                 f"paths.logs={self.root / 'logs'}"]  # fmt: skip
-        return [*SETTINGS, *paths, *(TRAINING if script == "train" else []), *self.overrides]
+    def arguments(self) -> list[str]:
+        return [*SETTINGS, f"paths.data={self.root / 'data'}", f"paths.logs={self.root / 'logs'}", *self.overrides]
 
     def start(
-        self,
-        *more: str,
-        script: str = "train",
-        kill_at_write: int | None = None,
-        powerless: bool = False,
-        environment: dict[str, str] | None = None,
+        self, *more: str, script: str = "train", environment: dict[str, str] | None = None, **disturbance: Any
     ) -> Any:
-        """A running process; `join()` and `exitcode` as of multiprocessing."""
+        """A running process; `join()` and `exitcode` as of multiprocessing. `disturbance`: see Disturbance."""
         self.log.unlink(missing_ok=True)
-        arguments = [*self.arguments(script), *more]
+        arguments = [*self.arguments(), *more] if script != "search" else list(more)
         process = _context.Process(
-            target=child.run, args=(script, arguments, self.log, kill_at_write, powerless, environment)
+            target=run, args=(script, arguments, self.log, Disturbance(**disturbance), environment)
         )
         process.start()
         return process
@@ -99,9 +71,8 @@ class World:
             raise RuntimeError(f"exit code {code} after signal {signum}: {self.output()[-3000:]}")
 
     def go_on(self, *more: str) -> int:
-        """What a person does: ckpt=last, or from the beginning where no run has a checkpoint yet."""
-        code = self.run("ckpt=last", *more)
-        return self.run(*more) if code and "has a checkpoint yet" in self.output() else code
+        """Start the run again: from its last checkpoint, or from the beginning where it has none."""
+        return self.run("ckpt=auto", *more)
 
     def latest(self) -> Path:
         return (self.root / "logs" / "latest").resolve()
@@ -116,9 +87,10 @@ class World:
             *generations[-1].glob("shard-*"),
             generations[-1] / "index.faiss",
         ]
-        files += (self.root / "data" / "scorers").glob("*/model.safetensors")
         return {
             "files": {file.name: file.read_bytes() for file in files},
+            "caches": {str(file.relative_to(self.root)): checksum(file) for file in (self.root / "data").rglob("*")
+                       if file.is_file() and "tfevents" not in file.name},
             "summary": {name: value for name, value in summary.items()
                         if name.startswith(("val/", "trained/", "untrained/", "hybrid/", "bm25/", "steps", "windows"))},
         }  # fmt: skip
@@ -127,6 +99,21 @@ class World:
         """Temporary files and directories that nobody works on."""
         return [str(path.relative_to(self.root)) for folder in ("data", "logs") for pattern in FORGOTTEN
                 for path in (self.root / folder).rglob(pattern)]  # fmt: skip
+
+    def phases(self) -> list[tuple[float, float, bool, str]]:
+        """(from, to, whether it begins there, phase) of the last run, in seconds from its start."""
+        lines = [line.split(" ", 2) for line in self.log.with_suffix(".phases").read_text().splitlines()]
+        ends = [float(seconds) for seconds, *_ in lines[1:]] + [float(lines[-1][0])]
+        return [(float(seconds), end, begins == "1", phase)
+                for (seconds, begins, phase), end in zip(lines, ends, strict=True)]  # fmt: skip
+
+    def left_over(self, undisturbed: "World") -> list[str]:
+        """What is in data/ and in the last run's folder, and not in those of the undisturbed run, or is temporary."""
+        folders = ((world.root / "data", world.latest()) for world in (self, undisturbed))
+        mine, theirs = (
+            {str(path.relative_to(folder)) for folder in pair for path in folder.rglob("*")} for pair in folders
+        )
+        return [*self.forgotten(), *sorted(path for path in mine - theirs if "tfevents" not in path)]
 
     def remove(self, run: Path) -> None:
         shutil.rmtree(run)
@@ -137,26 +124,3 @@ class World:
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self.root, root, symlinks=True)
         return World(root, list(self.overrides))
-
-
-def kill_somewhere(world: World, draw: random.Random, seconds: float, writes: int) -> str:
-    """Start a run and kill -9 it at a random moment, half of the time at a random write; returns the moment."""
-    if draw.random() < 0.5:
-        number = draw.randint(1, writes)
-        world.run(kill_at_write=number)
-        return f"write {number}"
-    moment = draw.uniform(0.02, seconds)
-    process = world.start()
-    process.join(moment)
-    process.kill()
-    process.join()
-    return f"{moment:.2f} s"
-
-
-def measure(world: World) -> tuple[float, int]:
-    """Undisturbed: (seconds, calls that change a directory or sync)"""
-    began = time.perf_counter()
-    code = world.run()
-    if code:
-        raise RuntimeError(f"the undisturbed run failed: {world.output()[-3000:]}")
-    return time.perf_counter() - began, int(world.log.with_suffix(".writes").read_text())

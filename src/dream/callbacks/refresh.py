@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from dream.errors import DataError, DreamError, require
-from dream.indexes.generation import Generation, IndexHandle
+from dream.indexes.generation import IndexHandle
 from dream.runtime import say
 
 
@@ -107,17 +107,20 @@ class IndexRefresh(L.Callback):
         module: Any = pl_module
         handle = _handle(pl_module)
         checkpoint = Path(trainer.ckpt_path or ".").absolute()
-        runs = [handle.folder.parent, *list(checkpoint.parents)[:3]]
-        for path in [*(run / self._resumed["generation"] for run in runs), Path(self._resumed["absolute"])]:
-            if not (path / "manifest.json").is_file():
-                continue
+        runs = [handle.folder.parent.absolute(), *list(checkpoint.parents)[:3]]
+        paths = [*(run / self._resumed["generation"] for run in runs), Path(self._resumed["absolute"])]
+        fingerprint, step = self._resumed["encoder_fingerprint"], self._resumed["step"]
+        for path in filter(Path.exists, dict.fromkeys(paths)):
             try:
-                if Generation(path).encoder_fingerprint == self._resumed["encoder_fingerprint"]:
-                    handle.open(path, module.store, module.encoder.width)
-                    self._remember(handle)
-                    return True
+                handle.open(path, module.store, module.encoder.width, fingerprint)
             except DataError as error:  # damaged, or of another store: as good as missing
                 say(str(error))
+                if not handle.restore(
+                    path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
+                ):
+                    continue
+            self._remember(handle)
+            return True
         say(f"The index generation of the checkpoint, {self._resumed['absolute']}, is gone: embedding the corpus anew; "
             "candidates can differ from those of a run without the interruption")  # fmt: skip
         return False

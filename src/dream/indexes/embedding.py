@@ -3,7 +3,6 @@
 Shape suffixes: B passages of a batch, D embedding width.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 
 from dream.encoders.base import Encoder
-from dream.errors import DreamError
-from dream.files import checksum, write_json
+from dream.errors import DamageError, DreamError
+from dream.files import checksum, discard, read_checked_json, write_checked_json
 from dream.runtime import progress, say
 from dream.store.store import ENCODER, Store
 
@@ -57,7 +56,7 @@ def embed_corpus(
                 shard.flush()
                 done[name] = checksum(aside)
                 aside.replace(folder / name)
-                write_json(folder / PROGRESS, {"made_of": made_of, "shards": done})
+                write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": done})
             else:
                 bar.update(end - first)
     return names
@@ -70,19 +69,27 @@ def open_shard(path: Path) -> np.ndarray:
 
 def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
     """Checksums of the shards that are there, whole, and made of the same; everything else is removed."""
+    shards: dict[str, str] = {}
     try:
-        content = json.loads((folder / PROGRESS).read_text())
-        listed = dict(content["shards"]) if content["made_of"] == made_of else {}
-        shards = {name: digest for name, digest in listed.items() if checksum(folder / name) == digest}
-    except (OSError, ValueError, KeyError, TypeError):
-        shards = {}
+        content = read_checked_json(folder / PROGRESS) if any(folder.iterdir()) else {}
+        listed = content["shards"] if content.get("made_of") == made_of else {}
+        shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
+    except DamageError as damage:
+        say(f"{damage}: embedding the corpus from its beginning")
     for file in folder.iterdir():
         if file.name not in shards:
-            file.unlink()
+            discard(file)
     if shards:
         say(f"Embedding the corpus goes on: {len(shards)} shards of an interrupted refresh are there ({folder})")
-        write_json(folder / PROGRESS, {"made_of": made_of, "shards": shards})
+        write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": shards})
     return shards
+
+
+def _is_whole(shard: Path, digest: str) -> bool:
+    whole = shard.is_file() and checksum(shard) == digest
+    if not whole:
+        say(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
+    return whole
 
 
 def _new_shard(path: Path, rows: int, width: int) -> np.memmap:

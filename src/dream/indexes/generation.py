@@ -4,6 +4,7 @@
         manifest.json      store_hash, encoder_fingerprint, step, count, width, index, shards
         shard-00000.npy    (rows, D) float16; passage ids run on from shard to shard
         index.faiss        what the index needs besides
+        encoder.safetensors    the weights that made it, by which it is made again where it is damaged
 
 Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
 """
@@ -18,18 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dream.encoders.base import Encoder
-from dream.errors import DataError, DreamError, require
+from dream.errors import DamageError, DataError, DreamError, require
 from dream.files import discard, unfinished_directory, usable, verify, write_json
 from dream.indexes.base import Index
 from dream.indexes.embedding import PROGRESS, embed_corpus, open_shard
 from dream.indexes.torch import TorchIndex
+from dream.runtime import say
 from dream.store.permutation import permute
 from dream.store.store import Store
 
 ROWS_PER_SHARD = 262_144
+WEIGHTS = "encoder.safetensors"
 PROBES, POOL, NEIGHBOURS = 256, 16_384, 10  # of `overlap`
 SEED = 20_260_627  # of the passages that `overlap` looks at: the same in every run
 
@@ -102,15 +107,21 @@ class IndexHandle:
                              "callbacks.refresh, or take candidates=bm25")  # fmt: skip
         return self.index.search(query_QD, k)
 
-    def open(self, path: Path, store: Store, width: int | None = None) -> None:
+    def open(self, path: Path, store: Store, width: int | None = None, fingerprint: str | None = None) -> None:
         """Search an existing generation from now on; where the configured index is another one, it is built anew.
 
-        Raises DataError where it is damaged, was made from another store or, if `width` is given, by an encoder of
-        another width.
+        Raises DataError where it is damaged, was made from another store or, if they are given, by an encoder of
+        another width or other weights.
         """
-        verify(Path(path))
+        try:
+            verify(Path(path))
+        except DamageError as damage:
+            verify(Path(path), but=WEIGHTS)
+            say(f"{damage}: not needed, because the embeddings are whole")
         generation = Generation(Path(path))
         generation.refuse_other(store, width)
+        if fingerprint not in (None, generation.encoder_fingerprint):
+            raise DataError(f"{path}: made by the weights {generation.encoder_fingerprint}, not by {fingerprint}")
         index = copy.copy(self.index)
         if generation.manifest["index"] == index.description():
             index.load(generation.path, generation.embeddings)
@@ -140,6 +151,7 @@ class IndexHandle:
                 speed = len(store.passages) / (time.perf_counter() - started)
                 index.build([open_shard(aside / shard) for shard in shards], len(store.passages), encoder.width)
                 index.save(aside)
+                _save_weights(encoder, aside / WEIGHTS)
                 manifest = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
                             "count": len(store.passages), "width": encoder.width,
                             "index": index.description(), "shards": shards}  # fmt: skip
@@ -148,6 +160,31 @@ class IndexHandle:
             self.index, self.current = index, Generation(self.folder / name)
         shared = overlap(old, self.current) if old and self.current else None
         return RefreshReport(time.perf_counter() - began, shared, speed)
+
+    def restore(
+        self,
+        path: Path,
+        fingerprint: str,
+        step: int,
+        encoder: Encoder,
+        store: Store,
+        device: torch.device | str,
+        batch_passages: int,
+    ) -> bool:
+        """Embed a damaged generation anew by the weights that it holds, and search that; False where they are damaged.
+
+        `encoder` is of the same kind, and stays as it is; `fingerprint` is that of the weights.
+        """
+        then = copy.deepcopy(encoder)
+        try:
+            then.load_state_dict(load_file(path / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError):
+            return False
+        if then.fingerprint() != fingerprint:
+            return False
+        say(f"Embedding the corpus again by the encoder of step {step:,}, whose weights are in {path}")
+        self.refresh(then, store, step, device, batch_passages)
+        return True
 
     def prune(self, keep: set[Path]) -> None:
         """Delete the generations below the folder, other than `keep` and the current one, and what a crash left."""
@@ -172,6 +209,11 @@ class IndexHandle:
             if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
                 return name, True
         raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it")
+
+
+def _save_weights(encoder: Encoder, file: Path) -> None:
+    # Cloned, because the format takes no two tensors that share memory.
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}, file)
 
 
 def overlap(old: Generation, new: Generation) -> float:
