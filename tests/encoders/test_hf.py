@@ -80,7 +80,8 @@ def test_saved_and_opened_again_it_embeds_the_same(bert_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("pooling", "max"), ("max_tokens", 0), ("dtype", "float31"), ("name", "/nowhere")]
+    ("key", "value"),
+    [("pooling", "max"), ("max_tokens", 0), ("max_tokens", 512), ("dtype", "float31"), ("name", "/nowhere")],
 )
 def test_impossible_values_are_refused_by_name(bert_folder, key, value):
     with pytest.raises(ConfigError, match=f"encoder.{key}"):

@@ -65,6 +65,10 @@ class HFEncoder(Encoder):
         self.frames: dict[str, tuple[list[int], list[int]]] = {}
         for side, prefix in (("query", self.query_prefix), ("passage", self.passage_prefix)):
             self.frames[side] = (before + self.tokenizer(prefix, add_special_tokens=False)["input_ids"], after)
+        framing = max(len(before) + len(after) for before, after in self.frames.values())
+        positions = getattr(self.model.config, "max_position_embeddings", None) or self.max_tokens + framing
+        require(self.max_tokens + framing <= positions, "encoder.max_tokens", self.max_tokens,
+                f"with prefix and special tokens at most {positions - framing}: the model reads {positions}")  # fmt: skip
 
     @property
     def width(self) -> int:  # type: ignore[override]
