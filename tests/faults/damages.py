@@ -84,12 +84,14 @@ class Scene:
         shutil.copytree(self.states[state], self.world.root, symlinks=True)
 
     def files(self, state: str) -> list[Path]:
-        """Those that are worth damaging in this state, relative to the root."""
+        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not gone on
+        with, and a finished one reads little."""
         root = self.states[state]
         files = [file.relative_to(root) for file in sorted(root.rglob("*")) if file.is_file()]
         return [file for file in files if (root / file).stat().st_size and expectation(file) != "unread"
                 and "latest" not in file.parts
-                and (state != "finished" or fits(file, READ_BY_A_FINISHED_RUN))]  # fmt: skip
+                and (state != "finished" or fits(file, READ_BY_A_FINISHED_RUN))
+                and (state != "killed while pretraining" or file.parts[0] == "data")]  # fmt: skip
 
 
 def fits(file: Path, patterns: tuple[str, ...]) -> bool:
