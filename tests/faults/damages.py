@@ -84,12 +84,19 @@ class Scene:
         shutil.copytree(self.states[state], self.world.root, symlinks=True)
 
     def files(self, state: str) -> list[Path]:
-        """Those that are worth damaging in this state, relative to the root."""
+        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not gone on
+        with, and a finished one reads little."""
         root = self.states[state]
         files = [file.relative_to(root) for file in sorted(root.rglob("*")) if file.is_file()]
         return [file for file in files if (root / file).stat().st_size and expectation(file) != "unread"
                 and "latest" not in file.parts
-                and (state != "finished" or fits(file, READ_BY_A_FINISHED_RUN))]  # fmt: skip
+                and (state != "finished" or fits(file, READ_BY_A_FINISHED_RUN))
+                and (state != "killed while pretraining" or file.parts[0] == "data")]  # fmt: skip
+
+
+def group_of(file: Path) -> str:
+    """The kind of thing that the file is part of: data/stores, index, config.yaml."""
+    return "/".join(file.parts[:2] if file.parts[0] == "data" else file.parts[3:4])
 
 
 def fits(file: Path, patterns: tuple[str, ...]) -> bool:
@@ -206,13 +213,15 @@ def main() -> None:
         for number in range(1, options.damages + 1):
             draw = random.Random(f"{options.seed} {number}")
             state, kind = draw.choice(sorted(scene.states)), draw.choice(options.kinds)
-            file = draw.choice(scene.files(state))
+            files = scene.files(state)
+            group = draw.choice(sorted({group_of(file) for file in files}))  # some have many files, others one
+            file = draw.choice([file for file in files if group_of(file) == group])
             try:
                 tell(f"damage {number}: {damage_and_go_on(scene, state, file, kind, draw)}")
             except AssertionError as error:
                 wrong += 1
                 tell(f"damage {number}: WRONG: {error}")
-            folders["/".join(file.parts[:2] if file.parts[0] == "data" else file.parts[3:4])] += 1
+            folders[group] += 1
             kinds[kind] += 1
         tell(f"  {dict(folders)}\n  {dict(kinds)}")
         tell(
