@@ -68,7 +68,7 @@ class HFEncoder(Encoder):
         framing = max(len(before) + len(after) for before, after in self.frames.values())
         positions = getattr(self.model.config, "max_position_embeddings", None) or self.max_tokens + framing
         require(self.max_tokens + framing <= positions, "encoder.max_tokens", self.max_tokens,
-                f"at most {positions - framing} beside prefix and special tokens: the model reads {positions}")  # fmt: skip
+                f"at most {positions - framing} beside prefix and markers: the model reads {positions}")  # fmt: skip
 
     @property
     def width(self) -> int:  # type: ignore[override]
