@@ -1,4 +1,4 @@
-"""Labelled pairs in place of windows. Run: pytest tests/test_supervision.py"""
+"""Labelled pairs in place of windows. Run: pytest tests/test_labelled_pairs.py"""
 
 import numpy as np
 import pytest
