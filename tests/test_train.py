@@ -185,7 +185,7 @@ def test_windows_that_are_not_scored_bring_hard_negatives(config, hard_negatives
 def test_a_run_without_any_target_is_refused(config):
     cfg = config("run", "candidates.scored_windows=0", "objective.continuation=0")
     with pytest.raises(ConfigError, match="candidates.scored_windows=0: no window has a target"):
-        retriever(cfg, assemble(cfg))
+        assemble(cfg)
 
 
 def test_hard_negatives_alone_need_no_forward_of_the_language_model(config):

@@ -25,10 +25,20 @@ class Parts:
     encoder: Encoder
     data: WindowDataModule
     store: Store
+    objective: Any = None
+    candidates: Any = None
 
 
 def assemble(cfg: DictConfig) -> Parts:
-    """Corpus, tokenizers, store (built where missing), without any weights yet."""
+    """Corpus, tokenizers, store (built where missing), without any weights yet.
+
+    What costs nothing to make comes first, so that an impossible value is told before a corpus is prepared.
+    """
+    objective, candidates = instantiate(cfg.get("objective")), instantiate(cfg.get("candidates"))
+    if objective and objective.needs_loglik:
+        learns = candidates.scored_windows != 0 or objective.needs_continuation
+        remedy = "no window has a target; score some, or give objective.continuation a share"
+        require(learns, "candidates.scored_windows", candidates.scored_windows, remedy)
     corpus = instantiate(cfg.corpus)
     scorer = instantiate(cfg.scorer, corpus=corpus)
     encoder = instantiate(cfg.encoder, scorer=scorer)
@@ -39,25 +49,17 @@ def assemble(cfg: DictConfig) -> Parts:
         scorer_tokenizer=scorer.tokenizer,
         max_query_tokens=encoder.max_tokens,
     )
-    return Parts(corpus, scorer, encoder, data, data.store)
+    return Parts(corpus, scorer, encoder, data, data.store, objective, candidates)
 
 
 def retriever(cfg: DictConfig, parts: Parts) -> RetrieverModule:
     """The module, with the weights made or loaded: the scorer's first, which the encoder may start from."""
-    objective = instantiate(cfg.objective)
+    objective, candidates = parts.objective, parts.candidates
     unfit = objective.needs_loglik and not parts.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, and labelled pairs "
             "have none; take objective=info_nce")  # fmt: skip
     index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / "index")
-    candidates = instantiate(cfg.candidates)
     if objective.needs_loglik:
-        learns = candidates.scored_windows != 0 or objective.needs_continuation
-        require(
-            learns,
-            "candidates.scored_windows",
-            0,
-            "no window has a target; score some, or give objective.continuation a share",
-        )
         parts.scorer.load(parts.store)
         candidates.prepare(parts.store, index)
     parts.encoder.load(parts.store, parts.scorer)

@@ -354,7 +354,11 @@ def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
     generations = sorted((folder / INDEX).glob("generation-*"))
     if not generations:
         raise DataError(f"{folder / INDEX}: no index generation; resume the run with dream-train ckpt=last")
-    store_hash = json.loads((folder / ENCODER / BELONGS_TO).read_text())["store"]
+    belongs_to = folder / ENCODER / BELONGS_TO
+    try:
+        store_hash = json.loads(belongs_to.read_text())["store"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
     stores = [path for path in Path(cfg.data.stores_dir).glob(f"*-{store_hash}") if path.is_dir()]
     if not stores:
         raise DataError(

@@ -213,6 +213,7 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
     """A run whose encoder folder was exchanged: its generation says what it was made with."""
     run = tmp_path / "run"
     shutil.copytree(world / "logs/sweep/0", run)
+    belongs_to = (run / "encoder" / "belongs_to.json").read_text()
     shutil.rmtree(run / "encoder")
     shutil.copytree(run / "untrained_encoder", run / "encoder")
     from safetensors.torch import load_file, save_file
@@ -222,6 +223,10 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
 
     weights = load_file(run / "encoder" / "model.safetensors")
     save_file(weights | {"table": weights["table"][:, :8].contiguous()}, run / "encoder" / "model.safetensors")
+    seal(run / "encoder")
+    with pytest.raises(DataError, match="not the encoder folder that the run wrote"):
+        open_run(run)
+    (run / "encoder" / "belongs_to.json").write_text(belongs_to)
     seal(run / "encoder")
     with pytest.raises(DataError, match="embeddings of width 64, but the encoder's width is 8"):
         open_run(run)
