@@ -90,7 +90,7 @@ class World:
         return {
             "files": {file.name: file.read_bytes() for file in files},
             "caches": {str(file.relative_to(self.root)): checksum(file) for file in (self.root / "data").rglob("*")
-                       if file.is_file() and "tfevents" not in file.name},
+                       if file.is_file() and "tfevents" not in file.name and file.parent.name != "loglik"},
             "summary": {name: value for name, value in summary.items()
                         if name.startswith(("val/", "trained/", "untrained/", "hybrid/", "bm25/", "steps", "windows"))},
         }  # fmt: skip
