@@ -80,7 +80,7 @@ def compare_scores(cfg: DictConfig) -> None:
             scorer.scoring.tokens_per_forward = tokens
             loglik_BK = scorer.loglik(store, windows_B, candidates_BK)
             first = loglik_BK if first is None else first
-            same = torch.equal(loglik_BK.argsort(1, stable=True), first.argsort(1, stable=True))
+            same = torch.equal(loglik_BK.argsort(dim=1, stable=True), first.argsort(dim=1, stable=True))
             print(f"{dtype:9} {tokens:6} tokens a forward: largest difference {(loglik_BK - first).abs().max():.2e} "
                   f"nats, rankings {'the same' if same else 'CHANGED'}", flush=True)  # fmt: skip
 
