@@ -126,6 +126,8 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         batch_size=64,
         workers=0,
         limit_windows=None,
+        lead_share=0.5,
+        continuation_tokens=128,
         seed=seed,
         passage_tokens=128,
         context_tokens=48,
