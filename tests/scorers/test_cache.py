@@ -150,6 +150,16 @@ def test_full_caches_make_room_then_stop(tmp_path, capsys):
     np.testing.assert_array_equal(second.find(windows[:9], passages[:9]), nats[:9])
 
 
+def test_a_scope_that_gave_way_while_it_is_used_mixes_with_no_other(tmp_path):
+    """One process makes room, another goes on adding, a third begins: it finds nothing of the second's."""
+    going_on, other = opened(tmp_path, "second"), opened(tmp_path, "first")
+    other.most_bytes = 0  # as good as full
+    other.add(*PAIRS, NATS)
+    going_on.add(*PAIRS, NATS)
+    assert np.isnan(opened(tmp_path, "third").find(*PAIRS)).all()
+    np.testing.assert_array_equal(opened(tmp_path, "second").find(*PAIRS), NATS)
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_itself(llama, store, tmp_path, capsys):
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")

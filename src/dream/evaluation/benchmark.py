@@ -7,7 +7,6 @@ fused and compared.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
-from dream.errors import DataError, require
+from dream.errors import require
 from dream.evaluation.split import LabelledSplit
 from dream.files import fingerprint
 from dream.indexes.base import Index
@@ -74,7 +73,6 @@ class Benchmark:
         """The queries of a split, for rankings that are made through this store."""
         key = (store.hash, split)
         if key not in self._splits:
-            refuse_repeated_ids(store)
             self._splits[key] = LabelledSplit(self.corpus, store, split)
         return self._splits[key]
 
@@ -87,14 +85,3 @@ class Benchmark:
         device = next(encoder.parameters()).device
         handle.refresh(encoder, store, 0, device, batch_passages)
         return handle
-
-
-def refuse_repeated_ids(store: Store) -> None:
-    """Raise DataError where two documents have one id: a label could mean either. 8 bytes a document."""
-    names = store.document_names
-    hashes = np.fromiter((hash(names[row]) for row in range(len(names))), np.int64, len(names))
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    if (counts > 1).any():
-        name = names[int(first[counts > 1][0])]
-        raise DataError(f"{store.path.name}: {int((counts - 1).sum()):,} documents have an id that another one has, "
-                        f"such as {name!r}; give each document of the corpus its own")  # fmt: skip

@@ -4,6 +4,7 @@ One SQLite file serves every scorer, store, run and process. It survives a kill 
 holds is checked against checksums before it is used. Shapes: P (window, passage) pairs.
 """
 
+import hashlib
 import sqlite3
 import time
 import zlib
@@ -19,7 +20,7 @@ from dream.runtime import say
 BUSY_SECONDS = 60.0  # wait for another process's transaction, each of which takes milliseconds
 IDS, NATS = np.dtype("<i4"), np.dtype("<f4")
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, used REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, used REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS windows (scope INTEGER, window INTEGER, passages BLOB NOT NULL, nats BLOB NOT NULL,
     checksum INTEGER NOT NULL, PRIMARY KEY (scope, window)) WITHOUT ROWID;
 """
@@ -47,7 +48,9 @@ class LoglikCache:
     def open(self, scope: str) -> None:
         """Use what is known of this scope, a hash of all that the log-likelihoods depend on. It is verified first."""
         self.close()
-        self.scope_name, self.is_full = scope, False
+        # A number that follows from the name is never given to another scope, whoever deletes or adds rows meanwhile.
+        self.scope = int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=7).digest())
+        self.is_full = False
         self._try(self._open, None)
 
     def close(self) -> None:
@@ -75,7 +78,7 @@ class LoglikCache:
 
     def _file(self) -> Path:
         """Numbered: a damaged file is left for the next number, and processes that still use it disturb no one."""
-        numbers = [int(file.stem.split("-")[1]) for file in self.folder.glob("loglik-*.sqlite")]
+        numbers = [int(file.stem.split("-")[1]) for file in self.folder.glob("loglik-[0-9]*.sqlite")]
         return self.folder / f"loglik-{max(numbers, default=1)}.sqlite"
 
     def _open(self) -> None:
@@ -85,12 +88,14 @@ class LoglikCache:
         self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=NORMAL")
         self.connection.executescript(SCHEMA)
-        self.connection.execute("INSERT INTO scopes (name, used) VALUES (?, ?) ON CONFLICT (name) "
-                                "DO UPDATE SET used = excluded.used", (self.scope_name, time.time()))  # fmt: skip
-        found = self.connection.execute("SELECT id FROM scopes WHERE name = ?", (self.scope_name,)).fetchone()
-        self.scope: int = found[0]
+        self._register()
         for _ in self._rows(None):
             pass
+
+    def _register(self) -> None:
+        """Once more with all that is added: where another process has made room meanwhile, the scope is gone."""
+        assert self.connection is not None
+        self.connection.execute("INSERT OR REPLACE INTO scopes VALUES (?, ?)", (self.scope, time.time()))
 
     def _rows(self, windows: Sequence[int] | None) -> Iterator[Row]:
         """What is known of these windows, or of all; verified."""
@@ -109,6 +114,7 @@ class LoglikCache:
             return
         self.connection.execute("BEGIN IMMEDIATE")  # nobody changes the rows between reading and writing them
         try:
+            self._register()
             pairs_of = dict(_by_window(windows_P))
             known = {window: (ids, nats) for window, ids, nats in self._rows(list(pairs_of))}
             for window, mine in pairs_of.items():
