@@ -12,6 +12,7 @@ from dream.store.permutation import permute
 from dream.store.store import SCORER
 
 PASSAGE = 24
+SEVERAL = {"share": 0.0, "passages": 3}
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,10 @@ def index(store, tmp_path_factory):
     return BM25Index.open_or_build(store, tmp_path_factory.mktemp("bm25"))
 
 
-def curriculum(store, index, tokenizer, batch_size=16, span_tokens=(4, 6), **shares):
+def curriculum(store, index, tokenizer, batch_size=16, span_tokens=(4, 6), several=SEVERAL, **shares):
     shares = {"verbatim": 0.0, "neighbour": 0.0, "random": 0.0, "null": 0.0} | shares
     prompt = Prompt(["{bos}", "{passage}", "{sep}", "{context}"], tokenizer)
-    return CopyCurriculum(store, index, prompt, PASSAGE, shares, span_tokens, batch_size, seed=3)
+    return CopyCurriculum(store, index, prompt, PASSAGE, shares, span_tokens, several, batch_size, seed=3)
 
 
 def windows_of(store, position, count):
@@ -59,6 +60,38 @@ def test_verbatim_passages_hold_a_span_of_the_window_and_random_ones_do_not(stor
     random = curriculum(store, index, tokenizer, random=1.0).batch(0).numpy()
     assert np.mean([copies(ids) for ids in verbatim]) > 0.9
     assert np.mean([copies(ids) for ids in random]) < 0.5
+
+
+def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_any_order(store, index, tokenizer):
+    always = {"share": 1.0, "passages": 3}
+    verbatim = curriculum(store, index, tokenizer, several=always, verbatim=1.0)
+    ids_BT = verbatim.batch(32).numpy()
+    assert ids_BT.shape == (16 * 46 // 96, 1 + 3 * (PASSAGE + 1) + 20)  # no more tokens than 16 sequences of 46
+    assert ((ids_BT == tokenizer.sep_token_id).sum(1) == 3).all()
+    for ids, window in zip(ids_BT, windows_of(store, 32, len(ids_BT)), strict=True):
+        tokens = np.concatenate(store.window_tokens(window, SCORER))
+        np.testing.assert_array_equal(ids[-len(tokens) :], tokens)
+
+    neighbours = curriculum(store, index, tokenizer, several=always, neighbour=1.0).batch(32).numpy()
+    windows = windows_of(store, 32, len(neighbours))
+    best = neighbour_passages(store, index, windows, 3, np.zeros(len(windows), dtype=np.int64))
+    firsts = set()
+    for ids, passages in zip(neighbours, best, strict=True):
+        starts = [tuple(store.passage_tokens(passage, SCORER)[:8]) for passage in passages]
+        there = [tuple(ids[1 + slot * (PASSAGE + 1) :][:8]) for slot in range(3)]
+        if len(set(passages.tolist())) < 3:
+            continue  # BM25 found none: the same random one stands there three times
+        assert sorted(there) == sorted(starts)
+        firsts.add(starts.index(there[0]))
+    assert len(firsts) > 1
+
+
+def test_steps_of_several_passages_come_in_their_share_and_after_a_resume_at_the_same_places(store, index, tokenizer):
+    mixed = curriculum(store, index, tokenizer, several={"share": 0.5, "passages": 3}, random=1.0)
+    widths = [mixed.batch(16 * step).shape[1] for step in range(60)]
+    assert 15 <= widths.count(96) <= 45
+    mixed.start = 16 * 30
+    assert [batch.shape[1] for batch, _ in zip(mixed, range(30), strict=False)] == widths[30:]
 
 
 def test_plant_by_hand():

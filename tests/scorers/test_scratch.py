@@ -23,6 +23,7 @@ TRAINING = {
     "weight_decay": 0.1,
     "shares": {"verbatim": 0.25, "neighbour": 0.5, "random": 0.2, "null": 0.05},
     "span_tokens": [4, 6],
+    "several": {"share": 0.3, "passages": 3},
     "compile": False,
     "checkpoint_every_n_steps": 2,
     "gain_windows": 8,
@@ -92,11 +93,11 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(store, tokenizer, t
                 return super().batch(position)
 
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SMALL))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **SMALL))
         prompt = Prompt(TEMPLATE, tokenizer)
         train(
             model,
-            Crashing(store, index, prompt, 24, settings.shares, settings.span_tokens, 4, seed=0),
+            Crashing(store, index, prompt, 24, settings.shares, settings.span_tokens, settings.several, 4, seed=0),
             settings,
             folder,
         )

@@ -205,10 +205,10 @@ class CausalScorer:
         return ((chosen_PR - logits_PRV.float().logsumexp(2)) * is_target_PR).sum(1)
 
 
-def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store) -> int:
-    """Tokens of the longest sequence that any window and passage of the store make."""
+def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
+    """Tokens of the longest sequence that any window and as many passages of the store make."""
     _, context, _, _ = store.manifest["lengths"]
-    return prompt.overhead + scoring.max_passage_tokens + context + store.longest_target
+    return prompt.overhead(passages) + passages * scoring.max_passage_tokens + context + store.longest_target
 
 
 def _checksums(model: Any) -> list[int]:

@@ -8,6 +8,7 @@ Shapes: B sequences of a step, T tokens of a sequence, L tokens of a passage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ class CopyCurriculum(IterableDataset):
     the corpus, and the null passage's place is filled by the text before the window. So the window's tokens are always
     the last `window_tokens`, or a few less. `shares` gives the share of each of KINDS, `span_tokens` the shortest and
     the longest span that is copied into a passage.
+
+    In a `several` share of the steps, sequences hold several passages, at most one of them planted: fewer sequences,
+    so that a step has no more tokens than the others.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class CopyCurriculum(IterableDataset):
         passage_tokens: int,
         shares: Mapping[str, float],
         span_tokens: Sequence[int],
+        several: Mapping[str, Any],
         batch_size: int,
         seed: int,
     ) -> None:
@@ -51,13 +56,19 @@ class CopyCurriculum(IterableDataset):
         ordered = len(span_tokens) == 2 and 0 < span_tokens[0] <= span_tokens[1]
         require(ordered, f"{key}.span_tokens", list(span_tokens), "give the shortest and the longest span")
         require(batch_size > 0, f"{key}.batch_size", batch_size, "at least 1 sequence")
+        share, passages = several["share"], several["passages"]
+        require(0 <= share <= 1, f"{key}.several.share", share, "from 0 to 1")
+        require(passages > 0, f"{key}.several.passages", passages, "at least 1 passage")
+        self.several_share, self.several_passages = share, passages
         self.store, self.index, self.prompt, self.seed = store, index, prompt, seed
         self.bounds = np.cumsum([shares[kind] for kind in KINDS[:-1]])
         self.span_tokens, self.batch_size = span_tokens, batch_size
         _, context, _, target = store.manifest["lengths"]
         self.window_tokens = context + target
-        self.body_tokens = passage_tokens + self.window_tokens
-        self.length = prompt.overhead + self.body_tokens
+        self.passage_tokens, self.body_tokens = passage_tokens, passage_tokens + self.window_tokens
+        self.length = prompt.overhead() + self.body_tokens
+        long = prompt.overhead(passages) + passages * passage_tokens + self.window_tokens
+        self.several_sequences = max(1, batch_size * self.length // long)
         self.start = 0
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -68,6 +79,8 @@ class CopyCurriculum(IterableDataset):
 
     def batch(self, position: int) -> Tensor:
         """ids_BT of the sequences from `position` on."""
+        if uniform(self.seed, 5, np.array([position // self.batch_size]))[0] < self.several_share:
+            return self._batch_of_several(np.arange(position, position + self.several_sequences))
         positions_B = np.arange(position, position + self.batch_size)
         windows_B = permute(self.seed, positions_B, len(self.store.windows))
         kinds_B = np.searchsorted(self.bounds, uniform(self.seed, 0, positions_B), side="right")
@@ -87,6 +100,38 @@ class CopyCurriculum(IterableDataset):
         if KINDS[kind] == "verbatim":
             passage = plant(passage, window, self.span_tokens, draws)
         return self.prompt.join(passage, window)
+
+    def _batch_of_several(self, positions_B: np.ndarray) -> Tensor:
+        """ids_BT of sequences with several passages: BM25 neighbours of the window, or random ones.
+
+        Before a verbatim one's window, one of the random passages holds the span. There is no null passage here.
+        """
+        windows_B = permute(self.seed, positions_B, len(self.store.windows))
+        kinds_B = np.searchsorted(self.bounds, uniform(self.seed, 0, positions_B), side="right")
+        draws = [uniform(self.seed, 6 + slot, positions_B) for slot in range(self.several_passages)]
+        passages_BK = np.stack([random_passages(self.store, windows_B, draw_B) for draw_B in draws], axis=1)
+        near = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
+        found = neighbour_passages(self.store, self.index, windows_B[near], self.several_passages, passages_BK[near, 0])
+        # The best neighbour may stand anywhere among the others.
+        passages_BK[near] = np.take_along_axis(found, np.stack(draws, axis=1)[near].argsort(1), axis=1)
+        spans_B3 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4)], axis=1)
+        slots_B = (uniform(self.seed, 1, positions_B) * self.several_passages).astype(np.int64)
+        rows = []
+        for kind, window_id, passages, spans, slot in zip(
+            kinds_B, windows_B, passages_BK, spans_B3, slots_B, strict=True
+        ):
+            start, _, end = self.store.windows["tokens"][window_id, SCORER]
+            window = self._stream(start, end - start)
+            texts = [
+                self._stream(self.store.passages["tokens"][row, SCORER, 0], self.passage_tokens) for row in passages
+            ]
+            if KINDS[kind] == "verbatim":
+                texts[slot] = plant(texts[slot], window, self.span_tokens, spans)
+            short = self.window_tokens - len(window)  # filled by the text that follows the last passage
+            last = self.store.passages["tokens"][passages[-1], SCORER, 0] + self.passage_tokens
+            texts[-1] = np.concatenate([texts[-1], self._stream(last, short)])
+            rows.append(self.prompt.join_several(texts, window))
+        return torch.from_numpy(np.stack(rows))
 
     def _stream(self, start: int, count: int) -> np.ndarray:
         """Consecutive tokens of the corpus, which begins anew where it ends."""

@@ -38,13 +38,14 @@ class Training:
     weight_decay: float
     shares: Mapping[str, float]
     span_tokens: Sequence[int]
+    several: Mapping[str, Any]
     compile: bool | str
     checkpoint_every_n_steps: int
     gain_windows: int
 
     def __post_init__(self) -> None:
         key = "scorer.training"
-        self.shares, self.span_tokens = dict(self.shares), list(self.span_tokens)
+        self.shares, self.span_tokens, self.several = dict(self.shares), list(self.span_tokens), dict(self.several)
         require(self.max_steps > 0, f"{key}.max_steps", self.max_steps, "at least 1 step")
         require(self.learning_rate > 0, f"{key}.learning_rate", self.learning_rate, "above 0")
         require(0 <= self.warmup_fraction < 1, f"{key}.warmup_fraction", self.warmup_fraction, "in [0, 1)")

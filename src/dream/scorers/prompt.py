@@ -27,14 +27,20 @@ class Prompt:
         self.before_passage = np.array([token for piece in literals[:before] for token in piece], dtype=np.int64)
         self.before_context = np.array([token for piece in literals[before:] for token in piece], dtype=np.int64)
 
-    @property
-    def overhead(self) -> int:
-        """Tokens besides passage, context and target."""
-        return len(self.before_passage) + len(self.before_context)
+    def overhead(self, passages: int = 1) -> int:
+        """Tokens besides passages, context and target."""
+        return len(self.before_passage) + passages * len(self.before_context)
 
     def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
         """Token ids of the whole sequence, int64; the window in one piece or as context and target."""
-        return np.concatenate([self.before_passage, passage, self.before_context, *window])
+        return self.join_several([passage], *window)
+
+    def join_several(self, passages: Sequence[np.ndarray], *window: np.ndarray) -> np.ndarray:
+        """Several passages before one window; what stands between passage and context follows each of them."""
+        pieces = [self.before_passage]
+        for passage in passages:
+            pieces += [passage, self.before_context]
+        return np.concatenate([*pieces, *window])
 
 
 def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -81,6 +81,7 @@ class ScratchScorer(CausalScorer):
             self.scoring.max_passage_tokens,
             settings.shares,
             settings.span_tokens,
+            settings.several,
             settings.batch_size,
             self.seed,
         )
@@ -100,7 +101,7 @@ class ScratchScorer(CausalScorer):
 
     def _new_model(self, store: Store) -> Any:
         options = dict(self.architecture)
-        longest = longest_sequence(self.prompt, self.scoring, store)
+        longest = longest_sequence(self.prompt, self.scoring, store, self.training.several["passages"])
         try:
             config = AutoConfig.for_model(
                 options.pop("model_type"),
