@@ -11,7 +11,7 @@ from dream.runtime import CONFIG_DIR
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "paths", "benchmark")
+    if path.parent.name not in ("hydra", "paths", "benchmark", "finder")
 )
 BENCHMARKS = sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml"))
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
@@ -29,6 +29,7 @@ def composed(corpus_folder, llama_folder, tmp_path):
         f"corpus.queries={corpus_folder / 'queries.jsonl'}",
         f"corpus.qrels={{train: {corpus_folder / 'dev.tsv'}}}",
     ]
+    room = ["scorer.scoring.max_passage_tokens=24"]
     needed = {
         "data=qrels": [*labels, "objective=info_nce"],
         "supervision=qrels": labels,
@@ -39,6 +40,13 @@ def composed(corpus_folder, llama_folder, tmp_path):
         "scorer=hf": [f"scorer.name={llama_folder}"],
         "encoder=hf": [f"encoder.name={llama_folder}", "encoder.pooling=last"],
         "experiment=own_corpus": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "objective=attention": [
+            *room,
+            "objective.finder.gain=0",
+            "objective.finder.windows=2",
+            "objective.finder.candidates=4",
+        ],
+        "objective=leave_one_out": room,
         "trainer=gpu": ["trainer.accelerator=cpu"],
     }
 

@@ -35,7 +35,7 @@ def assemble(cfg: DictConfig) -> Parts:
     What costs nothing to make comes first, so that an impossible value is told before a corpus is prepared.
     """
     objective, candidates = instantiate(cfg.get("objective")), instantiate(cfg.get("candidates"))
-    if objective and objective.needs_loglik:
+    if objective and objective.needs_candidates:
         learns = candidates.scored_windows != 0 or objective.needs_continuation
         remedy = "no window has a target; score some, or give objective.continuation a share"
         require(learns, "candidates.scored_windows", candidates.scored_windows, remedy)
@@ -55,13 +55,14 @@ def assemble(cfg: DictConfig) -> Parts:
 def retriever(cfg: DictConfig, parts: Parts) -> RetrieverModule:
     """The module, with the weights made or loaded: the scorer's first, which the encoder may start from."""
     objective, candidates = parts.objective, parts.candidates
-    unfit = objective.needs_loglik and not parts.data.has_targets
+    unfit = objective.needs_candidates and not parts.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, and labelled pairs "
             "have none; take objective=info_nce")  # fmt: skip
     index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / "index")
-    if objective.needs_loglik:
+    if objective.needs_candidates:
         parts.scorer.load(parts.store)
         candidates.prepare(parts.store, index)
+        objective.prepare(parts.scorer, parts.store, candidates.k)
     parts.encoder.load(parts.store, parts.scorer)
     return RetrieverModule(
         encoder=parts.encoder,

@@ -13,6 +13,7 @@ from dream.encoders.base import Encoder
 from dream.errors import DataError
 from dream.objectives.base import Candidates, Evidence, Objective
 from dream.scorers.base import CausalScorer
+from dream.scorers.reading import Reading
 from dream.store.store import SCORER, Store
 from dream.timing import Timer
 
@@ -50,16 +51,15 @@ class RetrieverModule(L.LightningModule):
         with self.timer("encode"):
             query_BD = self.encoder(windows.context, "query")
         candidates, continuation_sim_BB = None, None
-        if self.objective.needs_loglik:
+        if self.objective.needs_candidates:
             scored, proposed = (windows.head(count) for count in self.candidates.counts(len(windows)))
             with self.timer("propose"):
                 query_PD = query_BD[: len(proposed)].detach()
                 candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step)
-                candidate_ids_SK = candidate_ids_PK[: len(scored)]
-            with self.timer("score"):
-                loglik_SK = self.scorer.loglik(self.store, scored.window_ids_B, candidate_ids_SK).to(self.device)
+            ids = scored.window_ids_B, candidate_ids_PK[: len(scored)]
+            reading = Reading(self.scorer, self.store, *ids, self.timer)
             with self.timer("encode"):
-                candidates = self._compare(windows, query_BD, candidate_ids_PK, loglik_SK)
+                candidates = self._compare(windows, query_BD, candidate_ids_PK, reading)
         if self.objective.needs_continuation:
             with self.timer("encode"):
                 continuation_sim_BB = query_BD @ self.encoder(windows.continuation, "passage").T
@@ -68,11 +68,11 @@ class RetrieverModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(windows))
         self.outputs = {"loss": loss, "query_BD": query_BD.detach()}
         if candidates is not None and len(scored):
-            self.outputs |= {"candidate_ids_SK": candidate_ids_SK} | self._supervision(scored, candidates)
+            self.outputs |= self._supervision(scored, candidates)
         return self.outputs
 
     def _compare(
-        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_PK: Tensor, loglik_SK: Tensor
+        self, windows: WindowBatch, query_BD: Tensor, candidate_ids_PK: Tensor, reading: Reading
     ) -> Candidates:
         """Similarities with every distinct candidate of the step, from the current encoder: never the index's."""
         distinct_U, columns_PK = torch.unique(candidate_ids_PK, return_inverse=True)
@@ -83,26 +83,33 @@ class RetrieverModule(L.LightningModule):
         allowed_BU = documents_U != windows.document_ids_B[:, None]
         # A window's own candidates stay, whatever the exclusion rule let through.
         allowed_BU[: len(columns_PK)].scatter_(1, columns_PK, True)
-        return Candidates(sim_BU, columns_PK[: len(loglik_SK)], allowed_BU, loglik_SK)
+        return Candidates(sim_BU, columns_PK[: len(reading.window_ids_S)], allowed_BU, distinct_U, reading)
 
     def _supervision(self, scored: WindowBatch, candidates: Candidates) -> dict[str, Tensor]:
-        """Log how informative the LM is and how well the retriever follows it; both beliefs, for the callbacks."""
-        posterior_SK = torch.softmax(candidates.loglik_SK / self.objective.lm_temperature, dim=1)
-        retriever_SK = torch.softmax(candidates.sim_SK.detach() / self.objective.temperature, dim=1)
+        """Log how informative the LM is and how well the retriever follows it; both beliefs, for the callbacks.
+
+        An objective that asks for no number about single candidates has no posterior.
+        """
+        sim_SK, loglik_SK = candidates.sim_SK.detach(), candidates.reading.told_SK
+        retriever_SK = torch.softmax(sim_SK / self.objective.temperature, dim=1)
+        entropy = torch.special.entr(retriever_SK).sum(1).mean()
+        self.log("train/retriever_entropy", entropy, batch_size=len(scored))
+        seen = {"candidate_ids_SK": candidates.reading.candidate_ids_SK, "sim_SK": sim_SK, "retriever_SK": retriever_SK}
+        if loglik_SK is None:
+            return seen
+        posterior_SK = torch.softmax(loglik_SK / self.objective.lm_temperature, dim=1)
         ranges = self.store.windows["tokens"][scored.window_ids_B.cpu().numpy(), SCORER]
         target_tokens_S = torch.from_numpy(ranges[:, 2] - ranges[:, 1]).to(self.device)
         best_S = posterior_SK.argmax(1)
-        best_loglik_S = candidates.loglik_SK.gather(1, best_S[:, None])[:, 0]
-        gain_S = (best_loglik_S - candidates.loglik_SK.mean(1)) / target_tokens_S
+        best_loglik_S = loglik_SK.gather(1, best_S[:, None])[:, 0]
+        gain_S = (best_loglik_S - loglik_SK.mean(1)) / target_tokens_S
         metrics = {
             "train/posterior_entropy": torch.special.entr(posterior_SK).sum(1).mean(),
-            "train/retriever_entropy": torch.special.entr(retriever_SK).sum(1).mean(),
             "train/agreement": (best_S == retriever_SK.argmax(1)).float().mean(),
             "train/gain": gain_S.mean(),
         }
         self.log_dict(metrics, batch_size=len(scored))
-        seen = {"loglik_SK": candidates.loglik_SK, "sim_SK": candidates.sim_SK.detach(), "gain_S": gain_S}
-        return seen | {"posterior_SK": posterior_SK, "retriever_SK": retriever_SK}
+        return seen | {"loglik_SK": loglik_SK, "gain_S": gain_S, "posterior_SK": posterior_SK}
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dream.callbacks.guards import LearningGuards, effective_rank, mean_cosine, popular_share, warnings_of
 from dream.errors import ConfigError
-from dream.objectives.base import Evidence
+from dream.objectives.base import Evidence, Objective
 from dream.train import train
 
 HEALTHY = ["objective.lm_temperature=0.03", "callbacks.guards.gain=0.001"]
@@ -60,11 +60,11 @@ def test_each_case_warns_once_with_its_remedy(train_retriever, capsys, overrides
     assert kinds(trainer).count(kind) == 1
 
 
-class PullTogether:
+class PullTogether(Objective):
     """All contexts towards all continuations, nothing apart: what contrastive losses exist to prevent."""
 
-    needs_loglik, needs_continuation = False, True
-    temperature = lm_temperature = 1.0
+    needs_continuation = True
+    temperature = 1.0
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         assert evidence.continuation_sim_BB is not None

@@ -90,7 +90,7 @@ class NonFiniteGuard(L.Callback):
             for k, passage_id in enumerate(outputs["candidate_ids_SK"][row].tolist()):
                 candidates.append({
                     "passage_id": passage_id,
-                    "loglik": _number(outputs["loglik_SK"][row, k]),
+                    "loglik": _number(outputs["loglik_SK"][row, k]) if "loglik_SK" in outputs else None,
                     "sim": _number(outputs["sim_SK"][row, k]),
                     "text": store.passage_text(passage_id)[: self.characters] if passage_id >= 0 else "",
                 })  # fmt: skip

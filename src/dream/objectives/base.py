@@ -1,20 +1,26 @@
 """What the module hands to an objective, and what an objective asks for."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from dream.scorers.base import CausalScorer
+    from dream.scorers.reading import Reading
+    from dream.store.store import Store
+
 
 @dataclass
 class Candidates:
-    """The U distinct candidates of a step, seen from its B windows. The LM scored K of them for the first S windows."""
+    """The U distinct candidates of a step, seen from its B windows. S of them the LM may be asked about, K for each."""
 
     sim_BU: Tensor  # cosine of context b and candidate u by the current encoder, with gradient
     columns_SK: Tensor  # column in U of each of the window's own candidates
     allowed_BU: Tensor  # false where u comes from the window's own document
-    loglik_SK: Tensor  # nats of the target, from the frozen LM
+    ids_U: Tensor  # passage ids
+    reading: "Reading"  # what the frozen LM makes of them: it works when it is asked
 
     @property
     def sim_SK(self) -> Tensor:
@@ -31,15 +37,19 @@ class Evidence:
     continuation_sim_BB: Tensor | None  # cosine of context b and continuation of window c, with gradient
 
 
-class Objective(Protocol):
+class Objective:
     """Turns the evidence into a scalar loss. One file and one YAML add another."""
 
-    needs_loglik: bool
-    needs_continuation: bool
-    temperature: float  # of the retriever's softmax
-    lm_temperature: float  # of the posterior's softmax, for objectives that need the log-likelihoods
+    needs_candidates: bool = False  # and with them the language model
+    needs_continuation: bool = False
+    temperature: float  # of the retriever's softmax over cosines
+    lm_temperature: float = 1.0  # of the posterior's softmax, for objectives that have one
 
-    def __call__(self, evidence: Evidence) -> Tensor: ...
+    def prepare(self, scorer: "CausalScorer", store: "Store", k: int) -> None:
+        """Called once, before training, with the scorer's weights there and K candidates a window."""
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        raise NotImplementedError
 
 
 def spread(values_BK: Tensor, columns_BK: Tensor, width: int) -> Tensor:
@@ -47,3 +57,11 @@ def spread(values_BK: Tensor, columns_BK: Tensor, width: int) -> Tensor:
     return torch.zeros(len(values_BK), width, dtype=values_BK.dtype, device=values_BK.device).scatter_add(
         1, columns_BK, values_BK
     )
+
+
+def window_weights(reading: Any, unhelped_weight: float) -> Tensor | float:
+    """weight_S: 1 where a candidate makes the target likelier than no passage does, else `unhelped_weight`."""
+    if unhelped_weight == 1:
+        return 1.0
+    helped_S = reading.loglik_SK.amax(1) > reading.null_S
+    return torch.where(helped_S, 1.0, unhelped_weight)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dream.errors import require
-from dream.objectives.base import Evidence
+from dream.objectives.base import Evidence, Objective
 
 
 def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Tensor:
@@ -19,10 +19,8 @@ def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Te
     return F.cross_entropy(logits_BB, torch.arange(len(sim_BB), device=sim_BB.device))
 
 
-class InfoNCE:
-    needs_loglik = False
+class InfoNCE(Objective):
     needs_continuation = True
-    lm_temperature = 1.0  # no language model, no posterior
 
     def __init__(self, temperature: float) -> None:
         require(temperature > 0, "objective.temperature", temperature, "must be above 0")

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dream.errors import require
-from dream.objectives.base import Evidence, spread
+from dream.objectives.base import Candidates, Evidence, Objective, spread, window_weights
 
 
 def kl_posterior(
     posterior_BU: Tensor, sim_BU: Tensor, allowed_BU: Tensor, temperature: float, direction: str
 ) -> Tensor:
-    """Mean over windows of KL(posterior ‖ p), or of KL(p ‖ posterior) where `direction` is reverse, in nats.
+    """loss_B = KL(posterior ‖ p), or KL(p ‖ posterior) where `direction` is reverse, in nats.
 
     p = softmax(sim / temperature) over the allowed columns. Forward: PDist of Atlas (Izacard et al. 2022, §2.2) and ART
     (Sachan et al. 2022, eq. 4). Reverse is finite only where the posterior has mass, so that p leaves out the other
@@ -28,18 +28,22 @@ def kl_posterior(
         terms_BU = (log_p_BU.exp() * (log_p_BU - log_posterior_BU)).masked_fill(~allowed_BU, 0.0)
     else:
         terms_BU = posterior_BU * (log_posterior_BU - log_p_BU)
-    return terms_BU.sum(1).mean()
+    return terms_BU.sum(1)
 
 
-class KLPosterior:
+class KLPosterior(Objective):
     """The target of window b: `continuation` of the mass on its own continuation, the rest as the LM's posterior.
 
     A continuation is a candidate too, one whose posterior needs no forward: it holds the target word for word. Windows
     that the LM did not score have it alone. With `in_batch`, p runs over every candidate and continuation of the step,
     and not over the window's own K (and continuation) alone.
+
+    `null_similarity` is the cosine at which no passage at all takes part as one more candidate of a scored window
+    (null: it does not); its mass goes where nothing is worth reading (REALM, Guu et al. 2020, §3.3). `unhelped_weight`
+    weighs the scored windows that no candidate helps more than no passage.
     """
 
-    needs_loglik = True
+    needs_candidates = True
 
     def __init__(
         self,
@@ -48,37 +52,51 @@ class KLPosterior:
         direction: Literal["forward", "reverse"],
         in_batch: bool,
         continuation: float,
+        null_similarity: float | None,
+        unhelped_weight: float,
     ) -> None:
         require(temperature > 0, "objective.temperature", temperature, "must be above 0")
         require(lm_temperature > 0, "objective.lm_temperature", lm_temperature, "must be above 0")
         require(direction in ("forward", "reverse"), "objective.direction", direction, "choose forward or reverse")
         require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
+        within = null_similarity is None or -1 <= null_similarity <= 1
+        require(within, "objective.null_similarity", null_similarity, "null, or a cosine from -1 to 1")
+        require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
         self.temperature, self.lm_temperature = temperature, lm_temperature
         self.direction, self.in_batch, self.continuation = direction, in_batch, continuation
+        self.null_similarity, self.unhelped_weight = null_similarity, unhelped_weight
         self.needs_continuation = continuation > 0
+
+    def told(self, candidates: Candidates) -> Tensor:
+        """The nats whose softmax is the posterior: of the K candidates, then of no passage where it takes part."""
+        reading = candidates.reading
+        if self.null_similarity is None:
+            return reading.loglik_SK
+        return torch.cat([reading.loglik_SK, reading.null_S[:, None]], dim=1)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         candidates = evidence.candidates
         assert candidates is not None
-        scored, width = len(candidates.loglik_SK), candidates.sim_BU.shape[1]
-        posterior_SK = torch.softmax(candidates.loglik_SK / self.lm_temperature, dim=1)
-        target_SU = spread(posterior_SK, candidates.columns_SK, width)
+        (scored, k), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
+        posterior = torch.softmax(self.told(candidates) / self.lm_temperature, dim=1)
+        posterior_SK, null_S1 = posterior[:, :k], posterior[:, k:]  # without null, S x 0
+        target_SU = torch.cat([spread(posterior_SK, candidates.columns_SK, width), null_S1], dim=1)
         own_SU = spread(torch.ones_like(posterior_SK), candidates.columns_SK, width) > 0
-        allowed_SU = candidates.allowed_BU[:scored] if self.in_batch else own_SU
-        if not self.needs_continuation:
-            sim_SU = candidates.sim_BU[:scored]
-            return kl_posterior(target_SU, sim_SU, allowed_SU, self.temperature, self.direction)
-        assert evidence.continuation_sim_BB is not None
-        own_BB = torch.eye(len(evidence.same_document_BB), dtype=torch.bool, device=target_SU.device)
-        unscored = (0, 0, 0, len(own_BB) - scored)  # rows to add below
-        target_BU = F.pad((1 - self.continuation) * target_SU, unscored)
-        target_BB = own_BB * (1 - target_BU.sum(1, keepdim=True))
+        unscored = (0, 0, 0, windows - scored)  # rows to add below
+        has_null_B1 = F.pad(torch.ones_like(null_S1, dtype=torch.bool), unscored)
+        sim_B1 = torch.full_like(has_null_B1, self.null_similarity or 0.0, dtype=candidates.sim_BU.dtype)
         allowed_BU = candidates.allowed_BU if self.in_batch else F.pad(own_SU, unscored)
-        allowed_BB = own_BB | ~evidence.same_document_BB if self.in_batch else own_BB
-        return kl_posterior(
-            torch.cat([target_BU, target_BB], dim=1),
-            torch.cat([candidates.sim_BU, evidence.continuation_sim_BB], dim=1),
-            torch.cat([allowed_BU, allowed_BB], dim=1),
-            self.temperature,
-            self.direction,
-        )
+        target_BU = F.pad((1 - self.continuation) * target_SU, unscored)
+        sims, allowed = [candidates.sim_BU, sim_B1], [allowed_BU, has_null_B1]
+        targets = [target_BU]
+        if self.needs_continuation:
+            assert evidence.continuation_sim_BB is not None
+            own_BB = torch.eye(windows, dtype=torch.bool, device=target_SU.device)
+            targets.append(own_BB * (1 - target_BU.sum(1, keepdim=True)))
+            sims.append(evidence.continuation_sim_BB)
+            allowed.append(own_BB | ~evidence.same_document_BB if self.in_batch else own_BB)
+        used = windows if self.needs_continuation else scored
+        target, sim, may = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
+        loss_B = kl_posterior(target, sim, may, self.temperature, self.direction)
+        weights = window_weights(candidates.reading, self.unhelped_weight)
+        return torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean()

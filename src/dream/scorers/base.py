@@ -100,7 +100,10 @@ class CausalScorer:
         dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
         self.model.to(self.device, dtype)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
-        self._compiled = torch.compile(self._pair_loglik, dynamic=True) if self.compiles else self._pair_loglik
+        self._sums, self._rows = (
+            torch.compile(function, dynamic=True) if self.compiles else function
+            for function in (self._pair_loglik, self._row_loglik)
+        )
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
         how = [str(dtype), self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
@@ -119,13 +122,44 @@ class CausalScorer:
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
         self.pairs_asked += len(passages_P)
         if self.cache is None:
-            loglik_P = self._score(store, windows_P, passages_P)
+            loglik_P = self._score(store, windows_P, passages_P[:, None])
         else:
             loglik_P = self._open_cache(store).find(windows_P, passages_P)
             new = np.flatnonzero(np.isnan(loglik_P))
-            loglik_P[new] = self._score(store, windows_P[new], passages_P[new])
+            loglik_P[new] = self._score(store, windows_P[new], passages_P[new, None])
             self.cache.add(windows_P[new], passages_P[new], loglik_P[new])
         return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
+
+    def token_loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """(loglik_BKT of every token of the target, in nats, 0 behind its end; mask_BT, true where a token is).
+
+        Nothing of it is cached: it is as many times larger than the sums as a target has tokens.
+        """
+        windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
+        self.pairs_asked += len(windows_P)
+        rows_PT = self._score(store, windows_P, candidate_ids_BK.reshape(-1, 1).cpu().numpy(), by_token=True)
+        tokens_B = [len(store.window_tokens(window, SCORER)[1]) for window in window_ids_B.tolist()]
+        mask_BT = torch.arange(rows_PT.shape[1]) < torch.tensor(tokens_B, dtype=torch.int64)[:, None]
+        loglik_BKT = torch.from_numpy(rows_PT).view(*candidate_ids_BK.shape, -1)
+        return loglik_BKT.to(candidate_ids_BK.device), mask_BT.to(candidate_ids_BK.device)
+
+    def loglik_without(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
+        """loglik_BK: log p(target | all candidates but k, in one prompt, context), in nats. Not cached.
+
+        Needs room for K - 1 passages: see `require_room`.
+        """
+        windows, k = candidate_ids_BK.shape
+        others = torch.tensor([[other for other in range(k) if other != left] for left in range(k)])
+        sets_PM = candidate_ids_BK.cpu()[:, others].reshape(windows * k, k - 1).numpy()
+        self.pairs_asked += len(sets_PM)
+        loglik_P = self._score(store, window_ids_B.cpu().numpy().repeat(k), sets_PM)
+        return torch.from_numpy(loglik_P).view(windows, k).to(candidate_ids_BK.device)
+
+    def require_room(self, store: Store, passages: int, key: str, value: int) -> None:
+        """ConfigError, naming the key, where the model cannot read as many passages at once."""
+        longest = longest_sequence(self.prompt, self.scoring, store, passages)
+        require(longest <= self.most_tokens, key, value, f"{passages} passages are read at once, up to {longest} "
+                f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
         assert self.cache is not None
@@ -136,32 +170,53 @@ class CausalScorer:
         return self.cache
 
     @torch.no_grad()
-    def _score(self, store: Store, windows_P: np.ndarray, passages_P: np.ndarray) -> np.ndarray:
-        """loglik_P float32, by forwards of the model."""
-        sequences, targets = self._sequences(store, windows_P, passages_P)
+    def _score(
+        self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
+    ) -> np.ndarray:
+        """loglik_P float32, by forwards of the model, or loglik_PT of the target's tokens, with 0 behind its end.
+
+        M passages stand in a prompt.
+        """
+        sequences, targets = self._sequences(store, windows_P, passages_PM)
+        tokens = max(targets, default=0)
+        loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
         if not sequences:
-            return np.empty(0, dtype=np.float32)
+            return loglik_P
         order, scores = [], []
+        forward = self._rows if by_token else self._sums
         for pairs in self._forwards(np.array([len(sequence) for sequence in sequences])):
             # One row alone would be compiled a second time: inductor treats a size of 1 as a constant.
             rows = pairs if len(pairs) > 1 else pairs.repeat(2)
             batch = self._pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
             order.append(pairs)
-            scores.append(self._compiled(*(part.to(self.device) for part in batch))[: len(pairs)])
+            scored = forward(*(part.to(self.device) for part in batch))[: len(pairs)]
+            scores.append(self._left_aligned(scored, batch[2][: len(pairs)], tokens) if by_token else scored)
         self.forwards += len(scores)
         self.pairs_scored += len(sequences)
-        loglik_P = np.empty(len(sequences), dtype=np.float32)
         loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
         return loglik_P
 
-    def _sequences(self, store: Store, windows_P: np.ndarray, passages_P: np.ndarray) -> tuple[list, list[int]]:
+    def _left_aligned(self, scored_PR: Tensor, labels_PR: Tensor, tokens: int) -> Tensor:
+        """Of each pair the rows that are target, from the first column on: (P, tokens)."""
+        is_target_PR = (labels_PR != NO_TARGET).to(scored_PR.device)
+        first_P1 = is_target_PR.int().argmax(1, keepdim=True)
+        columns_PT = first_P1 + torch.arange(tokens, device=scored_PR.device)
+        inside_PT = columns_PT < first_P1 + is_target_PR.sum(1, keepdim=True)
+        return scored_PR.gather(1, columns_PT.clamp(max=scored_PR.shape[1] - 1)) * inside_PT
+
+    def passage(self, store: Store, passage_id: int) -> np.ndarray:
+        """What the model reads of a passage; nothing of the null passage, -1."""
+        if passage_id < 0:
+            return np.empty(0, dtype=np.int64)
+        return store.passage_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
+
+    def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray) -> tuple[list, list[int]]:
         """(token ids of each pair, how many of them are target)"""
         sequences, targets = [], []
-        nothing = np.empty(0, dtype=np.int64)
-        for window, passage in zip(windows_P.tolist(), passages_P.tolist(), strict=True):
+        for window, ids_M in zip(windows_P.tolist(), passages_PM.tolist(), strict=True):
             context, target = store.window_tokens(window, SCORER)
-            tokens = store.passage_tokens(passage, SCORER) if passage >= 0 else nothing
-            sequences.append(self.prompt.join(tokens[: self.scoring.max_passage_tokens], context, target))
+            passages = [self.passage(store, passage_id) for passage_id in ids_M]
+            sequences.append(self.prompt.join_several(passages, context, target))
             targets.append(len(target))
         return sequences, targets
 
@@ -196,13 +251,17 @@ class CausalScorer:
 
     def _pair_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
         """Compiled as one graph, so that float32 log-probabilities of the vocabulary never reach memory."""
+        return self._row_loglik(ids_PT, rows_R, labels_PR).sum(1)
+
+    def _row_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
+        """loglik_PR of the labels, 0 where there is none."""
         if self.keeps_rows:
             logits_PRV = self.model(input_ids=ids_PT, logits_to_keep=rows_R, use_cache=False).logits
         else:
             logits_PRV = self.model(input_ids=ids_PT, use_cache=False).logits[:, rows_R]
         is_target_PR = labels_PR != NO_TARGET
         chosen_PR = logits_PRV.gather(2, (labels_PR * is_target_PR)[..., None])[..., 0].float()
-        return ((chosen_PR - logits_PRV.float().logsumexp(2)) * is_target_PR).sum(1)
+        return (chosen_PR - logits_PRV.float().logsumexp(2)) * is_target_PR
 
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:

@@ -42,6 +42,19 @@ class Prompt:
             pieces += [passage, self.before_context]
         return np.concatenate([*pieces, *window])
 
+    def owners(self, passages: Sequence[np.ndarray], tokens: int) -> np.ndarray:
+        """owner_T int64 of the first `tokens` of such a sequence: which passage each belongs to, -1 for none."""
+        owner_T = np.full(tokens, -1, dtype=np.int64)
+        start = len(self.before_passage)
+        for number, passage in enumerate(passages):
+            owner_T[start : start + len(passage)] = number
+            start += len(passage) + len(self.before_context)
+        return owner_T
+
+    def text(self, passage: np.ndarray) -> np.ndarray:
+        """A passage on its own, as a sequence begins with it."""
+        return np.concatenate([self.before_passage, passage])
+
 
 def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Where the tokenizer has no such token, {bos} is left out, as the model never saw one, but {sep} is a mistake."""

@@ -1,0 +1,76 @@
+"""dream-heads: ranks the scorer's attention heads by how much they look for the passage that helps."""
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dream.cli import command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dream.scorers.heads import RankedHeads
+
+
+def heads(cfg: DictConfig) -> float:
+    """Rank the heads, or find the ranking kept; table, picture, TensorBoard. Returns the best head's score."""
+    from hydra.utils import instantiate
+    from rich.console import Console
+    from rich.table import Table
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from dream.assembly import assemble
+    from dream.errors import require
+    from dream.evaluation.plots import pixels
+    from dream.runtime import say
+
+    require(cfg.shown > 0, "shown", cfg.shown, "at least 1 head")
+    say(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
+    finder = instantiate(cfg.finder)
+    parts = assemble(cfg)
+    parts.scorer.load(parts.store)
+    ranked = finder.open_or_find(parts.scorer, parts.store)
+    title = (
+        f"Attention on the helpful passage above that without a question, {ranked.windows} windows of {cfg.corpus.name}"
+    )
+    table = Table("rank", "layer", "head", "score", title=title, box=None)
+    for rank, (layer, head, score) in enumerate(ranked.rows[: cfg.shown], start=1):
+        table.add_row(str(rank), str(layer), str(head), f"{score:+.4f}")
+    Console(width=max(Console().width, len(title) + 2)).print(table)
+    picture = heat_map(ranked, title)
+    picture.savefig(ranked.folder.with_suffix(".png"), dpi=150)
+    with SummaryWriter(str(ranked.folder.parent / "tensorboard" / ranked.folder.name)) as board:
+        board.add_image("heads", pixels(picture), dataformats="HWC")
+    say(f"\nKept in {ranked.folder}, drawn in {ranked.folder.with_suffix('.png')}. Train with them:\n"
+        "  dream-train objective=attention")  # fmt: skip
+    return ranked.rows[0][2]
+
+
+def heat_map(ranked: "RankedHeads", title: str) -> "Figure":
+    """Layers down, heads across; blue looks for the passage, red away from it."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores, layers = ranked.matrix()
+    rows, columns = scores.shape
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * columns), 1.8 + 0.45 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    most = float(np.nanmax(np.abs(scores))) or 1.0
+    image = axes.imshow(scores, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    axes.set_xticks(range(columns))
+    axes.set_yticks(range(rows), labels=[str(layer) for layer in layers])
+    axes.set(xlabel="head", ylabel="layer")
+    axes.set_title(title, fontsize=8, loc="left", wrap=True)
+    if scores.size <= 64:
+        for row, column in np.ndindex(scores.shape):
+            axes.text(column, row, f"{scores[row, column]:.3f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=axes, label="share of attention")
+    return figure
+
+
+main = command("heads")(heads)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Likelihood of the target with the candidate as a latent variable."""
+
+import torch
+from torch import Tensor
+
+from dream.errors import require
+from dream.objectives.base import Candidates
+from dream.objectives.mixed import MixedObjective
+
+
+def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
+    """loss_S = -mean_t log Σ_k p_k · p_LM(y_t | y_<t, d_k, x), nats per token, over the tokens of the mask.
+
+    Source: REALM (Guu et al. 2020, eq. 1) and EMDR2 (Sachan et al. 2021, eq. 5), summed over passages at every token.
+    """
+    log_p_ST = torch.logsumexp(log_p_SK[:, :, None] + loglik_SKT, dim=1)
+    return -(log_p_ST * mask_ST).sum(1) / mask_ST.sum(1)
+
+
+class Marginal(MixedObjective):
+    """`null_similarity`: the cosine at which no passage at all takes part in p; null: it does not."""
+
+    def __init__(
+        self, temperature: float, continuation: float, unhelped_weight: float, null_similarity: float | None
+    ) -> None:
+        super().__init__(temperature, continuation, unhelped_weight)
+        within = null_similarity is None or -1 <= null_similarity <= 1
+        require(within, "objective.null_similarity", null_similarity, "null, or a cosine from -1 to 1")
+        self.null_similarity = null_similarity
+
+    def window_losses(self, candidates: Candidates) -> Tensor:
+        loglik_SKT, mask_ST = candidates.reading.token_loglik
+        sim_SK = candidates.sim_SK
+        if self.null_similarity is not None:
+            loglik_SKT = torch.cat([loglik_SKT, candidates.reading.null_token_loglik_ST[:, None]], dim=1)
+            sim_SK = torch.cat([sim_SK, torch.full_like(sim_SK[:, :1], self.null_similarity)], dim=1)
+        return marginal(torch.log_softmax(sim_SK / self.temperature, dim=1), loglik_SKT, mask_ST)

@@ -1,0 +1,59 @@
+"""What the language model teaches about a few windows, beside what every window's own continuation does."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dream.errors import require
+from dream.objectives.base import Candidates, Evidence, Objective, window_weights
+
+
+def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
+             temperature: float) -> Tensor:  # fmt: skip
+    """loss_B: cross-entropy (nats) of a window's continuation among all continuations and candidates of the step.
+
+    InfoNCE with hard negatives, as in DPR (Karpukhin et al. 2020, §3.2), the pairs being consecutive spans.
+    """
+    negatives_only_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
+    logits = torch.cat([continuation_sim_BB.masked_fill(negatives_only_BB, -torch.inf),
+                        candidate_sim_BU.masked_fill(~allowed_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+
+
+def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:
+    """Mean over windows of (1 - continuation) · loss + continuation · contrast; of the contrast where unscored."""
+    scored = len(loss_S)
+    mixed_S = (1 - continuation) * loss_S + continuation * contrast_B[:scored]
+    return torch.cat([mixed_S, contrast_B[scored:]]).mean()
+
+
+class MixedObjective(Objective):
+    """Base of objectives that have a loss of their own for each scored window: `window_losses`.
+
+    `continuation` is the share of the contrast with the window's own continuation in the loss; with 0, only scored
+    windows count. `unhelped_weight` weighs windows that no candidate helps more than no passage.
+    """
+
+    needs_candidates = True
+
+    def __init__(self, temperature: float, continuation: float, unhelped_weight: float) -> None:
+        require(temperature > 0, "objective.temperature", temperature, "must be above 0")
+        require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
+        require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
+        self.temperature, self.continuation, self.unhelped_weight = temperature, continuation, unhelped_weight
+        self.needs_continuation = continuation > 0
+
+    def window_losses(self, candidates: Candidates) -> Tensor:
+        """loss_S of each scored window."""
+        raise NotImplementedError
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        candidates = evidence.candidates
+        assert candidates is not None
+        loss_S = self.window_losses(candidates) * window_weights(candidates.reading, self.unhelped_weight)
+        if not self.needs_continuation:
+            return loss_S.mean()
+        assert evidence.continuation_sim_BB is not None
+        contrast_B = contrast(candidates.sim_BU, candidates.allowed_BU, evidence.continuation_sim_BB,
+                              evidence.same_document_BB, self.temperature)  # fmt: skip
+        return mix(loss_S, contrast_B, self.continuation)

@@ -1,0 +1,146 @@
+"""What the frozen language model makes of a step's windows and their candidates: all that objectives can ask of it.
+
+Shapes: S scored windows, K candidates of a window, U distinct candidates of the step, H heads, T tokens, R rows.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.scorers.attention import Heads, InBatchAttention, Mass, WeightedAttention, injectable, plain
+from dream.scorers.base import CausalScorer
+from dream.store.ragged import pad_tokens
+from dream.store.store import SCORER, Store
+from dream.timing import Timer
+
+
+class Reading:
+    """Each is worked out when it is asked for, and once. All but the last two are constants without gradient.
+
+    `told_SK` is what the objective has heard about single candidates, in nats up to a constant of the window: the
+    posterior is its softmax. None where it has not asked.
+    """
+
+    told_SK: Tensor | None = None
+
+    def __init__(
+        self, scorer: CausalScorer, store: Store, window_ids_S: Tensor, candidate_ids_SK: Tensor, timer: Timer
+    ) -> None:
+        self.scorer, self.store, self.timer = scorer, store, timer
+        self.window_ids_S, self.candidate_ids_SK = window_ids_S, candidate_ids_SK
+
+    @cached_property
+    def loglik_SK(self) -> Tensor:
+        """log p(target | candidate, context), nats, summed over the target's tokens."""
+        with self.timer("score"):
+            loglik_SK = self.scorer.loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
+        self.told_SK = loglik_SK if self.told_SK is None else self.told_SK
+        return loglik_SK
+
+    @cached_property
+    def null_S(self) -> Tensor:
+        """log p(target | context), nats, with no passage at all."""
+        with self.timer("score"):
+            nothing_S1 = torch.full_like(self.window_ids_S, -1)[:, None]
+            return self.scorer.loglik(self.store, self.window_ids_S, nothing_S1)[:, 0]
+
+    @cached_property
+    def token_loglik(self) -> tuple[Tensor, Tensor]:
+        """(loglik_SKT of the target's tokens, nats; mask_ST, true where a token is)"""
+        with self.timer("score"):
+            loglik_SKT, mask_ST = self.scorer.token_loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
+        self.told_SK = loglik_SKT.sum(2)
+        return loglik_SKT, mask_ST
+
+    @cached_property
+    def null_token_loglik_ST(self) -> Tensor:
+        """log p of each token of the target, nats, with no passage at all."""
+        with self.timer("score"):
+            nothing_S1 = torch.full_like(self.window_ids_S, -1)[:, None]
+            return self.scorer.token_loglik(self.store, self.window_ids_S, nothing_S1)[0][:, 0]
+
+    @cached_property
+    def without_SK(self) -> Tensor:
+        """log p(target | all candidates but k, context), nats."""
+        with self.timer("score"):
+            without_SK = self.scorer.loglik_without(self.store, self.window_ids_S, self.candidate_ids_SK)
+        self.told_SK = -without_SK
+        return without_SK
+
+    def weighted(self, weights_SK: Tensor, heads: Heads, mass: Mass) -> Tensor:
+        """loglik_S per token of the target, nats, where `heads` attend to passages by the weights; differentiable.
+
+        The model reads all candidates at once, before the context. Rows before the one that predicts the target's
+        first token are as ever, so that they are read without gradient; the target's are read with it. One window
+        after another, each with its gradient at once: memory is bounded by one window's rows.
+        """
+        with self.timer("score"), injectable(self.scorer.model):
+            return _differentiable(lambda row, weights_K: self._weighted(row, weights_K, heads, mass), weights_SK)
+
+    def in_batch(self, weights_SU: Tensor, distinct_U: Tensor, value_norm: bool) -> Tensor:
+        """loglik_S per token of the target, nats, where every row of the window also attends to the U texts.
+
+        The texts are read once, without gradient and alone. The window stands where it would behind one passage.
+        """
+        with self.timer("score"):
+            texts_of_layer, mask_UT = self._read_texts(distinct_U)
+            attend = lambda weights_U: InBatchAttention(texts_of_layer, mask_UT, weights_U, value_norm)  # noqa: E731
+            with injectable(self.scorer.model):
+                return _differentiable(lambda row, weights_U: self._in_batch(row, attend(weights_U)), weights_SU)
+
+    def _weighted(self, row: int, weights_K: Tensor, heads: Heads, mass: Mass) -> Tensor:
+        scorer = self.scorer
+        context, target = self.store.window_tokens(int(self.window_ids_S[row]), SCORER)
+        passages = [scorer.passage(self.store, passage_id) for passage_id in self.candidate_ids_SK[row].tolist()]
+        before = torch.from_numpy(scorer.prompt.join_several(passages, context[:-1])).to(scorer.device)
+        owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(before))).to(scorer.device)
+        with torch.no_grad():
+            memory = scorer.model.base_model(input_ids=before[None], use_cache=True, attend=plain).past_key_values
+        window = torch.from_numpy(np.concatenate([context[-1:], target]).astype(np.int64)).to(scorer.device)
+        attend = WeightedAttention(owner_T, weights_K, heads, mass)
+        return self._mean_loglik(window, len(target), past_key_values=memory, use_cache=True, attend=attend)
+
+    def _in_batch(self, row: int, attend: InBatchAttention) -> Tensor:
+        scorer = self.scorer
+        context, target = self.store.window_tokens(int(self.window_ids_S[row]), SCORER)
+        nothing = np.empty(0, dtype=np.int64)
+        window = torch.from_numpy(scorer.prompt.join(nothing, context, target)).to(scorer.device)
+        places = torch.arange(len(window) - 1, device=scorer.device) + attend.mask_UT.shape[1]
+        return self._mean_loglik(window, len(target), position_ids=places[None], use_cache=False, attend=attend)
+
+    def _mean_loglik(self, window_T: Tensor, targets: int, **how: Any) -> Tensor:
+        logits_TV = self.scorer.model(input_ids=window_T[None, :-1], **how).logits[0, -targets:]
+        logits_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
+        return logits_TV.log_softmax(1).gather(1, window_T[-targets:, None]).mean()
+
+    @torch.no_grad()
+    def _read_texts(self, passage_ids_U: Tensor) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+        """(keys and values of every attention layer, (U, heads, T, D) each; mask_UT)"""
+        scorer = self.scorer
+        texts = [scorer.prompt.text(scorer.passage(self.store, passage_id)) for passage_id in passage_ids_U.tolist()]
+        batch = pad_tokens(texts, 0).to(scorer.device)
+        memory = scorer.model.base_model(input_ids=batch.ids_BT, use_cache=True).past_key_values
+        layers = enumerate(memory.layers)
+        return {at: (layer.keys, layer.values) for at, layer in layers if getattr(layer, "keys", None) is not None}, (
+            batch.mask_BT
+        )
+
+
+def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor) -> Tensor:
+    """loglik_S of (row, weights_K), differentiable once; each row's gradient is taken as soon as it is there."""
+    values, gradients = [], []
+    for row, weights_K in enumerate(weights_SK.detach()):
+        leaf = weights_K.clone().requires_grad_()
+        with torch.enable_grad():
+            value = loglik(row, leaf)
+        gradients.append(torch.autograd.grad(value, leaf)[0])
+        values.append(value.detach())
+    if not values:
+        return weights_SK.sum(1)
+    value_S, gradient_SK = torch.stack(values).to(weights_SK), torch.stack(gradients)
+    # The value itself, with the gradient that was taken.
+    return value_S + ((weights_SK - weights_SK.detach()) * gradient_SK).sum(1)
