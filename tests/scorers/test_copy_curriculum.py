@@ -12,7 +12,7 @@ from dream.store.permutation import permute
 from dream.store.store import SCORER
 
 PASSAGE = 24
-SEVERAL = {"share": 0.0, "passages": 3}
+SEVERAL, STEPS = {"share": 0.0, "passages": 3}, 60
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def index(store, tmp_path_factory):
 def curriculum(store, index, tokenizer, batch_size=16, span_tokens=(4, 6), several=SEVERAL, **shares):
     shares = {"verbatim": 0.0, "neighbour": 0.0, "random": 0.0, "null": 0.0} | shares
     prompt = Prompt(["{bos}", "{passage}", "{sep}", "{context}"], tokenizer)
-    return CopyCurriculum(store, index, prompt, PASSAGE, shares, span_tokens, several, batch_size, seed=3)
+    return CopyCurriculum(store, index, prompt, PASSAGE, shares, span_tokens, several, STEPS, batch_size, seed=3)
 
 
 def windows_of(store, position, count):
@@ -63,17 +63,17 @@ def test_verbatim_passages_hold_a_span_of_the_window_and_random_ones_do_not(stor
 
 
 def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_any_order(store, index, tokenizer):
-    always = {"share": 1.0, "passages": 3}
+    always = {"share": 0.5, "passages": 3}
     verbatim = curriculum(store, index, tokenizer, several=always, verbatim=1.0)
-    ids_BT = verbatim.batch(32).numpy()
+    ids_BT = verbatim.batch(16).numpy()
     assert ids_BT.shape == (16 * 46 // 96, 1 + 3 * (PASSAGE + 1) + 20)  # no more tokens than 16 sequences of 46
     assert ((ids_BT == tokenizer.sep_token_id).sum(1) == 3).all()
-    for ids, window in zip(ids_BT, windows_of(store, 32, len(ids_BT)), strict=True):
+    for ids, window in zip(ids_BT, windows_of(store, 16, len(ids_BT)), strict=True):
         tokens = np.concatenate(store.window_tokens(window, SCORER))
         np.testing.assert_array_equal(ids[-len(tokens) :], tokens)
 
-    neighbours = curriculum(store, index, tokenizer, several=always, neighbour=1.0).batch(32).numpy()
-    windows = windows_of(store, 32, len(neighbours))
+    neighbours = curriculum(store, index, tokenizer, several=always, neighbour=1.0).batch(16).numpy()
+    windows = windows_of(store, 16, len(neighbours))
     best = neighbour_passages(store, index, windows, 3, np.zeros(len(windows), dtype=np.int64))
     firsts = set()
     for ids, passages in zip(neighbours, best, strict=True):
@@ -86,12 +86,12 @@ def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_a
     assert len(firsts) > 1
 
 
-def test_steps_of_several_passages_come_in_their_share_and_after_a_resume_at_the_same_places(store, index, tokenizer):
-    mixed = curriculum(store, index, tokenizer, several={"share": 0.5, "passages": 3}, random=1.0)
-    widths = [mixed.batch(16 * step).shape[1] for step in range(60)]
-    assert 15 <= widths.count(96) <= 45
-    mixed.start = 16 * 30
-    assert [batch.shape[1] for batch, _ in zip(mixed, range(30), strict=False)] == widths[30:]
+def test_every_second_step_at_the_end_has_several_passages_and_after_a_resume_the_same_ones(store, index, tokenizer):
+    mixed = curriculum(store, index, tokenizer, several={"share": 0.1, "passages": 3}, random=1.0)
+    widths = [mixed.batch(16 * step).shape[1] for step in range(STEPS)]
+    assert [step for step, width in enumerate(widths) if width == 96] == [49, 51, 53, 55, 57, 59]
+    mixed.start = 16 * 50
+    assert [batch.shape[1] for batch, _ in zip(mixed, range(10), strict=False)] == widths[50:]
 
 
 def test_plant_by_hand():

@@ -97,7 +97,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(store, tokenizer, t
         prompt = Prompt(TEMPLATE, tokenizer)
         train(
             model,
-            Crashing(store, index, prompt, 24, settings.shares, settings.span_tokens, settings.several, 4, seed=0),
+            Crashing(store, index, prompt, 24, settings.shares, settings.span_tokens, settings.several, 6, 4, seed=0),
             settings,
             folder,
         )

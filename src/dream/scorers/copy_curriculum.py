@@ -32,8 +32,9 @@ class CopyCurriculum(IterableDataset):
     the last `window_tokens`, or a few less. `shares` gives the share of each of KINDS, `span_tokens` the shortest and
     the longest span that is copied into a passage.
 
-    In a `several` share of the steps, sequences hold several passages, at most one of them planted: fewer sequences,
-    so that a step has no more tokens than the others.
+    A `several` share of the `steps`, every second one at the end, has sequences of several passages, at most one of
+    them planted: fewer sequences, so that a step has no more tokens than the others. They come last because they have
+    few windows to learn from: a model that has learnt to copy from one passage soon does from several.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CopyCurriculum(IterableDataset):
         shares: Mapping[str, float],
         span_tokens: Sequence[int],
         several: Mapping[str, Any],
+        steps: int,
         batch_size: int,
         seed: int,
     ) -> None:
@@ -57,9 +59,9 @@ class CopyCurriculum(IterableDataset):
         require(ordered, f"{key}.span_tokens", list(span_tokens), "give the shortest and the longest span")
         require(batch_size > 0, f"{key}.batch_size", batch_size, "at least 1 sequence")
         share, passages = several["share"], several["passages"]
-        require(0 <= share <= 1, f"{key}.several.share", share, "from 0 to 1")
+        require(0 <= share <= 0.5, f"{key}.several.share", share, "from 0 to 0.5")
         require(passages > 0, f"{key}.several.passages", passages, "at least 1 passage")
-        self.several_share, self.several_passages = share, passages
+        self.several_from, self.several_passages = round((1 - 2 * share) * steps), passages
         self.store, self.index, self.prompt, self.seed = store, index, prompt, seed
         self.bounds = np.cumsum([shares[kind] for kind in KINDS[:-1]])
         self.span_tokens, self.batch_size = span_tokens, batch_size
@@ -79,7 +81,8 @@ class CopyCurriculum(IterableDataset):
 
     def batch(self, position: int) -> Tensor:
         """ids_BT of the sequences from `position` on."""
-        if uniform(self.seed, 5, np.array([position // self.batch_size]))[0] < self.several_share:
+        step = position // self.batch_size
+        if step >= self.several_from and step % 2:
             return self._batch_of_several(np.arange(position, position + self.several_sequences))
         positions_B = np.arange(position, position + self.batch_size)
         windows_B = permute(self.seed, positions_B, len(self.store.windows))

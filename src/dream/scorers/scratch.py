@@ -82,6 +82,7 @@ class ScratchScorer(CausalScorer):
             settings.shares,
             settings.span_tokens,
             settings.several,
+            settings.max_steps,
             settings.batch_size,
             self.seed,
         )
