@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dream.assembly import assemble, retriever
@@ -11,8 +12,9 @@ from dream.runtime import CONFIG_DIR
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "paths", "benchmark", "finder")
+    if path.parent.name not in ("hydra", "paths", "benchmark", "finder", "sweep", "ablation")
 )
+ABLATION = sorted(path.stem for path in (CONFIG_DIR / "ablation").glob("[!_]*.yaml"))
 BENCHMARKS = sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml"))
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
@@ -81,8 +83,6 @@ def test_option_composes_and_instantiates(composed, option):
     cfg = composed(option)
     assert "experiment" not in cfg, "the overlay's first line must be: # @package _global_"
     if option == "corpus=text":  # one block: its only document could not be trained on
-        from hydra.utils import instantiate
-
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
     if "scratch" in cfg.scorer._target_:
@@ -98,6 +98,19 @@ def test_option_composes_and_instantiates(composed, option):
 def test_script_config_composes(script):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         assert compose(script, ["paths.run=/tmp/run"]).paths.data
+
+
+@pytest.mark.parametrize("setting", ABLATION)
+def test_setting_of_the_ablation_makes_an_objective(composed, setting):
+    """Alone with the language model or without it; nothing of a window's continuation but where that is the rival."""
+    options = ["sweep=objectives", f"ablation={setting}", "label=row"]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", [*options, "paths.run=/tmp/run", "paths.data=/tmp/data"])
+    objective, candidates = instantiate(cfg.objective), instantiate(cfg.candidates)
+    assert objective.needs_candidates == (not setting.startswith("info_nce"))
+    assert objective.needs_continuation == (not objective.needs_candidates)
+    assert candidates.counts(cfg.data.batch_size)[0] == cfg.data.batch_size
+    assert cfg.name == "objectives"
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
