@@ -190,3 +190,46 @@ def test_hard_negatives_alone_need_no_forward_of_the_language_model(config):
     cfg = config("run", "candidates.scored_windows=0", "trainer.max_steps=2")
     recorder, _ = fit(cfg)
     assert all(ids is None and loss > 0 for loss, ids in recorder.steps.values())
+
+
+EVERY_OBJECTIVE = {
+    "kl_posterior": ["objective.null_similarity=0.1", "objective.unhelped_weight=0.5"],
+    "marginal": ["objective.null_similarity=0.1"],
+    "leave_one_out": ["scorer.scoring.max_passage_tokens=24"],  # the tiny model has few positions
+    "attention": ["scorer.scoring.max_passage_tokens=24", "objective.heads=all"],
+    "in_batch_attention": [],
+}
+
+
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
+def test_every_objective_learns_from_the_language_model_alone(config, objective):
+    """The same 8 windows again and again, nothing of their continuations: the loss falls, and only the encoder moves."""
+    cfg = config(
+        "run",
+        f"objective={objective}",
+        *EVERY_OBJECTIVE[objective],
+        "objective.continuation=0",
+        "data.limit_windows=8",
+        "data.batch_size=8",
+        "candidates=bm25",
+        "candidates.scored_windows=null",
+        "trainer.max_steps=25",
+        "callbacks.refresh.every_n_steps=0",
+        "optimizer.optimizer.lr=0.02",
+    )
+    recorder, _ = fit(cfg)
+    losses = [recorder.steps[step][0] for step in sorted(recorder.steps)]
+    assert sum(losses[-3:]) / 3 < losses[0] - 1e-3
+
+
+@pytest.mark.parametrize("objective", ["marginal", "attention", "in_batch_attention"])
+def test_other_objectives_take_continuations_too_and_resume_bitwise(config, objective):
+    """Of 4 windows 3 are scored; the fourth has its continuation alone. A run that stops at step 2 goes on exactly."""
+    options = [f"objective={objective}", *EVERY_OBJECTIVE[objective], "trainer.max_steps=4"]
+    whole, final = fit(config("whole", *options))
+    checkpoint = next(Path(config("whole").paths.run).glob("every/*step=2.ckpt"))
+    resumed, weights = fit(config("resumed", *options), str(checkpoint))
+    assert resumed.steps == {step: whole.steps[step] for step in (3, 4)}
+    assert all(torch.equal(weights[name], final[name]) for name in final)
+    alone, _ = fit(config("alone", *options, "candidates.scored_windows=0"))
+    assert all(loss > 0 for loss, _ in alone.steps.values())

@@ -140,7 +140,7 @@ class CausalScorer:
         rows_PT = self._score(store, windows_P, candidate_ids_BK.reshape(-1, 1).cpu().numpy(), by_token=True)
         tokens_B = [len(store.window_tokens(window, SCORER)[1]) for window in window_ids_B.tolist()]
         mask_BT = torch.arange(rows_PT.shape[1]) < torch.tensor(tokens_B, dtype=torch.int64)[:, None]
-        loglik_BKT = torch.from_numpy(rows_PT).view(*candidate_ids_BK.shape, -1)
+        loglik_BKT = torch.from_numpy(rows_PT).view(*candidate_ids_BK.shape, rows_PT.shape[1])
         return loglik_BKT.to(candidate_ids_BK.device), mask_BT.to(candidate_ids_BK.device)
 
     def loglik_without(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
