@@ -30,13 +30,13 @@ def heads(cfg: DictConfig) -> float:
     parts = assemble(cfg)
     parts.scorer.load(parts.store)
     ranked = finder.open_or_find(parts.scorer, parts.store)
-    title = (
-        f"Attention on the helpful passage above that without a question, {ranked.windows} windows of {cfg.corpus.name}"
-    )
-    table = Table("rank", "layer", "head", "score", title=title, box=None)
+    about = f"{ranked.windows} windows of {cfg.corpus.name}"
+    title = f"Attention on the helpful passage above that without a question, {about}"
+    table = Table("rank", "layer", "head", "score", box=None)
     for rank, (layer, head, score) in enumerate(ranked.rows[: cfg.shown], start=1):
         table.add_row(str(rank), str(layer), str(head), f"{score:+.4f}")
-    Console(width=max(Console().width, len(title) + 2)).print(table)
+    say(f"\n{title}")
+    Console().print(table)
     picture = heat_map(ranked, title)
     picture.savefig(ranked.folder.with_suffix(".png"), dpi=150)
     with SummaryWriter(str(ranked.folder.parent / "tensorboard" / ranked.folder.name)) as board:
@@ -65,7 +65,8 @@ def heat_map(ranked: "RankedHeads", title: str) -> "Figure":
     axes.set_title(title, fontsize=8, loc="left", wrap=True)
     if scores.size <= 64:
         for row, column in np.ndindex(scores.shape):
-            axes.text(column, row, f"{scores[row, column]:.3f}", ha="center", va="center", fontsize=7)
+            ink = "white" if abs(scores[row, column]) > 0.6 * most else "black"
+            axes.text(column, row, f"{scores[row, column]:.3f}", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(image, ax=axes, label="share of attention")
     return figure
 

@@ -17,8 +17,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # hundreds of them in a log file
 
-# oneDNN keeps a kernel for each size of matrix it has met, 1,024 of them by default. Prompts of several passages are all
-# of different lengths: their kernels would take a third more memory, and being kept they save 5 % of the time.
+# oneDNN keeps a kernel for each size of matrix it has met, 1,024 of them by default. Prompts of several passages all
+# differ in length: their kernels would take a third more memory, and being kept they save 5 % of the time.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
