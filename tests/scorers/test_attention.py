@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPTNeoXConfig,
@@ -219,6 +221,12 @@ def test_the_model_attends_as_before_when_it_is_done(scorer):
     with injectable(scorer.model):
         assert scorer.model.config._attn_implementation == "dream"
     assert scorer.model.config._attn_implementation == before
+
+
+def test_a_model_that_nothing_can_be_put_into_is_refused_by_name():
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(ConfigError, match="scorer=bloom"), injectable(bloom):
+        pass
 
 
 def test_in_batch_attention_by_hand():

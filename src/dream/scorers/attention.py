@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from dream.errors import require
+
 NAME = "dream"
 Mass = Literal["keep", "full"]
 Heads = Mapping[int, Sequence[int]]  # layer → heads
@@ -40,10 +42,13 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def injectable(model: Any) -> Iterator[None]:
-    """Within, the model's forward wants `attend`."""
+    """Within, the model's forward wants `attend`. ConfigError where transformers offers no way into this model."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
+        family = model.config.model_type
+        require(model.config._attn_implementation == NAME, "scorer", family, "nothing can be put into the attention of "
+                "this kind of model; take one of the Llama, Qwen, Mistral, Gemma or GPT-NeoX kind")  # fmt: skip
         yield
     finally:
         model.set_attn_implementation(before)
