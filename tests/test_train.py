@@ -203,7 +203,7 @@ EVERY_OBJECTIVE = {
 
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE)
 def test_every_objective_learns_from_the_language_model_alone(config, objective):
-    """The same 8 windows again and again, nothing of their continuations: the loss falls, and only the encoder moves."""
+    """The same 8 windows again and again, nothing of their continuations: the loss falls."""
     cfg = config(
         "run",
         f"objective={objective}",
