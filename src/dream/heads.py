@@ -31,7 +31,7 @@ def heads(cfg: DictConfig) -> float:
     parts.scorer.load(parts.store)
     ranked = finder.open_or_find(parts.scorer, parts.store)
     about = f"{ranked.windows} windows of {cfg.corpus.name}"
-    title = f"Attention on the helpful passage above that without a question, {about}"
+    title = f"Attention on the helpful passage above that on others and without a question, {about}"
     table = Table("rank", "layer", "head", "score", box=None)
     for rank, (layer, head, score) in enumerate(ranked.rows[: cfg.shown], start=1):
         table.add_row(str(rank), str(layer), str(head), f"{score:+.4f}")

@@ -24,6 +24,7 @@ from dream.store.permutation import permute
 from dream.store.store import SCORER, Store
 
 STEP = 16  # windows that are scored at a time
+LAYOUT = 2  # raise when the score below changes, so that heads are ranked anew
 
 
 @dataclass
@@ -49,8 +50,9 @@ class HeadFinder:
     A window's helpful passage is the one of its `candidates` BM25 neighbours behind which the target is likeliest, by
     at least `gain` nats per token above the others' mean. A head's score is its attention on that passage, from the
     tokens of the context (`rows: context`) or of context and target (`window`), minus the same where `uninformative`
-    stands in the context's place; mean over `windows` such windows. Source: QRHead (Zhang et al. 2025), whose
-    threshold on single tokens is left out; needs no label.
+    stands in their place, above the mean of the same for the other candidates; mean over `windows` such windows.
+    Source: QRHead (Zhang et al. 2025). Its threshold on single tokens is left out. The others' mean is ours: without
+    it, a head that turns to all passages alike when asked counts as one that finds the right one.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class HeadFinder:
 
     def open_or_find(self, scorer: CausalScorer, store: Store) -> RankedHeads:
         """Ranked before, or now: the result is kept under the scorer, the store and these settings."""
-        settings = [self.windows, self.candidates, self.gain, self.rows, self.uninformative, self.seed]
+        settings = [LAYOUT, self.windows, self.candidates, self.gain, self.rows, self.uninformative, self.seed]
         name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
         folder = self.folder / name
         if not usable(folder):
@@ -129,14 +131,19 @@ class HeadFinder:
     def _focus(
         self, scorer: CausalScorer, store: Store, window_id: int, passage_ids: list[int], helpful: int
     ) -> dict[int, Tensor]:
-        """score_H by layer: attention on the helpful passage, minus the same without a question."""
+        """score_H by layer: what the question adds to attention on the helpful passage, above the others' mean."""
         context, target = store.window_tokens(window_id, SCORER)
         asked = np.concatenate([context, target]) if self.rows == "window" else context
         nothing: Any = scorer.tokenizer(self.uninformative, add_special_tokens=False)["input_ids"]
         passages = [scorer.passage(store, passage_id) for passage_id in passage_ids]
         with_question = passage_attention(scorer, passages, asked)
         without = passage_attention(scorer, passages, np.array(nothing))
-        return {layer: (mass_HK - without[layer])[:, helpful] for layer, mass_HK in with_question.items()}
+        scores = {}
+        for layer, mass_HK in with_question.items():
+            added_HK = mass_HK - without[layer]
+            others_H = (added_HK.sum(1) - added_HK[:, helpful]) / (len(passages) - 1)
+            scores[layer] = added_HK[:, helpful] - others_H
+        return scores
 
 
 @torch.no_grad()
