@@ -1,0 +1,70 @@
+"""What does each attention head teach? How its gradient agrees with what the language model thinks of single passages.
+
+    python benchmarks/head_signal.py [corpus=… scorer=…]
+
+For windows with 8 BM25 neighbours of context and target, the candidates' weights are uniform and one head weighs them.
+`correlation` is that of the log-likelihood's derivative by each weight with the candidates' own log-likelihoods, mean
+over windows; `same best` is how often both name the same candidate (1/8 by chance). A window is clear where the best
+candidate's log-likelihood is 5 nats above the others' mean. Takes the overrides of dream-train.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dream.cli import command
+
+WINDOWS, CANDIDATES, CLEAR, SEED = 96, 8, 5.0, 7
+
+
+def correlation(a_SK: Tensor, b_SK: Tensor) -> Tensor:
+    """Pearson's, of each row."""
+    a_SK, b_SK = (rows - rows.mean(1, keepdim=True) for rows in (a_SK, b_SK))
+    return (a_SK * b_SK).sum(1) / (a_SK.norm(dim=1) * b_SK.norm(dim=1)).clamp_min(1e-12)
+
+
+def measure(cfg: DictConfig) -> None:
+    from dream.assembly import assemble
+    from dream.candidates.bm25 import BM25Index
+    from dream.runtime import say
+    from dream.scorers.copy_curriculum import neighbour_passages, random_passages, uniform
+    from dream.scorers.heads import all_heads
+    from dream.scorers.reading import Reading
+    from dream.store.permutation import permute
+    from dream.timing import Timer
+
+    parts = assemble(cfg)
+    parts.scorer.load(parts.store)
+    index = BM25Index.open_or_build(parts.store, Path(cfg.paths.data) / "bm25")
+    windows = permute(SEED, np.arange(WINDOWS), len(parts.store.windows))
+    other = random_passages(parts.store, windows, uniform(0, 0, windows))
+    found = neighbour_passages(parts.store, index, windows, CANDIDATES, other)
+    order = np.stack([uniform(0, 40 + k, windows) for k in range(CANDIDATES)], axis=1).argsort(1)
+    ids = torch.from_numpy(windows), torch.from_numpy(np.take_along_axis(found, order, axis=1))
+    reading = Reading(parts.scorer, parts.store, *ids, Timer())
+    loglik_SK = reading.loglik_SK
+    best_S = loglik_SK.argmax(1)
+    others_S = (loglik_SK.sum(1) - loglik_SK.amax(1)) / (CANDIDATES - 1)
+    clear_S = loglik_SK.amax(1) - others_S > CLEAR
+    say(f"{WINDOWS} windows, {int(clear_S.sum())} of them clear")
+    say("heads            correlation  same best   in clear windows: correlation  same best")
+    heads = all_heads(parts.scorer)
+    everyone: dict[int, list[int]] = {}
+    for layer, head in heads:
+        everyone.setdefault(layer, []).append(head)
+    for name, chosen in [
+        *((f"layer {layer} head {head}", {layer: [head]}) for layer, head in heads),
+        ("all", everyone),
+    ]:
+        weights_SK = torch.full((WINDOWS, CANDIDATES), 1 / CANDIDATES, requires_grad=True)
+        [gradient_SK] = torch.autograd.grad(reading.weighted(weights_SK, chosen, "keep").sum(), weights_SK)
+        close_S, same_S = correlation(gradient_SK, loglik_SK), (gradient_SK.argmax(1) == best_S).float()
+        say(f"{name:16} {close_S.mean():11.3f} {same_S.mean():10.3f} {close_S[clear_S].mean():31.3f} "
+            f"{same_S[clear_S].mean():10.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    command("train")(measure)()
