@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dream.assembly import assemble, retriever
@@ -73,8 +74,6 @@ def test_option_composes_and_instantiates(composed, option):
     cfg = composed(option)
     assert "experiment" not in cfg, "the overlay's first line must be: # @package _global_"
     if option == "corpus=text":  # one block: its only document could not be trained on
-        from hydra.utils import instantiate
-
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
     if "scratch" in cfg.scorer._target_:
@@ -84,6 +83,14 @@ def test_option_composes_and_instantiates(composed, option):
     assert trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps
     batch = next(iter(parts.data.train_dataloader()))
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "beir", "text"])
+def test_own_corpus_may_be_of_any_kind(composed, kind):
+    path = composed(f"corpus={kind}").corpus.path
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", ["experiment=own_corpus", f"corpus={kind}", f"corpus.path={path}"])
+    assert instantiate(cfg.corpus).name == "own"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
