@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
+from dream.encoders.static import StaticEncoder
 from dream.errors import ConfigError, DataError
 from dream.evaluate import evaluate
 from dream.evaluation.benchmark import Benchmark
@@ -114,6 +116,33 @@ def test_every_file_tells_the_same(config, tmp_path):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
+def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch):
+    """The run's own embeddings are those of other weights, and are not searched."""
+    seen = []
+    original = StaticEncoder.embed_passages
+    monkeypatch.setattr(StaticEncoder, "embed_passages", lambda *a: seen.append(a[0].table_VD.dtype) or original(*a))
+    evaluate(config("systems=[bm25,run]"))
+    assert not seen
+    exact = results(tmp_path)["flat"]["run/ndcg_at_10"]
+    evaluate(config("systems=[bm25,run]", "run_dtype=bfloat16"))
+    assert set(seen) == {torch.bfloat16}
+    assert results(tmp_path)["flat"]["run/ndcg_at_10"] == pytest.approx(exact, abs=0.1)
+
+
+def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, world, tmp_path, monkeypatch):
+    """For encoders that are slow on a large corpus, with objectives or candidates that search no index."""
+    cfg = OmegaConf.load(world / "logs/sweep/0/config.yaml")
+    cfg.paths.run, cfg.seed = str(tmp_path / "run"), 2
+    cfg.callbacks.refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
+    with monkeypatch.context() as patched:
+        patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
+        train(cfg)
+    assert not list((tmp_path / "run").glob("index/generation-*"))
+    evaluate(config(f"run={tmp_path / 'run'}", "systems=[bm25,untrained,run]"))
+    runs = tmp_path / "evaluation" / "runs"
+    assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
+
+
 def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     evaluate(config(f"run={world / 'logs/sweep'}", "systems=[bm25,run,hybrid]"))
     flat = results(tmp_path)["flat"]
@@ -183,6 +212,7 @@ def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_p
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
         (["systems=[run]"], "baseline=bm25: is none of systems"),
+        (["run_dtype=int8"], "run_dtype=int8: a torch type"),
         (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
         (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
         (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; take another split"),
