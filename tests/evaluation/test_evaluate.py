@@ -18,10 +18,13 @@ from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
 from dream.errors import ConfigError, DataError
 from dream.evaluate import evaluate
+from dream.evaluation import plots
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS, Ranking
 from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.evaluation.outputs import strictly_falling
+from dream.evaluation.results import Results, rows_of
+from dream.evaluation.statistics import Sampling
 from dream.evaluation.systems import find_runs, short_names
 from dream.indexes.torch import TorchIndex
 from dream.runtime import CONFIG_DIR
@@ -151,6 +154,18 @@ def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     mean = (flat["run seed=0/ndcg_at_10"] + flat["run seed=1/ndcg_at_10"]) / 2
     assert flat["run/ndcg_at_10"] == pytest.approx(mean)
     assert (tmp_path / "evaluation" / "runs" / "run_seed=1.run").exists()
+
+
+def test_a_picture_has_one_bar_and_one_curve_for_a_system_of_several_seeds(tmp_path):
+    metrics = {metric: np.full(6, 0.5) for metric in METRICS}
+    better = {metric: np.full(6, 0.75) for metric in METRICS}
+    rows = rows_of({"bm25": [metrics], "run": [better, metrics], "run2": [better]}, ["seed=0", "seed=1"])
+    found = Results.of(rows, "ndcg_at_10", "bm25", Sampling(20, 0.95, 0), [])
+    axes = plots.bars(found, "title").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "run", "run2"]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.625, 0.75]
+    curves = [line.get_label() for line in plots.gains(found, "title").axes[0].get_lines()]
+    assert curves[:2] == ["run (better 100%, worse 0%)", "run2 (better 100%, worse 0%)"]
 
 
 def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
