@@ -3,6 +3,8 @@
     pip install 'dream-retrieval[bench]'
     python benchmarks/evaluation_overhead.py DIR --st NAME_OR_PATH --documents 500 --queries 100
 
+More arguments are overrides of dream-evaluate (st.dtype=bfloat16); with paths.run=DIR its files stay.
+
 Tokenising, cutting, writing shards, searching, scoring, resampling and plotting are the overhead. What depends on
 neither documents nor queries (imports, the model's weights, the plots) weighs the less, the larger the corpus is.
 """
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--queries", type=int, default=100)
-    chosen = parser.parse_args()
+    chosen, more = parser.parse_known_args()
     spent = time_forward()
     from dream.evaluate import evaluate
 
@@ -67,12 +69,12 @@ def main() -> None:
         folder = part_of(chosen.folder, chosen.documents, chosen.queries, chosen.split, Path(scratch) / "part")
         overrides = ["benchmark=beir", f"benchmark.path={folder}", f"split={chosen.split}", "device=cpu",
                      f"systems=[bm25,'st:{chosen.st}','hybrid:st:{chosen.st}']", f"paths.data={scratch}/data",
-                     f"paths.logs={scratch}/logs", f"paths.run={scratch}/logs/evaluation"]  # fmt: skip
+                     f"paths.logs={scratch}/logs", f"paths.run={scratch}/logs/evaluation", *more]  # fmt: skip
         cfg = compose("evaluate", overrides)
         began = time.process_time()
         evaluate(cfg)
         whole = time.process_time() - began
-        seconds = json.loads((Path(scratch) / "logs/evaluation/results.json").read_text())["seconds"]
+        seconds = json.loads((Path(cfg.paths.run) / "results.json").read_text())["seconds"]
     print(f"{chosen.documents:,} documents, {spent['texts']:,} texts through the encoder: {whole:.1f} s of processor "
           f"time, {spent['seconds']:.1f} s in the forward, {1 - spent['seconds'] / whole:.1%} outside")  # fmt: skip
     print(f"wall seconds by system: {seconds}")

@@ -94,6 +94,14 @@ def test_option_composes_and_instantiates(composed, option):
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "beir", "text"])
+def test_own_corpus_may_be_of_any_kind(composed, kind):
+    path = composed(f"corpus={kind}").corpus.path
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", ["experiment=own_corpus", f"corpus={kind}", f"corpus.path={path}"])
+    assert instantiate(cfg.corpus).name == "own"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script_config_composes(script):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -187,9 +187,12 @@ def compare_before(
 ) -> Comparison | None:
     """The comparison of the report split with BM25 and the untrained encoder ranked; None without labels.
 
-    A run that goes on has ranked by the untrained encoder before, and need not embed the corpus with it again.
+    A run that goes on has ranked by the untrained encoder before, and need not embed the corpus with it again. One
+    without `callbacks.refresh` never embeds the corpus, and so has nothing to compare.
     """
     _keep_untrained(cfg, run, parts)
+    if not cfg.callbacks.get("refresh"):
+        return None
     labelled = cfg.evaluation.report_split in parts.corpus.splits()
     known = _read_untrained(run, cfg, parts) if run.goes_on and labelled else None
     if not run.goes_on or (labelled and known is None):

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
+from dream.encoders.static import StaticEncoder
 from dream.errors import ConfigError, DataError
 from dream.evaluate import evaluate
+from dream.evaluation import plots
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS, Ranking
 from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.evaluation.outputs import strictly_falling
+from dream.evaluation.results import Results, rows_of
+from dream.evaluation.statistics import Sampling
 from dream.evaluation.systems import find_runs, short_names
 from dream.indexes.torch import TorchIndex
 from dream.runtime import CONFIG_DIR
@@ -114,6 +119,33 @@ def test_every_file_tells_the_same(config, tmp_path):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
+def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch):
+    """The run's own embeddings are those of other weights, and are not searched."""
+    seen = []
+    original = StaticEncoder.embed_passages
+    monkeypatch.setattr(StaticEncoder, "embed_passages", lambda *a: seen.append(a[0].table_VD.dtype) or original(*a))
+    evaluate(config("systems=[bm25,run]"))
+    assert not seen
+    exact = results(tmp_path)["flat"]["run/ndcg_at_10"]
+    evaluate(config("systems=[bm25,run]", "run_dtype=bfloat16"))
+    assert set(seen) == {torch.bfloat16}
+    assert results(tmp_path)["flat"]["run/ndcg_at_10"] == pytest.approx(exact, abs=0.1)
+
+
+def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, world, tmp_path, monkeypatch):
+    """For encoders that are slow on a large corpus, with objectives or candidates that search no index."""
+    cfg = OmegaConf.load(world / "logs/sweep/0/config.yaml")
+    cfg.paths.run, cfg.seed = str(tmp_path / "run"), 2
+    cfg.callbacks.refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
+    with monkeypatch.context() as patched:
+        patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
+        train(cfg)
+    assert not list((tmp_path / "run").glob("index/generation-*"))
+    evaluate(config(f"run={tmp_path / 'run'}", "systems=[bm25,untrained,run]"))
+    runs = tmp_path / "evaluation" / "runs"
+    assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
+
+
 def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     evaluate(config(f"run={world / 'logs/sweep'}", "systems=[bm25,run,hybrid]"))
     flat = results(tmp_path)["flat"]
@@ -122,6 +154,18 @@ def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     mean = (flat["run seed=0/ndcg_at_10"] + flat["run seed=1/ndcg_at_10"]) / 2
     assert flat["run/ndcg_at_10"] == pytest.approx(mean)
     assert (tmp_path / "evaluation" / "runs" / "run_seed=1.run").exists()
+
+
+def test_a_picture_has_one_bar_and_one_curve_for_a_system_of_several_seeds(tmp_path):
+    metrics = {metric: np.full(6, 0.5) for metric in METRICS}
+    better = {metric: np.full(6, 0.75) for metric in METRICS}
+    rows = rows_of({"bm25": [metrics], "run": [better, metrics], "run2": [better]}, ["seed=0", "seed=1"])
+    found = Results.of(rows, "ndcg_at_10", "bm25", Sampling(20, 0.95, 0), [])
+    axes = plots.bars(found, "title").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "run", "run2"]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.625, 0.75]
+    curves = [line.get_label() for line in plots.gains(found, "title").axes[0].get_lines()]
+    assert curves[:2] == ["run (better 100%, worse 0%)", "run2 (better 100%, worse 0%)"]
 
 
 def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
@@ -183,6 +227,7 @@ def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_p
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
         (["systems=[run]"], "baseline=bm25: is none of systems"),
+        (["run_dtype=int8"], "run_dtype=int8: a torch type"),
         (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
         (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
         (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; take another split"),

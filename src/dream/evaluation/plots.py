@@ -8,20 +8,32 @@ from dream.evaluation.report import TITLES
 from dream.evaluation.results import Results
 
 
+def systems_of(results: Results) -> list[str]:
+    """The rows without those of single runs of a system that has a row for all of them."""
+    together = tuple(f"{name} " for name, values in results.rows.items() if len(values[results.metric]) > 1)
+    return [name for name in results.rows if not name.startswith(together)]
+
+
 def bars(results: Results, title: str) -> Figure:
-    """The metric of each system with its interval."""
-    names = list(results.rows)
+    """The metric of each system with its interval, and its single runs as dots."""
+    names = systems_of(results)
     means = np.array([results.mean(name, results.metric) for name in names])
     low, high = np.array([results.intervals[name][results.metric] for name in names]).T
-    figure = Figure(figsize=(7, 1.6 + 0.35 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7, 1.3 + 0.4 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     errors = np.clip([means - low, high - means], 0, None)
-    axes.barh(names, means, xerr=errors, color="#7b9cc4", error_kw={"ecolor": "#333333", "capsize": 3})
+    axes.barh(names, means, xerr=errors, color="#a9c1de", error_kw={"ecolor": "#333333", "capsize": 3})
+    for at, name in enumerate(names):
+        runs_S = results.rows[name][results.metric].mean(1)
+        if len(runs_S) > 1:
+            axes.plot(runs_S, np.full(len(runs_S), at), "o", color="#1f4e86", markersize=4, alpha=0.7, zorder=3)
+        axes.text(0.01, at, f"{means[at]:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.invert_yaxis()
     axes.axvline(results.mean(results.baseline, results.metric), color="#b04a4a", linewidth=1, linestyle="--")
+    dots = "; dots: single seeds" if any(len(results.rows[name][results.metric]) > 1 for name in names) else ""
     axes.set_xlabel(f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval; dashed: "
-                    f"{results.baseline}")  # fmt: skip
+                    f"{results.baseline}{dots}")  # fmt: skip
     axes.set_xlim(left=0)
     axes.set_title(title, fontsize=9, loc="left")
     return figure
@@ -34,14 +46,17 @@ def gains(results: Results, title: str) -> Figure:
     axes = figure.subplots()
     baseline_Q = results.rows[results.baseline][results.metric].mean(0)
     share_Q = np.linspace(0, 100, len(baseline_Q))
-    for name in results.differences:
+    rivals = [name for name in systems_of(results) if name in results.differences]
+    for name in rivals:
         difference_Q = results.rows[name][results.metric].mean(0) - baseline_Q
-        axes.plot(share_Q, np.sort(difference_Q)[::-1], label=name, linewidth=1.5)
+        better, worse = (difference_Q > 0).mean(), (difference_Q < 0).mean()
+        label = f"{name} (better {better:.0%}, worse {worse:.0%})"
+        axes.plot(share_Q, np.sort(difference_Q)[::-1], label=label, linewidth=1.5)
     axes.axhline(0, color="#333333", linewidth=0.8)
     axes.set_xlabel("queries, %, the greatest gain first")
     axes.set_ylabel(f"{TITLES[results.metric]} − {results.baseline}'s")
-    if results.differences:
-        axes.legend(fontsize=8)
+    if rivals:
+        axes.legend(fontsize=8, loc="lower left")  # curves fall from the upper left to the lower right
     axes.set_title(title, fontsize=9, loc="left")
     return figure
 

@@ -163,6 +163,7 @@ class Systems:
 
     def _of_run(self, run: Path, name: str) -> Member:
         cfg, encoder = open_encoder(run, self.device, name)
+        encoder = encoder.to(getattr(torch, self.cfg.run_dtype))
         try:
             generation, own = open_store(run, cfg)
         except DreamError:  # its caches are gone; its encoder can still embed the documents anew
@@ -245,6 +246,9 @@ def check(cfg: DictConfig) -> None:
         if dense.startswith("st:"):
             import_sentence_transformers(dense)
     require(cfg.baseline in names, "baseline", cfg.baseline, f"is none of systems={names}")
+    dtype = getattr(torch, cfg.run_dtype, None)
+    floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    require(floats, "run_dtype", cfg.run_dtype, "a torch type of floats, e.g. float32 or bfloat16")
     require(cfg.metric in METRICS, "metric", cfg.metric, f"choose from {', '.join(METRICS)}")
     require(cfg.bm25.unit in ("passage", "document"), "bm25.unit", cfg.bm25.unit, "choose passage or document")
     allowed = cfg.hybrid_weighted.normalisation

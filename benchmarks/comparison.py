@@ -1,0 +1,66 @@
+"""One Markdown table from several evaluations of one split: every system's mean over queries and seeds.
+
+    dream-evaluate run=[logs/a/0,logs/a/1]          # once for each objective; each prints its folder
+    python benchmarks/comparison.py info_nce=logs/evaluations/2026-… kl_posterior=logs/evaluations/2026-…
+
+The name before `=` stands for `run` in the rows of that evaluation. Systems that an earlier folder had are left out.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+METRICS = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10"}
+
+
+def named(system: str, name: str) -> str:
+    """What the table calls a system of the evaluation that is called `name`."""
+    if system == "run":
+        return name
+    return f"hybrid with {name}" if system == "hybrid" else system.replace("hybrid:", "hybrid with ")
+
+
+def row_of(system: str, found: dict[str, Any], main: str) -> list[str]:
+    """`found` is what results.json says of the system."""
+    low, high = found[main]["interval"]
+    row = [system, str(found["runs"]), f"{found[main]['mean']:.3f} [{low:.3f}, {high:.3f}]"]
+    row += [f"{found[metric]['mean']:.3f}" for metric in METRICS if metric != main]
+    if "against_baseline" not in found[main]:
+        return [*row, "", ""]
+    against = found[main]["against_baseline"]
+    low, high = against["interval"]
+    return [*row, f"{against['mean']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{against['p']:.4f}"]
+
+
+def table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Markdown. The rows of single seeds are left out."""
+    first = next(iter(evaluations.values()))
+    main, share = first["metric"], f"{first['statistics']['confidence']:.0%}"
+    others = [title for metric, title in METRICS.items() if metric != main]
+    header = ["", "seeds", f"{METRICS[main]} [{share}]", *others, f"− {first['baseline']} [{share}]", "p"]
+    lines = [f"{first['corpus']}, {first['queries']:,} queries of split {first['split']}, {first['documents']:,} "
+             "documents", "", f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]  # fmt: skip
+    seen: set[str] = set()
+    for name, results in evaluations.items():
+        same = [results[key] == first[key] for key in ("corpus", "split", "queries", "documents", "metric", "baseline")]
+        if not all(same):
+            raise SystemExit(f"{name}: not the queries, documents, metric and baseline of the first evaluation")
+        for short in results["names"].values():
+            system = named(short, name)
+            if system not in seen:
+                seen.add(system)
+                lines.append(f"| {' | '.join(row_of(system, results['systems'][short], main))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", nargs="+", metavar="NAME=FOLDER", help="what dream-evaluate wrote")
+    chosen = [text.partition("=") for text in parser.parse_args().evaluations]
+    read = {name: json.loads((Path(folder) / "results.json").read_text()) for name, _, folder in chosen}
+    print(table(read))
+
+
+if __name__ == "__main__":
+    main()
