@@ -5,7 +5,8 @@
 
 One row a setting: mean of the seeds with their lowest and highest value, and what the encoder gained by training, which
 is compared within a seed: both sides start from the same weights. Wall seconds depend on what the log-likelihood cache
-knew; `pairs scored` tells how much it did not.
+knew; `pairs scored` tells how much it did not. Objectives that put weights into the model's attention have nothing to
+cache and count no pairs.
 """
 
 import argparse

@@ -41,8 +41,8 @@ def heads(cfg: DictConfig) -> float:
     picture.savefig(ranked.folder.with_suffix(".png"), dpi=150)
     with SummaryWriter(str(ranked.folder.parent / "tensorboard" / ranked.folder.name)) as board:
         board.add_image("heads", pixels(picture), dataformats="HWC")
-    say(f"\nKept in {ranked.folder}, drawn in {ranked.folder.with_suffix('.png')}. Train with them:\n"
-        "  dream-train objective=attention")  # fmt: skip
+    say(f"\nKept in {ranked.folder}, drawn in {ranked.folder.with_suffix('.png')}. Train with them, with the same "
+        "corpus and scorer, finder.* being objective.finder.* there:\n  dream-train objective=attention")  # fmt: skip
     return ranked.rows[0][2]
 
 

@@ -78,7 +78,7 @@ class RetrieverModule(L.LightningModule):
         distinct_U, columns_PK = torch.unique(candidate_ids_PK, return_inverse=True)
         passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(self.device)
         sim_BU = query_BD @ self.encoder(passages, "passage").T
-        documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.numpy()]).to(self.device)
+        documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.cpu().numpy()]).to(self.device)
         columns_PK = columns_PK.to(self.device)
         allowed_BU = documents_U != windows.document_ids_B[:, None]
         # A window's own candidates stay, whatever the exclusion rule let through.
@@ -133,6 +133,10 @@ class RetrieverModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         inside = sum(self.timer.seconds.values()) - known
         self.timer.seconds["step"] += time.perf_counter() - before - inside
+
+    def on_fit_start(self) -> None:
+        if self.scorer.device.type != self.device.type:  # it is no submodule, so that Lightning does not move it
+            self.scorer.to(self.device)
 
     def on_train_start(self) -> None:
         self.encoder.train()

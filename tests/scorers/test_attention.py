@@ -110,6 +110,26 @@ def test_reweigh_by_hand():
     torch.testing.assert_close(reweigh(attention, owner, weights, "full"), torch.tensor([[[0.5, 0.25, 0.25, 0.4]]]))
 
 
+def test_a_passage_that_a_row_cannot_see_has_no_part_and_no_gradient():
+    attention = torch.tensor([[[0.0, 0.6, 0.4]]], requires_grad=True)
+    weights = torch.tensor([0.5, 0.5], requires_grad=True)
+    changed = reweigh(attention, torch.tensor([0, 1, -1]), weights, "keep")
+    torch.testing.assert_close(changed.detach(), torch.tensor([[[0.0, 0.3, 0.4]]]))
+    (1e6 * changed).sum().backward()
+    assert attention.grad.isfinite().all()
+    assert weights.grad.tolist()[0] == 0
+
+
+def test_the_encoders_autocast_does_not_reach_the_language_model(scorer, store):
+    plainly = scorer.loglik(store, WINDOWS, CANDIDATES)
+    weights = torch.full((2, 3), 1 / 3)
+    weighed = Reading(scorer, store, WINDOWS, CANDIDATES, Timer()).weighted(weights, every_head(scorer), "keep")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(scorer.loglik(store, WINDOWS, CANDIDATES), plainly)
+        reading = Reading(scorer, store, WINDOWS, CANDIDATES, Timer())
+        assert torch.equal(reading.weighted(weights, every_head(scorer), "keep"), weighed)
+
+
 def test_weights_that_are_the_heads_own_masses_change_nothing():
     attention = torch.rand(3, 5, 10).softmax(-1)
     owner = torch.tensor([-1, 0, 0, 0, 1, 1, 2, 2, 2, -1])

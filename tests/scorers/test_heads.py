@@ -43,7 +43,15 @@ def scorer(tokenizer, store, tmp_path_factory):
 @pytest.fixture
 def finder(tmp_path):
     def make(**changes):
-        settings = {"windows": 6, "candidates": 4, "gain": 0.02, "rows": "context", "uninformative": "N/A", "seed": 0}
+        settings = {
+            "windows": 6,
+            "scanned": 640,
+            "candidates": 4,
+            "gain": 0.02,
+            "rows": "context",
+            "uninformative": "N/A",
+            "seed": 0,
+        }
         return HeadFinder(**settings | changes, folder=str(tmp_path / "heads"), bm25_dir=str(tmp_path / "bm25"))
 
     return make
@@ -111,6 +119,10 @@ def test_heads_can_be_chosen_in_four_ways(scorer, store, finder):
     assert chosen("random") == chosen("random")
     assert any(chosen("random", seed=seed) != chosen("random") for seed in range(1, 5))
     assert chosen([[1, 2], [0, 3]]) == [(1, 2), (0, 3)]
+    with pytest.raises(ConfigError, match="objective.count=9: the model has 8 heads"):
+        chosen("random", count=9)
+    with pytest.raises(ConfigError, match="objective.heads"):
+        chosen([])
     with pytest.raises(ConfigError, match=r"objective.heads=.*layer 1: 4 heads"):
         chosen([[7, 0]])
 

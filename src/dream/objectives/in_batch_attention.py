@@ -16,7 +16,7 @@ class InBatchAttention(MixedObjective):
     """loss = -mean_t log p_LM(y_t | y_<t, x), where every layer adds Σ_u w_u · b_u to what it attends to.
 
     b_u is what the window's tokens read in text u. Source: Revela (arXiv 2506.16552). The texts of the batch are the
-    candidates of all its windows, and the language model stays frozen, whereas the paper trains it, too.
+    candidates of all scored windows, and the language model stays frozen, whereas the paper trains it, too.
     """
 
     def __init__(self, temperature: float, continuation: float, unhelped_weight: float, value_norm: bool) -> None:
@@ -24,7 +24,9 @@ class InBatchAttention(MixedObjective):
         self.value_norm = value_norm
 
     def window_losses(self, candidates: Candidates) -> Tensor:
-        scored = len(candidates.columns_SK)
-        sim_SU, allowed_SU = candidates.sim_BU[:scored], candidates.allowed_BU[:scored]
+        scored, columns_U = len(candidates.columns_SK), candidates.columns_SK.unique()
+        sim_SU, allowed_SU = (part[:scored, columns_U] for part in (candidates.sim_BU, candidates.allowed_BU))
         weights_SU = in_batch_weights(sim_SU, allowed_SU, self.temperature)
-        return -candidates.reading.in_batch(weights_SU, candidates.ids_U, self.value_norm)
+        return -candidates.reading.in_batch(
+            weights_SU, candidates.ids_U.to(columns_U.device)[columns_U], self.value_norm
+        )

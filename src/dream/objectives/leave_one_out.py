@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from dream.errors import require
 from dream.objectives.base import Candidates
 from dream.objectives.kl_posterior import KLPosterior
 
@@ -19,6 +20,8 @@ class LeaveOneOut(KLPosterior):
     """The target of `kl_posterior` from K prompts of K - 1 passages each, in place of K prompts of one."""
 
     def prepare(self, scorer, store, k: int) -> None:
+        require(self.null_similarity is None, "objective.null_similarity", self.null_similarity, "leave_one_out has no "
+                "prompt without passages: choose null")  # fmt: skip
         scorer.require_room(store, k - 1, "candidates.k", k)
 
     def told(self, candidates: Candidates) -> Tensor:

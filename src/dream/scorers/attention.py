@@ -65,8 +65,9 @@ def reweigh(attention_HRT: Tensor, owner_T: Tensor, weights_K: Tensor, mass: Mas
     owns_TK = (owner_T[:, None] == torch.arange(passages, device=owner_T.device)).to(attention_HRT.dtype)
     mass_HRK = attention_HRT @ owns_TK
     total_HR1 = mass_HRK.sum(-1, keepdim=True) if mass == "keep" else 1.0
-    # A passage that a row cannot see (a sliding window) has no mass to share out.
-    factor_HRK = total_HR1 * weights_K / mass_HRK.clamp_min(torch.finfo(attention_HRT.dtype).tiny)
+    # A passage that a row cannot see (behind a sliding window) has nothing to share out; its weight is lost there.
+    seen_HRK = mass_HRK > torch.finfo(attention_HRT.dtype).tiny
+    factor_HRK = torch.where(seen_HRK, total_HR1 * weights_K / mass_HRK.masked_fill(~seen_HRK, 1.0), 0.0)
     return attention_HRT * (factor_HRK @ owns_TK.T + (owner_T < 0))
 
 

@@ -5,6 +5,7 @@ Shapes: B windows, K candidates of a window, P pairs of one forward, T tokens, R
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -169,6 +170,12 @@ class CausalScorer:
             self._cached = scope
         return self.cache
 
+    @contextmanager
+    def precisely(self) -> Iterator[None]:
+        """In the model's own type, whatever the training of the encoder does: what is kept must not depend on it."""
+        with torch.autocast(self.device.type, enabled=False):
+            yield
+
     @torch.no_grad()
     def _score(
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
@@ -189,7 +196,8 @@ class CausalScorer:
             rows = pairs if len(pairs) > 1 else pairs.repeat(2)
             batch = self._pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
             order.append(pairs)
-            scored = forward(*(part.to(self.device) for part in batch))[: len(pairs)]
+            with self.precisely():
+                scored = forward(*(part.to(self.device) for part in batch))[: len(pairs)]
             scores.append(self._left_aligned(scored, batch[2][: len(pairs)], tokens) if by_token else scored)
         self.forwards += len(scores)
         self.pairs_scored += len(sequences)
@@ -222,14 +230,18 @@ class CausalScorer:
 
     def _forwards(self, lengths_P: np.ndarray) -> Iterator[np.ndarray]:
         """Pairs that are padded to the same number of tokens, as many at a time as the token budget allows."""
-        budget = self.scoring.tokens_per_forward
-        tokens = TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
         padded_P = self._padded(lengths_P)
         for length in np.unique(padded_P):
             pairs = np.flatnonzero(padded_P == length)
-            rows = max(1, tokens // int(length))
+            rows = max(1, self.token_budget // int(length))
             for start in range(0, len(pairs), rows):
                 yield pairs[start : start + rows]
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of one forward, at most."""
+        budget = self.scoring.tokens_per_forward
+        return TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
 
     def _padded(self, lengths_P: np.ndarray) -> np.ndarray:
         return np.minimum(-(-lengths_P // PAD_TO) * PAD_TO, self.most_tokens)

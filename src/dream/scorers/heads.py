@@ -50,7 +50,8 @@ class HeadFinder:
     A window's helpful passage is the one of its `candidates` BM25 neighbours behind which the target is likeliest, by
     at least `gain` nats per token above the others' mean. A head's score is its attention on that passage, from the
     tokens of the context (`rows: context`) or of context and target (`window`), minus the same where `uninformative`
-    stands in their place, above the mean of the same for the other candidates; mean over `windows` such windows.
+    stands in their place, above the mean of the same for the other candidates; mean over `windows` such windows, which
+    are looked for among the first `scanned` of a seeded order.
     Source: QRHead (Zhang et al. 2025). Its threshold on single tokens is left out. The others' mean is ours: without
     it, a head that turns to all passages alike when asked counts as one that finds the right one.
     """
@@ -58,6 +59,7 @@ class HeadFinder:
     def __init__(
         self,
         windows: int,
+        scanned: int,
         candidates: int,
         gain: float,
         rows: Literal["context", "window"],
@@ -67,16 +69,26 @@ class HeadFinder:
         bm25_dir: str,
     ) -> None:
         require(windows > 0, "finder.windows", windows, "at least 1")
+        require(scanned >= windows, "finder.scanned", scanned, f"at least finder.windows={windows}")
         require(candidates >= 2, "finder.candidates", candidates, "at least 2")
         require(rows in ("context", "window"), "finder.rows", rows, "choose context or window")
         require(bool(uninformative), "finder.uninformative", uninformative, "some text that asks for nothing")
-        self.windows, self.candidates, self.gain, self.rows = windows, candidates, gain, rows
+        self.windows, self.scanned, self.candidates, self.gain, self.rows = windows, scanned, candidates, gain, rows
         self.uninformative, self.seed = uninformative, seed
         self.folder, self.bm25_dir = Path(folder), Path(bm25_dir)
 
     def open_or_find(self, scorer: CausalScorer, store: Store) -> RankedHeads:
         """Ranked before, or now: the result is kept under the scorer, the store and these settings."""
-        settings = [LAYOUT, self.windows, self.candidates, self.gain, self.rows, self.uninformative, self.seed]
+        settings = [
+            LAYOUT,
+            self.windows,
+            self.scanned,
+            self.candidates,
+            self.gain,
+            self.rows,
+            self.uninformative,
+            self.seed,
+        ]
         name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
         folder = self.folder / name
         if not usable(folder):
@@ -102,8 +114,8 @@ class HeadFinder:
                 break
         bar.close()
         if not used:
-            raise DreamError(f"finder.gain={self.gain}: no window of this corpus has a passage that helps so much; "
-                             "lower it, or take a scorer that reads its passages")  # fmt: skip
+            raise DreamError(f"finder.gain={self.gain}: none of {self.scanned:,} windows has a passage that helps so "
+                             "much; lower it, or take a scorer that reads its passages")  # fmt: skip
         rows = [
             (layer, head, float(score))
             for layer, sum_H in sums.items()
@@ -113,7 +125,8 @@ class HeadFinder:
 
     def _helped(self, scorer: CausalScorer, store: Store, index: BM25Index) -> Iterable[tuple[int, list[int], int]]:
         """(window, its candidates in a seeded order, the place of the helpful one among them)"""
-        order = permute(self.seed, np.arange(len(store.windows)), len(store.windows))
+        count = len(store.windows)
+        order = permute(self.seed, np.arange(min(self.scanned, count)), count)
         for start in range(0, len(order), STEP):
             chosen_S = order[start : start + STEP]
             other_S = random_passages(store, chosen_S, uniform(self.seed, 0, chosen_S))
@@ -153,7 +166,7 @@ def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np
     owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(before))).to(scorer.device)
     asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
     recorded = RecordedAttention(owner_T, len(passages))
-    with injectable(scorer.model):
+    with scorer.precisely(), injectable(scorer.model):
         model = scorer.model.base_model
         memory = model(input_ids=before[None], use_cache=True, attend=plain).past_key_values
         model(input_ids=asked[None], past_key_values=memory, use_cache=True, attend=recorded)
@@ -171,6 +184,8 @@ def choose_heads(
 ) -> Heads:
     """`heads` of the objective as layer → heads. ConfigError where a listed one does not exist."""
     known = all_heads(scorer)
+    counted = heads in ("found", "random")
+    require(not counted or count <= len(known), "objective.count", count, f"the model has {len(known)} heads")
     if heads == "all":
         chosen = known
     elif heads == "random":
@@ -179,6 +194,7 @@ def choose_heads(
     elif heads == "found":
         chosen = [(layer, head) for layer, head, _ in finder.open_or_find(scorer, store).rows[:count]]
     else:
+        require(bool(heads), "objective.heads", heads, "at least one pair of [layer, head]")
         chosen = [tuple(pair) for pair in heads]  # type: ignore[misc]
         layers = {layer: sum(of == layer for of, _ in known) for layer, _ in known}
         require(set(chosen) <= set(known), "objective.heads", heads, "pairs of [layer, head]; the model has "

@@ -78,19 +78,23 @@ class Reading:
         first token are as ever, so that they are read without gradient; the target's are read with it. One window
         after another, each with its gradient at once: memory is bounded by one window's rows.
         """
-        with self.timer("score"), injectable(self.scorer.model):
-            return _differentiable(lambda row, weights_K: self._weighted(row, weights_K, heads, mass), weights_SK)
+        with self.timer("score"), self.scorer.precisely(), injectable(self.scorer.model):
+            loglik = lambda row, weights_K: self._weighted(row, weights_K, heads, mass)  # noqa: E731
+            return _differentiable(loglik, weights_SK, self.scorer.device)
 
     def in_batch(self, weights_SU: Tensor, distinct_U: Tensor, value_norm: bool) -> Tensor:
         """loglik_S per token of the target, nats, where every row of the window also attends to the U texts.
 
         The texts are read once, without gradient and alone. The window stands where it would behind one passage.
         """
-        with self.timer("score"):
+        if not len(weights_SU):
+            return weights_SU.sum(1)
+        with self.timer("score"), self.scorer.precisely():
             texts_of_layer, mask_UT = self._read_texts(distinct_U)
             attend = lambda weights_U: InBatchAttention(texts_of_layer, mask_UT, weights_U, value_norm)  # noqa: E731
             with injectable(self.scorer.model):
-                return _differentiable(lambda row, weights_U: self._in_batch(row, attend(weights_U)), weights_SU)
+                loglik = lambda row, weights_U: self._in_batch(row, attend(weights_U))  # noqa: E731
+                return _differentiable(loglik, weights_SU, self.scorer.device)
 
     def _weighted(self, row: int, weights_K: Tensor, heads: Heads, mass: Mass) -> Tensor:
         scorer = self.scorer
@@ -113,6 +117,7 @@ class Reading:
         return self._mean_loglik(window, len(target), position_ids=places[None], use_cache=False, attend=attend)
 
     def _mean_loglik(self, window_T: Tensor, targets: int, **how: Any) -> Tensor:
+        self.scorer.forwards += 1
         logits_TV = self.scorer.model(input_ids=window_T[None, :-1], **how).logits[0, -targets:]
         logits_TV = logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
         return logits_TV.log_softmax(1).gather(1, window_T[-targets:, None]).mean()
@@ -123,24 +128,31 @@ class Reading:
         scorer = self.scorer
         texts = [scorer.prompt.text(scorer.passage(self.store, passage_id)) for passage_id in passage_ids_U.tolist()]
         batch = pad_tokens(texts, 0).to(scorer.device)
-        memory = scorer.model.base_model(input_ids=batch.ids_BT, use_cache=True).past_key_values
-        layers = enumerate(memory.layers)
-        return {at: (layer.keys, layer.values) for at, layer in layers if getattr(layer, "keys", None) is not None}, (
-            batch.mask_BT
-        )
+        rows = max(1, scorer.token_budget // batch.ids_BT.shape[1])
+        parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for ids_PT in batch.ids_BT.split(rows):
+            scorer.forwards += 1
+            for at, layer in enumerate(
+                scorer.model.base_model(input_ids=ids_PT, use_cache=True).past_key_values.layers
+            ):
+                if getattr(layer, "keys", None) is not None:  # a layer without attention has none
+                    parts.setdefault(at, []).append((layer.keys, layer.values))
+        whole = {at: (torch.cat([key for key, _ in read]), torch.cat([value for _, value in read]))
+                 for at, read in parts.items()}  # fmt: skip
+        return whole, batch.mask_BT
 
 
-def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor) -> Tensor:
+def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor, device: torch.device) -> Tensor:
     """loglik_S of (row, weights_K), differentiable once; each row's gradient is taken as soon as it is there."""
     values, gradients = [], []
     for row, weights_K in enumerate(weights_SK.detach()):
-        leaf = weights_K.clone().requires_grad_()
+        leaf = weights_K.to(device, copy=True).requires_grad_()
         with torch.enable_grad():
             value = loglik(row, leaf)
         gradients.append(torch.autograd.grad(value, leaf)[0])
         values.append(value.detach())
     if not values:
         return weights_SK.sum(1)
-    value_S, gradient_SK = torch.stack(values).to(weights_SK), torch.stack(gradients)
+    value_S, gradient_SK = torch.stack(values).to(weights_SK), torch.stack(gradients).to(weights_SK)
     # The value itself, with the gradient that was taken.
     return value_S + ((weights_SK - weights_SK.detach()) * gradient_SK).sum(1)
