@@ -11,11 +11,11 @@ from dream.errors import ConfigError
 from dream.objectives.attention import Attention
 from dream.objectives.base import Candidates, Evidence, spread
 from dream.objectives.in_batch_attention import InBatchAttention, in_batch_weights
-from dream.objectives.info_nce import InfoNCE, info_nce
+from dream.objectives.info_nce import InfoNCE, contrast, info_nce
 from dream.objectives.kl_posterior import KLPosterior, kl_posterior
 from dream.objectives.leave_one_out import LeaveOneOut
 from dream.objectives.marginal import Marginal, marginal
-from dream.objectives.mixed import contrast, mix
+from dream.objectives.mixed import mix
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 KL = {"direction": "forward", "in_batch": True, "continuation": 0.0, "null_similarity": None, "unhelped_weight": 1.0}

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from conftest import save_random_model
 from dream.errors import ConfigError
 from dream.scorers.attention import InBatchAttention, injectable, reweigh
 from dream.scorers.hf import HFScorer
@@ -62,14 +63,7 @@ CANDIDATES = torch.tensor([[30, 40, 50], [3, 60, 9]])
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def scorer(request, tokenizer, store, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    model = FAMILIES[request.param](len(tokenizer))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.normal_(std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_random_model(FAMILIES[request.param](len(tokenizer)), tokenizer, folder)
     scorer = HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1)
     scorer.load(store)
     return scorer

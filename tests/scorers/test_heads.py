@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from conftest import save_random_model
 from dream.errors import ConfigError, DreamError
 from dream.heads import heat_map
 from dream.scorers.heads import HeadFinder, RankedHeads, all_heads, choose_heads, passage_attention
@@ -26,15 +27,9 @@ SCORING = {
 def scorer(tokenizer, store, tmp_path_factory):
     """Random weights, large enough that heads differ; eager attention tells its probabilities."""
     folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.normal_(std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_random_model(model, tokenizer, folder)
     scorer = HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1)
     scorer.load(store)
     return scorer

@@ -13,6 +13,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from conftest import save_random_model
 from dream.errors import ConfigError
 from dream.scorers.hf import HFScorer
 from dream.store.store import SCORER
@@ -47,15 +48,7 @@ CANDIDATES = torch.tensor([[3, -1, 40, 41], [50, 51, 2, 9], [-1, 60, 0, 1]])
 
 
 def save_model(family, tokenizer, folder):
-    torch.manual_seed(0)
-    model = FAMILIES[family](len(tokenizer))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.normal_(std=0.2)  # at the usual 0.02 every token is about equally likely
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_random_model(FAMILIES[family](len(tokenizer)), tokenizer, folder)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))

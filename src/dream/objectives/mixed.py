@@ -2,22 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dream.errors import require
 from dream.objectives.base import Candidates, Evidence, Objective, window_weights
-
-
-def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
-             temperature: float) -> Tensor:  # fmt: skip
-    """loss_B: cross-entropy (nats) of a window's continuation among all continuations and candidates of the step.
-
-    InfoNCE with hard negatives, as in DPR (Karpukhin et al. 2020, §3.2), the pairs being consecutive spans.
-    """
-    negatives_only_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
-    logits = torch.cat([continuation_sim_BB.masked_fill(negatives_only_BB, -torch.inf),
-                        candidate_sim_BU.masked_fill(~allowed_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+from dream.objectives.info_nce import contrast
 
 
 def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:

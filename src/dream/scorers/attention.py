@@ -59,7 +59,7 @@ def reweigh(attention_HRT: Tensor, owner_T: Tensor, weights_K: Tensor, mass: Mas
 
     `owner_T` is the passage of each token, -1 outside all of them, where attention stays as it is. M_t is the row's
     attention on all passages (`keep`) or 1 (`full`). `weights_K` may also be weights_HRK. Source: DREAM (Tang & Yang,
-    arXiv 2606.24667), as DESIGN of this project reads it; what the paper leaves open is `mass`.
+    arXiv 2606.24667), which leaves `mass` open.
     """
     passages = weights_K.shape[-1]
     owns_TK = (owner_T[:, None] == torch.arange(passages, device=owner_T.device)).to(attention_HRT.dtype)

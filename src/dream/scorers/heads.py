@@ -17,9 +17,10 @@ from dream.candidates.bm25 import BM25Index
 from dream.errors import DreamError, require
 from dream.files import fingerprint, new_directory, usable, write_json
 from dream.runtime import progress, say
-from dream.scorers.attention import Heads, RecordedAttention, injectable, plain
+from dream.scorers.attention import Heads, RecordedAttention, injectable
 from dream.scorers.base import CausalScorer
 from dream.scorers.copy_curriculum import neighbour_passages, random_passages, uniform
+from dream.scorers.reading import read_passages
 from dream.store.permutation import permute
 from dream.store.store import SCORER, Store
 
@@ -162,14 +163,11 @@ class HeadFinder:
 @torch.no_grad()
 def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np.ndarray) -> dict[int, Tensor]:
     """mass_HK by layer: the attention of every head on each passage, mean over the rows that follow the passages."""
-    before = torch.from_numpy(scorer.prompt.join_several(passages)).to(scorer.device)
-    owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(before))).to(scorer.device)
     asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
-    recorded = RecordedAttention(owner_T, len(passages))
     with scorer.precisely(), injectable(scorer.model):
-        model = scorer.model.base_model
-        memory = model(input_ids=before[None], use_cache=True, attend=plain).past_key_values
-        model(input_ids=asked[None], past_key_values=memory, use_cache=True, attend=recorded)
+        memory, owner_T = read_passages(scorer, passages)
+        recorded = RecordedAttention(owner_T, len(passages))
+        scorer.model.base_model(input_ids=asked[None], past_key_values=memory, use_cache=True, attend=recorded)
     return recorded.mass_of_layer
 
 

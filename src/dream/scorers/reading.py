@@ -100,10 +100,7 @@ class Reading:
         scorer = self.scorer
         context, target = self.store.window_tokens(int(self.window_ids_S[row]), SCORER)
         passages = [scorer.passage(self.store, passage_id) for passage_id in self.candidate_ids_SK[row].tolist()]
-        before = torch.from_numpy(scorer.prompt.join_several(passages, context[:-1])).to(scorer.device)
-        owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(before))).to(scorer.device)
-        with torch.no_grad():
-            memory = scorer.model.base_model(input_ids=before[None], use_cache=True, attend=plain).past_key_values
+        memory, owner_T = read_passages(scorer, passages, context[:-1])
         window = torch.from_numpy(np.concatenate([context[-1:], target]).astype(np.int64)).to(scorer.device)
         attend = WeightedAttention(owner_T, weights_K, heads, mass)
         return self._mean_loglik(window, len(target), past_key_values=memory, use_cache=True, attend=attend)
@@ -140,6 +137,15 @@ class Reading:
         whole = {at: (torch.cat([key for key, _ in read]), torch.cat([value for _, value in read]))
                  for at, read in parts.items()}  # fmt: skip
         return whole, batch.mask_BT
+
+
+@torch.no_grad()
+def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np.ndarray) -> tuple[Any, Tensor]:
+    """(keys and values of passages and context, owner_T: the passage of each token), within `injectable`."""
+    ids_T = torch.from_numpy(scorer.prompt.join_several(passages, *context)).to(scorer.device)
+    owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(ids_T))).to(scorer.device)
+    memory = scorer.model.base_model(input_ids=ids_T[None], use_cache=True, attend=plain).past_key_values
+    return memory, owner_T
 
 
 def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor, device: torch.device) -> Tensor:
