@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.random_models import save_random_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -20,7 +21,6 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from conftest import save_random_model
 from dream.errors import ConfigError
 from dream.scorers.attention import InBatchAttention, injectable, reweigh
 from dream.scorers.hf import HFScorer

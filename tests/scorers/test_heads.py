@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.random_models import save_random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import save_random_model
 from dream.errors import ConfigError, DreamError
 from dream.heads import heat_map
 from dream.scorers.heads import HeadFinder, RankedHeads, all_heads, choose_heads, passage_attention

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.random_models import save_random_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -13,7 +14,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from conftest import save_random_model
 from dream.errors import ConfigError
 from dream.scorers.hf import HFScorer
 from dream.store.store import SCORER
