@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dream.errors import require
+
 if TYPE_CHECKING:
     from dream.scorers.base import CausalScorer
     from dream.scorers.reading import Reading
@@ -50,6 +52,15 @@ class Objective:
 
     def __call__(self, evidence: Evidence) -> Tensor:
         raise NotImplementedError
+
+
+def check_knobs(temperature: float, continuation: float, unhelped_weight: float, null_similarity: float | None) -> None:
+    """The knobs that several objectives have: an error names the one that is out of range."""
+    require(temperature > 0, "objective.temperature", temperature, "must be above 0")
+    require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
+    require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
+    within = null_similarity is None or -1 <= null_similarity <= 1
+    require(within, "objective.null_similarity", null_similarity, "null, or a cosine from -1 to 1")
 
 
 def spread(values_BK: Tensor, columns_BK: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dream.errors import require
-from dream.objectives.base import Candidates, Evidence, Objective, spread, window_weights
+from dream.objectives.base import Candidates, Evidence, Objective, check_knobs, spread, window_weights
 
 
 def kl_posterior(
@@ -55,13 +55,9 @@ class KLPosterior(Objective):
         null_similarity: float | None,
         unhelped_weight: float,
     ) -> None:
-        require(temperature > 0, "objective.temperature", temperature, "must be above 0")
+        check_knobs(temperature, continuation, unhelped_weight, null_similarity)
         require(lm_temperature > 0, "objective.lm_temperature", lm_temperature, "must be above 0")
         require(direction in ("forward", "reverse"), "objective.direction", direction, "choose forward or reverse")
-        require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
-        within = null_similarity is None or -1 <= null_similarity <= 1
-        require(within, "objective.null_similarity", null_similarity, "null, or a cosine from -1 to 1")
-        require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
         self.temperature, self.lm_temperature = temperature, lm_temperature
         self.direction, self.in_batch, self.continuation = direction, in_batch, continuation
         self.null_similarity, self.unhelped_weight = null_similarity, unhelped_weight

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from dream.errors import require
 from dream.objectives.base import Candidates
 from dream.objectives.mixed import MixedObjective
 
@@ -18,15 +17,7 @@ def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
 
 
 class Marginal(MixedObjective):
-    """`null_similarity`: the cosine at which no passage at all takes part in p; null: it does not."""
-
-    def __init__(
-        self, temperature: float, continuation: float, unhelped_weight: float, null_similarity: float | None
-    ) -> None:
-        super().__init__(temperature, continuation, unhelped_weight)
-        within = null_similarity is None or -1 <= null_similarity <= 1
-        require(within, "objective.null_similarity", null_similarity, "null, or a cosine from -1 to 1")
-        self.null_similarity = null_similarity
+    """The scored windows' loss is `marginal`, no passage being one more candidate where `null_similarity` is given."""
 
     def window_losses(self, candidates: Candidates) -> Tensor:
         loglik_SKT, mask_ST = candidates.reading.token_loglik

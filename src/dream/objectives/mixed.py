@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from dream.errors import require
-from dream.objectives.base import Candidates, Evidence, Objective, window_weights
+from dream.objectives.base import Candidates, Evidence, Objective, check_knobs, window_weights
 from dream.objectives.info_nce import contrast
 
 
@@ -19,16 +18,18 @@ class MixedObjective(Objective):
     """Base of objectives that have a loss of their own for each scored window: `window_losses`.
 
     `continuation` is the share of the contrast with the window's own continuation in the loss; with 0, only scored
-    windows count. `unhelped_weight` weighs windows that no candidate helps more than no passage.
+    windows count. `unhelped_weight` weighs windows that no candidate helps more than no passage. `null_similarity`, of
+    objectives that know it, is the cosine at which no passage at all takes part; null: it does not.
     """
 
     needs_candidates = True
 
-    def __init__(self, temperature: float, continuation: float, unhelped_weight: float) -> None:
-        require(temperature > 0, "objective.temperature", temperature, "must be above 0")
-        require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
-        require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
+    def __init__(
+        self, temperature: float, continuation: float, unhelped_weight: float, null_similarity: float | None = None
+    ) -> None:
+        check_knobs(temperature, continuation, unhelped_weight, null_similarity)
         self.temperature, self.continuation, self.unhelped_weight = temperature, continuation, unhelped_weight
+        self.null_similarity = null_similarity
         self.needs_continuation = continuation > 0
 
     def window_losses(self, candidates: Candidates) -> Tensor:
