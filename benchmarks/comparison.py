@@ -18,7 +18,9 @@ def named(system: str, name: str) -> str:
     """What the table calls a system of the evaluation that is called `name`."""
     if system == "run":
         return name
-    return f"hybrid with {name}" if system == "hybrid" else system.replace("hybrid:", "hybrid with ")
+    kind, _, other = system.partition(":")
+    hybrids = {"hybrid": "hybrid with", "hybrid_weighted": "weighted hybrid with"}
+    return f"{hybrids[kind]} {other or name}" if kind in hybrids else system
 
 
 def row_of(system: str, found: dict[str, Any], main: str) -> list[str]:

@@ -42,6 +42,7 @@ def composed(corpus_folder, llama_folder, tmp_path):
         "scorer=hf": [f"scorer.name={llama_folder}"],
         "encoder=hf": [f"encoder.name={llama_folder}", "encoder.pooling=last"],
         "experiment=own_corpus": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "experiment=adapt": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"encoder.name={llama_folder}"],
         "objective=attention": [
             *room,
             "objective.finder.gain=0",
@@ -58,7 +59,7 @@ def composed(corpus_folder, llama_folder, tmp_path):
         chosen = [option]
         if group not in ("experiment", "debug"):
             chosen += [default for name, default in base.items() if name != group]
-        elif option != "experiment=own_corpus":
+        elif option in ("experiment=quickstart", "debug=smoke", "debug=overfit"):
             chosen += needed["corpus=pydocs"]
         overrides = chosen + [extra for name in chosen for extra in needed.get(name, [])]
         paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path / 'run'}"]
