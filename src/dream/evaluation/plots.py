@@ -32,10 +32,12 @@ def bars(results: Results, title: str) -> Figure:
     axes.invert_yaxis()
     axes.axvline(results.mean(results.baseline, results.metric), color="#b04a4a", linewidth=1, linestyle="--")
     dots = "; dots: single seeds" if any(len(results.rows[name][results.metric]) > 1 for name in names) else ""
-    axes.set_xlabel(f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval; dashed: "
-                    f"{results.baseline}{dots}")  # fmt: skip
     axes.set_xlim(left=0)
-    axes.set_title(title, fontsize=9, loc="left")
+    interval = f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval"
+    figure.supxlabel(
+        f"{interval}; dashed: {results.baseline}{dots}", fontsize=9
+    )  # of the figure: the names leave the axes little room
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
