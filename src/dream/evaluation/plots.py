@@ -34,9 +34,8 @@ def bars(results: Results, title: str) -> Figure:
     dots = "; dots: single seeds" if any(len(results.rows[name][results.metric]) > 1 for name in names) else ""
     axes.set_xlim(left=0)
     interval = f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval"
-    figure.supxlabel(
-        f"{interval}; dashed: {results.baseline}{dots}", fontsize=9
-    )  # of the figure: the names leave the axes little room
+    # Of the figure, not of the axes, to which long names leave too little room.
+    figure.supxlabel(f"{interval}; dashed: {results.baseline}{dots}", fontsize=9)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
