@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-import dream.runtime
+import dream.utils.runtime
 
 
 def part_of(folder: Path, documents: int, queries: int, split: str, copy: Path) -> Path:
@@ -60,11 +60,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     chosen, more = parser.parse_known_args()
     spent = time_forward()
-    from dream.evaluate import evaluate
+    from dream.commands.evaluate import evaluate
 
     with (
         tempfile.TemporaryDirectory() as scratch,
-        initialize_config_dir(str(dream.runtime.CONFIG_DIR), version_base="1.3"),
+        initialize_config_dir(str(dream.utils.runtime.CONFIG_DIR), version_base="1.3"),
     ):
         folder = part_of(chosen.folder, chosen.documents, chosen.queries, chosen.split, Path(scratch) / "part")
         overrides = ["benchmark=beir", f"benchmark.path={folder}", f"split={chosen.split}", "device=cpu",

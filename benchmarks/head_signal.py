@@ -15,7 +15,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dream.cli import command
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 WINDOWS, CANDIDATES, CLEAR, SEED = 96, 8, 5.0, 7
 
@@ -27,14 +30,13 @@ def correlation(a_SK: Tensor, b_SK: Tensor) -> Tensor:
 
 
 def measure(cfg: DictConfig) -> None:
-    from dream.assembly import assemble
-    from dream.candidates.bm25 import BM25Index
-    from dream.runtime import say
-    from dream.scorers.copy_curriculum import neighbour_passages, random_passages, uniform
-    from dream.scorers.heads import all_heads
-    from dream.scorers.reading import Reading
+    from dream.build import assemble
+    from dream.indexes.bm25 import BM25Index
+    from dream.scorers.attention.heads import all_heads
+    from dream.scorers.candidate_scores import Reading
+    from dream.scorers.pretraining.curriculum import neighbour_passages, random_passages, uniform
     from dream.store.permutation import permute
-    from dream.timing import Timer
+    from dream.utils.timing import Timer
 
     parts = assemble(cfg)
     parts.scorer.load(parts.store)
@@ -49,8 +51,8 @@ def measure(cfg: DictConfig) -> None:
     best_S = loglik_SK.argmax(1)
     others_S = (loglik_SK.sum(1) - loglik_SK.amax(1)) / (CANDIDATES - 1)
     clear_S = loglik_SK.amax(1) - others_S > CLEAR
-    say(f"{WINDOWS} windows, {int(clear_S.sum())} of them clear")
-    say("heads            correlation  same best   in clear windows: correlation  same best")
+    log.info(f"{WINDOWS} windows, {int(clear_S.sum())} of them clear")
+    log.info("heads            correlation  same best   in clear windows: correlation  same best")
     heads = all_heads(parts.scorer)
     everyone: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -62,7 +64,7 @@ def measure(cfg: DictConfig) -> None:
         weights_SK = torch.full((WINDOWS, CANDIDATES), 1 / CANDIDATES, requires_grad=True)
         [gradient_SK] = torch.autograd.grad(reading.weighted(weights_SK, chosen, "keep").sum(), weights_SK)
         close_S, same_S = correlation(gradient_SK, loglik_SK), (gradient_SK.argmax(1) == best_S).float()
-        say(f"{name:16} {close_S.mean():11.3f} {same_S.mean():10.3f} {close_S[clear_S].mean():31.3f} "
+        log.info(f"{name:16} {close_S.mean():11.3f} {same_S.mean():10.3f} {close_S[clear_S].mean():31.3f} "
             f"{same_S[clear_S].mean():10.3f}")  # fmt: skip
 
 

@@ -26,9 +26,9 @@ TOKENS_PER_FORWARD = (1, 512, 2048, 4096, 16384)
 
 def run(folder: Path, temperature: float, cache: Path, overrides: list[str]) -> tuple[list[str], dict]:
     """(loss of each step as it is written, summary)"""
-    command = [sys.executable, "-m", "dream.train", "candidates=bm25", f"trainer.max_steps={STEPS}", "logger=csv",
+    command = [sys.executable, "-m", "dream.commands.train", "candidates=bm25", f"trainer.max_steps={STEPS}", "logger=csv",
                "trainer.log_every_n_steps=1", "evaluation.dev_split=none", "evaluation.report_split=none",
-               "callbacks.supervision=null", f"objective.temperature={temperature}", f"scorer.cache_dir={cache}",
+               "callbacks.candidate_panels=null", f"objective.temperature={temperature}", f"scorer.cache_dir={cache}",
                f"paths.logs={folder}", *overrides]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     done = folder / "latest"
@@ -62,7 +62,7 @@ def compare_scores(cfg: DictConfig) -> None:
     """Differences between the cached log-likelihoods of one size of forward and fresh ones of other sizes."""
     from hydra.utils import instantiate
 
-    from dream.assembly import assemble
+    from dream.build import assemble
     from dream.store.permutation import permute
 
     cfg.scorer.cache = False
@@ -86,8 +86,8 @@ def compare_scores(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    import dream.runtime  # noqa: F401  first, as in every entry point
-    from dream.cli import command
+    import dream.utils.runtime  # noqa: F401  first, as in every entry point
+    from dream.commands.app import command
 
     compare_runs([argument for argument in sys.argv[1:] if "=" in argument])
     command("train")(compare_scores)()

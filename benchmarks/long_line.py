@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-import dream.runtime  # noqa: F401
+import dream.utils.runtime  # noqa: F401
 from dream.corpora.jsonl import JsonlCorpus
-from dream.runtime import say
-from dream.scorers.tokenizer import open_or_train_tokenizer
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 NEIGHBOURS = 1000  # ordinary documents before and behind
 PIECE_WORDS = 100_000
@@ -69,12 +71,12 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     start = time.perf_counter()
     if options.part == "read":
         lengths = [len(document.text) for document in corpus.documents()]
-        say(f"{len(lengths):,} documents, the longest of {max(lengths):,} characters")
+        log.info(f"{len(lengths):,} documents, the longest of {max(lengths):,} characters")
     elif options.part == "store":
         store = open_or_build(folder, corpus, tokenizer, tokenizer, passage_tokens=128, context_tokens=48,
                               min_context_tokens=16, target_tokens=48)  # fmt: skip
-        say(f"{store.manifest['counts']['documents']:,} documents")
-    say(f"{options.part}: {time.perf_counter() - start:.1f} s")
+        log.info(f"{store.manifest['counts']['documents']:,} documents")
+    log.info(f"{options.part}: {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 import ir_measures
 import numpy as np
 
-import dream.runtime
-from dream.candidates.bm25 import BM25Index
+import dream.utils.runtime
 from dream.corpora.jsonl import BeirCorpus
 from dream.evaluation.benchmark import Benchmark
+from dream.evaluation.labelled_queries import LabelledQueries
 from dream.evaluation.metrics import Ranking, per_query_metrics
 from dream.evaluation.outputs import write_run_file
-from dream.evaluation.split import LabelledSplit
+from dream.indexes.bm25 import BM25Index
 
 MEASURES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "R@10", "recall_at_100": "R@100", "mrr_at_10": "RR@10",
             "map_at_100": "AP@100", "success_at_1": "Success@1", "success_at_5": "Success@5"}  # fmt: skip
@@ -46,7 +46,7 @@ def rounded(ranking: Ranking) -> Ranking:
     return coarse
 
 
-def largest_difference(ranking: Ranking, labelled: LabelledSplit, qrels: dict, file: Path) -> tuple[float, int]:
+def largest_difference(ranking: Ranking, labelled: LabelledQueries, qrels: dict, file: Path) -> tuple[float, int]:
     """(of all metrics and queries, how many values were compared)"""
     write_run_file(file, "bm25", ranking, labelled)
     run = list(ir_measures.read_trec_run(str(file)))
@@ -61,7 +61,7 @@ def largest_difference(ranking: Ranking, labelled: LabelledSplit, qrels: dict, f
     return worst, compared
 
 
-def cases(folder: Path, data: Path) -> Iterator[tuple[str, str, Ranking, LabelledSplit, dict]]:
+def cases(folder: Path, data: Path) -> Iterator[tuple[str, str, Ranking, LabelledQueries, dict]]:
     """(variant, split, ranking, labels, qrels as they stand in the files)"""
     corpora = {"as it is": folder, "documents missing": without_some(folder, data / "lacking" / folder.name)}
     for variant, path in corpora.items():
@@ -86,7 +86,7 @@ def corpus_arguments(path: Path) -> dict:
     """What the YAML gives."""
     from omegaconf import OmegaConf
 
-    chosen = OmegaConf.to_container(OmegaConf.load(dream.runtime.CONFIG_DIR / "corpus" / "beir.yaml"))
+    chosen = OmegaConf.to_container(OmegaConf.load(dream.utils.runtime.CONFIG_DIR / "corpus" / "beir.yaml"))
     assert isinstance(chosen, dict)
     return {str(k): v for k, v in chosen.items() if k not in ("_target_", "name")} | {
         "path": str(path),

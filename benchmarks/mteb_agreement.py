@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import dream.runtime
+import dream.utils.runtime
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.encoders.sentence_transformer import SentenceTransformerEncoder
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import mean_metrics, per_query_metrics
 from dream.evaluation.mteb_adapter import DreamEncoder
-from dream.indexes.torch import TorchIndex
+from dream.indexes.exact import ExactIndex
 
 SHARED = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_100")
 
@@ -40,7 +40,7 @@ def corpus_of(folder: Path) -> Corpus:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    with initialize_config_dir(str(dream.runtime.CONFIG_DIR), version_base="1.3"):
+    with initialize_config_dir(str(dream.utils.runtime.CONFIG_DIR), version_base="1.3"):
         cfg = compose("evaluate", ["benchmark=beir", f"benchmark.path={folder}", "paths.run=."])
     return instantiate(cfg.benchmark)
 
@@ -85,7 +85,7 @@ def ours(encoder: Encoder, folder: Path, split: str, data: Path, batch: int) -> 
     benchmark = Benchmark(corpus_of(folder), data, encoder.max_tokens, 1)
     store = benchmark.store(encoder, encoder.max_tokens)
     labelled = benchmark.labelled(store, split)
-    handle = benchmark.embedded(encoder, store, TorchIndex(65_536, True), batch, 4096)
+    handle = benchmark.embedded(encoder, store, ExactIndex(65_536, True), batch, 4096)
     return mean_metrics(per_query_metrics(labelled.by_encoder(encoder, handle), labelled.judgements))
 
 

@@ -17,7 +17,7 @@ import time
 
 from omegaconf import DictConfig, OmegaConf
 
-from dream.cli import command
+from dream.commands.app import command
 
 OBJECTIVES = ("kl_posterior", "marginal", "leave_one_out", "attention", "in_batch_attention")
 WINDOWS, STEPS = 16, 5
@@ -27,8 +27,8 @@ def measure(cfg: DictConfig) -> None:
     """One objective, in this process: prints a line of JSON."""
     import torch
 
-    from dream.assembly import assemble, retriever
     from dream.batch import WindowBatch
+    from dream.build import assemble, retriever
 
     OmegaConf.update(cfg, "scorer.cache", False)
     OmegaConf.update(cfg, "candidates.scored_windows", WINDOWS)

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from dream.cli import command
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 WINDOWS = 512
 SPAN = 24  # tokens of the target that a verbatim passage holds
@@ -27,7 +30,7 @@ class PlantedPassages:
         self.store, self.random_passages_W = store, random_passages_W
 
     def passage_tokens(self, window: int, side: int) -> np.ndarray:
-        from dream.scorers.copy_curriculum import plant
+        from dream.scorers.pretraining.curriculum import plant
 
         passage = self.store.passage_tokens(self.random_passages_W[window], side)
         target = self.store.window_tokens(window, side)[1]
@@ -36,7 +39,7 @@ class PlantedPassages:
 
 def verbatim_loglik(scorer, store, window_ids: np.ndarray, seed: int) -> float:
     """Mean nats per target token behind planted passages."""
-    from dream.scorers.copy_curriculum import random_passages, uniform
+    from dream.scorers.pretraining.curriculum import random_passages, uniform
     from dream.store.store import SCORER
 
     passages = random_passages(store, window_ids, uniform(seed, 0, window_ids))
@@ -51,10 +54,9 @@ def verbatim_loglik(scorer, store, window_ids: np.ndarray, seed: int) -> float:
 
 
 def benchmark(cfg: DictConfig) -> None:
-    from dream.assembly import assemble
-    from dream.candidates.bm25 import BM25Index
-    from dream.runtime import say
-    from dream.scorers.gain import held_out_windows, measure_gain
+    from dream.build import assemble
+    from dream.indexes.bm25 import BM25Index
+    from dream.scorers.pretraining.gain import held_out_windows, measure_gain
 
     parts = assemble(cfg)
     store, scorer = parts.store, parts.scorer
@@ -65,9 +67,9 @@ def benchmark(cfg: DictConfig) -> None:
     seconds = time.perf_counter() - began
     verbatim = verbatim_loglik(scorer, store, held_out_windows(store, WINDOWS, cfg.seed), cfg.seed)
     rows = vars(gain) | {f"verbatim_{SPAN}_tokens": verbatim - gain.random_loglik}
-    say(f"{WINDOWS} windows of corpus {cfg.corpus.name}, scored in {seconds:.0f} s; nats per target token")
+    log.info(f"{WINDOWS} windows of corpus {cfg.corpus.name}, scored in {seconds:.0f} s; nats per target token")
     for name, nats in rows.items():
-        say(f"  {name:20} {nats:+.3f}")
+        log.info(f"  {name:20} {nats:+.3f}")
 
 
 if __name__ == "__main__":

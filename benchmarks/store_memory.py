@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-import dream.runtime  # noqa: F401
+import dream.utils.runtime  # noqa: F401
 from dream.corpora.jsonl import JsonlCorpus
-from dream.datamodule import WindowDataModule
-from dream.runtime import say
-from dream.scorers.tokenizer import open_or_train_tokenizer
+from dream.data.window_datamodule import WindowDataModule
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 ONSETS = [*"bcdfghlmnprstvw", "br", "gr", "pl", "st", "th"]
 MAPS = Path("/proc/self/smaps_rollup")
@@ -62,7 +64,7 @@ def phase(name: str, megabytes: float, imports: tuple[float, float]) -> Iterator
     yield
     seconds = time.perf_counter() - start
     resident, anonymous = (high - low for high, low in zip(peaks.stop(), imports, strict=True))
-    say(f"{name:10} {seconds:7.1f} s {megabytes / seconds:7.1f} MB/s   peak above imports:"
+    log.info(f"{name:10} {seconds:7.1f} s {megabytes / seconds:7.1f} MB/s   peak above imports:"
         f" anonymous {anonymous:6.0f} MB, resident {resident:6.0f} MB")  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
     from transformers import PreTrainedTokenizerFast
 
     imports = memory_mb()
-    say(f"imports: anonymous {imports[1]:.0f} MB, resident {imports[0]:.0f} MB")
+    log.info(f"imports: anonymous {imports[1]:.0f} MB, resident {imports[0]:.0f} MB")
     file = folder / "corpus.jsonl"
     with phase("write", megabytes, imports):
         write_corpus(file, megabytes, seed)
@@ -126,7 +128,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         batch_size=64,
         workers=0,
         limit_windows=None,
-        lead_share=0.5,
+        document_start_fraction=0.5,
         continuation_tokens=128,
         seed=seed,
         passage_tokens=128,
@@ -139,7 +141,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
     with phase("stream", windows * 96 * 4 / 1e6, imports):
         stream(data, windows, candidates=16, seed=seed)
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - imports[0]
-    say(f"highest resident size of the run: {highest:.0f} MB above imports, mapped files included")
+    log.info(f"highest resident size of the run: {highest:.0f} MB above imports, mapped files included")
 
 
 if __name__ == "__main__":

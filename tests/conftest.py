@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import dream.runtime  # noqa: F401  first, as in every entry point
+import dream.utils.runtime  # noqa: F401  first, as in every entry point
 from dream.corpora.jsonl import JsonlCorpus
-from dream.scorers.tokenizer import open_or_train_tokenizer
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
 from dream.store.store import Store
 
@@ -67,7 +67,7 @@ def corpus(corpus_folder) -> JsonlCorpus:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory, corpus) -> PreTrainedTokenizerFast:
-    folder = open_or_train_tokenizer(tmp_path_factory.mktemp("tokenizers"), corpus, 400, 1)
+    folder = open_or_train_tokenizer(tmp_path_factory.mktemp("tokenizers"), corpus, 400)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -5,9 +5,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dream.assembly import assemble, retriever
-from dream.runs import trainer
-from dream.runtime import CONFIG_DIR
+from dream.build import assemble, retriever
+from dream.runs.session import trainer
+from dream.utils.runtime import CONFIG_DIR
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"

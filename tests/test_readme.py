@@ -1,6 +1,6 @@
 """The README's map is the house as it stands. Run: pytest tests/test_readme.py"""
 
-from dream.runtime import CONFIG_DIR, PROJECT_ROOT
+from dream.utils.runtime import CONFIG_DIR, PROJECT_ROOT
 
 README = (PROJECT_ROOT / "README.md").read_text()
 

@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from dream.encoders.hf import HFEncoder
-from dream.errors import DataError, DreamError
-from dream.runs import open_run
+from dream.runs.load import open_run
 from dream.scorers.hf import HFScorer
+from dream.utils.errors import DataError, DreamError
 
 ROOT = Path(__file__).parents[1]
 SCORING = {"template": ["{passage}", "{context}"], "max_passage_tokens": 24, "tokens_per_forward": 256,
@@ -62,7 +62,7 @@ def model_with_pickle(llama_folder, tmp_path, trace) -> Path:
 def test_a_model_folder_runs_no_code(request, kind, store, trace):
     folder = request.getfixturevalue(kind)
     with pytest.raises(DreamError, match=str(folder)):
-        HFEncoder(scorer=None, name=str(folder), **ENCODER)
+        HFEncoder(name=str(folder), **ENCODER)
     with pytest.raises(DreamError, match=str(folder)):
         HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1).load(store)
     assert not trace.exists()

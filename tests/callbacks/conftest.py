@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from dream import runs
-from dream.assembly import assemble, retriever
 from dream.batch import TokenBatch, WindowBatch
+from dream.build import assemble, retriever
 from dream.encoders.static import StaticEncoder
-from dream.indexes.generation import IndexHandle
-from dream.indexes.torch import TorchIndex
-from dream.runtime import CONFIG_DIR
+from dream.indexes.exact import ExactIndex
+from dream.indexes.snapshot import IndexHandle
 from dream.store.ragged import pad_tokens
+from dream.utils.runtime import CONFIG_DIR
 
 BATCH, CANDIDATES = 4, 3
 
@@ -36,7 +36,7 @@ class RecordingHandle(IndexHandle):
     """Notes the step of each refresh and each opening."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(TorchIndex(1000, True), folder)
+        super().__init__(ExactIndex(1000, True), folder)
         self.refreshed: list[int] = []
         self.opened: list[str] = []
 
@@ -112,9 +112,9 @@ TINY_RUN = [
     "encoder.random_width=16", "data.batch_size=8", "data.passage_tokens=24", "data.context_tokens=12",
     "data.min_context_tokens=6", "data.target_tokens=8", "candidates.k=4", "candidates.scored_windows=3",
     "trainer.max_steps=12", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
-    "+trainer.enable_progress_bar=false", "callbacks.refresh.every_n_steps=5", "callbacks.progress=null",
-    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.supervision=null", "callbacks.graceful_stop=null",
-    "callbacks.guards.steps=4", "logger=csv",
+    "+trainer.enable_progress_bar=false", "callbacks.index_refresh.every_n_steps=5", "callbacks.progress=null",
+    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.candidate_panels=null", "callbacks.graceful_stop=null",
+    "callbacks.learning_monitor.steps=4", "logger=csv",
 ]  # fmt: skip
 
 

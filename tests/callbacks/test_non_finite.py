@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dream.callbacks.non_finite import NonFiniteGuard
-from dream.errors import ConfigError, NumericalError
 from dream.store.store import ENCODER, SCORER
+from dream.utils.errors import ConfigError, NumericalError
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_an_encoder_with_a_broken_weight(stop, objective):
 
         module.on_train_batch_start = break_at_step_3
 
-    options = [f"objective={objective}", "trainer.max_steps=60", "callbacks.refresh.every_n_steps=0",
+    options = [f"objective={objective}", "trainer.max_steps=60", "callbacks.index_refresh.every_n_steps=0",
                "optimizer.optimizer.lr=0.25", "callbacks.last_checkpoint=null"]  # fmt: skip
     message, report, module = stop(*options, disturb=break_one_token)
     assert message.startswith("optimizer.optimizer.lr=0.25: training has diverged, encoder.table_VD")
@@ -198,7 +198,7 @@ def test_weights_that_a_step_broke_reach_no_checkpoint(stop, tmp_path):
 
 
 def test_the_person_at_the_terminal_sees_one_line(tiny_overrides, tmp_path):
-    command = [sys.executable, "-m", "dream.train", *tiny_overrides("run"), "objective.temperature=1e-44"]
+    command = [sys.executable, "-m", "dream.commands.train", *tiny_overrides("run"), "objective.temperature=1e-44"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dream.candidates.bm25 import BM25Candidates, BM25Index, words
-from dream.errors import ConfigError
+from dream.indexes.bm25 import BM25Candidates, BM25Index, words
+from dream.utils.errors import ConfigError
 
 FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 passages
 
@@ -64,7 +64,7 @@ def test_long_documents_count_by_passage(make_store, tmp_path):
 def test_the_second_open_builds_nothing(make_store, tmp_path, monkeypatch):
     store = make_store(FRUIT)
     first = BM25Index.open_or_build(store, tmp_path / "cache").search(["apple"], 2)
-    monkeypatch.setattr("dream.candidates.bm25.passage_texts", None)
+    monkeypatch.setattr("dream.indexes.bm25.passage_texts", None)
     again = BM25Index.open_or_build(store, tmp_path / "cache").search(["apple"], 2)
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])

@@ -12,7 +12,7 @@ from dream.candidates.exclusion import excluded
 from dream.candidates.index import IndexCandidates
 from dream.candidates.mixture import CandidateMixture, quotas, take
 from dream.candidates.random import RandomCandidates
-from dream.errors import ConfigError
+from dream.utils.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "candidates"
 SCHEDULE = {"a": {"start": 0.75, "end": 0.25}, "b": {"start": 0.25, "end": 0.75}}
@@ -114,7 +114,7 @@ def test_before_the_first_generation_the_index_proposes_nothing(small, batch_of)
 
 def test_the_index_is_asked_for_more():
     class Handle:
-        current = "generation"
+        current = "snapshot"
 
         def search(self, query_QD, k):
             return torch.zeros(2, k), torch.arange(2 * k).reshape(2, k)
@@ -130,7 +130,7 @@ def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude
     schedule = {"bm25": {"start": 0.5, "end": 0.5}, "random": {"start": 0.5, "end": 0.5}}
 
     def run(seed, consumed):
-        from dream.candidates.bm25 import BM25Candidates
+        from dream.indexes.bm25 import BM25Candidates
 
         sources = {"bm25": BM25Candidates(str(tmp_path), None), "random": RandomCandidates(seed)}
         made = mixture(sources, schedule, k=8, exclude=exclude, seed=seed)

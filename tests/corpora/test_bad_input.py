@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dream.corpora import refusals as refusals_module
+from dream.corpora.bad_documents import BadDocumentPolicy, by_reason
 from dream.corpora.jsonl import JsonlCorpus
-from dream.corpora.refusals import Refusals, by_reason
 from dream.corpora.text import TextCorpus
-from dream.errors import ConfigError, DataError
+from dream.utils.errors import ConfigError, DataError
 
 EXAMPLES = int(os.environ.get("DREAM_EXAMPLES", "150"))
 arbitrary = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -41,7 +41,7 @@ def text(file: Path, policy: str, split_by: str = "blank_lines") -> TextCorpus:
 def skipped(corpus) -> tuple[list[str], list[tuple[int, str]]]:
     """(texts of the good documents, (line, reason) of the bad ones)"""
     listing = io.StringIO()
-    texts = [document.text for document in corpus.documents(Refusals("skip", listing).refuse)]
+    texts = [document.text for document in corpus.documents(BadDocumentPolicy("skip", listing).refuse)]
     return texts, [(entry["line"], entry["reason"]) for entry in map(json.loads, listing.getvalue().splitlines())]
 
 
@@ -279,7 +279,7 @@ def test_the_list_of_refusals_is_bounded_and_the_counts_are_not(tmp_path, monkey
     monkeypatch.setattr(refusals_module, "MOST_LISTED", 3)
     (tmp_path / "c.jsonl").write_bytes(b"x\n" * 5 + b"[]\n" * 1200)
     listing = io.StringIO()
-    refusals = Refusals("skip", listing)
+    refusals = BadDocumentPolicy("skip", listing)
     assert list(jsonl(tmp_path / "c.jsonl", "skip").documents(refusals.refuse)) == []
     assert len(listing.getvalue().splitlines()) == 3
     assert by_reason(refusals.counts) == "1,200 no object, 5 not JSON"

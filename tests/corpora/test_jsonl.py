@@ -8,7 +8,7 @@ import pytest
 
 from dream.corpora.base import Document
 from dream.corpora.jsonl import BeirCorpus, JsonlCorpus
-from dream.errors import ConfigError, DataError
+from dream.utils.errors import ConfigError, DataError
 
 GOOD = '{"_id": "a", "title": "T", "text": "one"}\n'
 

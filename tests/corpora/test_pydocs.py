@@ -8,7 +8,7 @@ import pytest
 
 from dream.corpora import pydocs
 from dream.corpora.pydocs import PyDocsCorpus, split_summary
-from dream.errors import ConfigError
+from dream.utils.errors import ConfigError
 
 BODY = "The rest of the docstring explains at length what the function does, to whom, and why anybody would call it."
 

@@ -6,7 +6,7 @@ import pytest
 
 from dream.corpora.base import Document
 from dream.corpora.text import TextCorpus
-from dream.errors import ConfigError, DataError
+from dream.utils.errors import ConfigError, DataError
 
 
 def text(path, split_by="blank_lines", pattern="*.txt", policy="error", megabytes=1.0):

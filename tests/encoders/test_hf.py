@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dream.encoders.hf import HFEncoder
-from dream.errors import ConfigError
 from dream.store.ragged import pad_tokens
+from dream.utils.errors import ConfigError
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "query", "passage", ":", "a", "red", "green", "blue", "apple"]
 

@@ -13,11 +13,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from dream.commands.evaluate import evaluate
+from dream.commands.train import train
 from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
-from dream.errors import ConfigError, DataError
-from dream.evaluate import evaluate
 from dream.evaluation import plots
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS, Ranking
@@ -26,9 +26,9 @@ from dream.evaluation.outputs import strictly_falling
 from dream.evaluation.results import Results, rows_of
 from dream.evaluation.statistics import Sampling
 from dream.evaluation.systems import find_runs, short_names
-from dream.indexes.torch import TorchIndex
-from dream.runtime import CONFIG_DIR
-from dream.train import train
+from dream.indexes.exact import ExactIndex
+from dream.utils.errors import ConfigError, DataError
+from dream.utils.runtime import CONFIG_DIR
 
 
 def composed(script: str, *overrides: str) -> DictConfig:
@@ -52,9 +52,9 @@ def world(corpus_folder, llama_folder, tmp_path_factory) -> Path:
             f"paths.data={root / 'data'}", f"paths.logs={root / 'logs'}", f"paths.run={root / f'logs/sweep/{seed}'}",
             "data.batch_size=16", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6",
             "data.target_tokens=8", "trainer.max_steps=8", "trainer.accelerator=cpu",
-            "+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.refresh.every_n_steps=0",
+            "+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.index_refresh.every_n_steps=0",
             "callbacks.evaluation.every_n_steps=0", "callbacks.best_checkpoint=null",
-            "callbacks.supervision.projected=0",
+            "callbacks.candidate_panels.projected=0",
         ))  # fmt: skip
     return root
 
@@ -136,11 +136,11 @@ def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, wor
     """For encoders that are slow on a large corpus, with objectives or candidates that search no index."""
     cfg = OmegaConf.load(world / "logs/sweep/0/config.yaml")
     cfg.paths.run, cfg.seed = str(tmp_path / "run"), 2
-    cfg.callbacks.refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
+    cfg.callbacks.index_refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
     with monkeypatch.context() as patched:
         patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
         train(cfg)
-    assert not list((tmp_path / "run").glob("index/generation-*"))
+    assert not list((tmp_path / "run").glob("index/snapshot-*"))
     evaluate(config(f"run={tmp_path / 'run'}", "systems=[bm25,untrained,run]"))
     runs = tmp_path / "evaluation" / "runs"
     assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
@@ -255,7 +255,7 @@ def test_documents_that_share_an_id_are_refused(config, beir):
 
 
 def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_path):
-    """A run whose encoder folder was exchanged: its generation says what it was made with."""
+    """A run whose encoder folder was exchanged: its snapshot says what it was made with."""
     run = tmp_path / "run"
     shutil.copytree(world / "logs/sweep/0", run)
     belongs_to = (run / "encoder" / "belongs_to.json").read_text()
@@ -263,8 +263,8 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
     shutil.copytree(run / "untrained_encoder", run / "encoder")
     from safetensors.torch import load_file, save_file
 
-    from dream.files import seal
-    from dream.runs import open_run
+    from dream.runs.load import open_run
+    from dream.utils.cached_folders import seal
 
     weights = load_file(run / "encoder" / "model.safetensors")
     save_file(weights | {"table": weights["table"][:, :8].contiguous()}, run / "encoder" / "model.safetensors")
@@ -285,7 +285,7 @@ def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
     corpus = BeirCorpus("beir", str(beir), False, "error", 32)
     benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
     store = benchmark.store(encoder.encoder, encoder.encoder.max_tokens)
-    handle = benchmark.embedded(encoder.encoder, store, TorchIndex(1_000, True), 16, 16)
+    handle = benchmark.embedded(encoder.encoder, store, ExactIndex(1_000, True), 16, 16)
     documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
     batches = [
         {"text": [d["title"] + " " + d["text"] for d in part], "title": [d["title"] for d in part],

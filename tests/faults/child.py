@@ -17,13 +17,13 @@ from typing import Any
 
 import lightning as L
 
-import dream.runtime  # noqa: F401  first, as in every entry point
+import dream.utils.runtime  # noqa: F401  first, as in every entry point
 
-for name in ("lightning", "torch", "transformers", "faiss", "bm25s", "dream.runs", "dream.train", "dream.pretrain",
-             "dream.search", "dream.evaluation.searcher"):  # fmt: skip
+for name in ("lightning", "torch", "transformers", "faiss", "bm25s", "dream.runs.session", "dream.commands.train", "dream.commands.pretrain",
+             "dream.commands.search", "dream.evaluation.searcher"):  # fmt: skip
     importlib.import_module(name)
-for name in ("dream.scorers.scratch", "dream.encoders.static", "dream.indexes.faiss", "dream.candidates.mixture",
-             "dream.callbacks.refresh", "dream.callbacks.evaluation", "dream.callbacks.supervision",
+for name in ("dream.scorers.pretraining.scratch", "dream.encoders.static", "dream.indexes.faiss", "dream.candidates.mixture",
+             "dream.callbacks.index_refresh", "dream.callbacks.evaluation", "dream.callbacks.candidate_panels",
              "lightning.pytorch.loggers.tensorboard", "dream.corpora.pydocs",
              "transformers.models.llama.modeling_llama", "torch.utils.tensorboard"):  # fmt: skip
     importlib.import_module(name)
@@ -32,16 +32,16 @@ WRITES = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 ROWS_PER_SHARD = 150  # several shards of a tiny corpus
 PHASES = {  # while this function of this module runs, the run is said to be …
     "preparing the corpus": ("dream.corpora.pydocs", "PyDocsCorpus.__init__"),
-    "preparing the tokenizer": ("dream.scorers.scratch", "open_or_train_tokenizer"),
-    "preparing the store": ("dream.datamodule", "open_or_build"),
-    "preparing BM25": ("dream.candidates.bm25", "BM25Index.open_or_build"),
-    "pretraining": ("dream.scorers.scratch", "train"),
-    "measuring the scorer": ("dream.scorers.scratch", "measure_gain"),
+    "preparing the tokenizer": ("dream.scorers.pretraining.scratch", "open_or_train_tokenizer"),
+    "preparing the store": ("dream.data.window_datamodule", "open_or_build"),
+    "preparing BM25": ("dream.indexes.bm25", "BM25Index.open_or_build"),
+    "pretraining": ("dream.scorers.pretraining.scratch", "train"),
+    "measuring the scorer": ("dream.scorers.pretraining.scratch", "measure_gain"),
     "training": ("lightning", "Trainer.fit"),
-    "refreshing": ("dream.indexes.generation", "IndexHandle.refresh"),
-    "checkpointing": ("dream.checkpoints", "SafeCheckpointIO.save_checkpoint"),
+    "refreshing": ("dream.indexes.snapshot", "IndexHandle.refresh"),
+    "checkpointing": ("dream.utils.checkpoints", "SafeCheckpointIO.save_checkpoint"),
     "evaluating": ("dream.callbacks.evaluation", "RetrievalEvaluation._scores"),
-    "finishing": ("dream.runs", "finish"),
+    "finishing": ("dream.runs.session", "finish"),
     "evaluating at the end": ("dream.evaluation.compare", "Comparison.after_training"),
 }
 STARTING = "starting"
@@ -72,7 +72,7 @@ def run(
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a process of its own
     os.environ.pop("HYDRA_FULL_ERROR", None)
     os.environ.update(environment or {})
-    from dream.indexes.generation import IndexHandle
+    from dream.indexes.snapshot import IndexHandle
 
     IndexHandle.__init__.__defaults__ = (ROWS_PER_SHARD,)
     if disturbance.powerless:

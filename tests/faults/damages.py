@@ -33,17 +33,17 @@ EXPECTED = {
     "**/events.out.tfevents*": "unread",  # curves
     "**/hparams.yaml": "unread",
     "**/*.tmp": "unread",
-    "**/.generation-*.partial/index.*": "unread",  # whatever stands beside the shards is made again
-    "**/.generation-*.partial/encoder.*": "unread",
-    "**/.generation-*.partial/manifest.json": "unread",
-    "**/.generation-*.partial/checksums.json": "unread",
+    "**/.snapshot-*.partial/index.*": "unread",  # whatever stands beside the shards is made again
+    "**/.snapshot-*.partial/encoder.*": "unread",
+    "**/.snapshot-*.partial/manifest.json": "unread",
+    "**/.snapshot-*.partial/checksums.json": "unread",
     "logs/*/*/checkpoints/last.ckpt": "refused",
     "**": "named",
 }
 UNKNOWN_WHEN_DELETED = ("best.ckpt", "*.training/last.ckpt")  # nothing tells that there was one
 READ_BY_A_FINISHED_RUN = ("logs/*/*/config.yaml", "logs/*/*/summary.json", "logs/*/*/encoder/*", "logs/*/*/index/*/*",
                           "logs/*/*/checkpoints/best.ckpt", "data/stores/*/*", "data/bm25/*/*")  # fmt: skip
-READ_BY_SEARCH = ("logs/*/*/config.yaml", "logs/*/*/encoder/*", "logs/*/*/index/generation-00000010/*",
+READ_BY_SEARCH = ("logs/*/*/config.yaml", "logs/*/*/encoder/*", "logs/*/*/index/snapshot-00000010/*",
                   "data/stores/*/*", "data/bm25/*/*")  # fmt: skip
 
 

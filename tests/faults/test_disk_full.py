@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from dream.checkpoints import verify_checkpoint
+from dream.utils.checkpoints import verify_checkpoint
 
 MEGABYTES = 24
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.faults.world import World
 
-from dream.checkpoints import read_checkpoint
+from dream.utils.checkpoints import read_checkpoint
 
 
 def wait_for(condition, process, seconds: float = 60) -> None:

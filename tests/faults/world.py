@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.child import Disturbance, run
 
-from dream.files import checksum
+from dream.utils.atomic_io import checksum
 
 FORGOTTEN = (".*.tmp", "*.tmp", ".*.partial", "*.training")
 
@@ -81,11 +81,11 @@ class World:
         """Everything that a run ends with and that must not depend on what happened to it."""
         run = self.latest()
         summary = json.loads((run / "summary.json").read_text())
-        generations = sorted((run / "index").glob("generation-*"))
+        snapshots = sorted((run / "index").glob("snapshot-*"))
         files = [
             run / "encoder" / "model.safetensors",
-            *generations[-1].glob("shard-*"),
-            generations[-1] / "index.faiss",
+            *snapshots[-1].glob("shard-*"),
+            snapshots[-1] / "index.faiss",
         ]
         return {
             "files": {file.name: file.read_bytes() for file in files},

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from dream.corpora.jsonl import JsonlCorpus
 from dream.encoders.static import StaticEncoder
-from dream.scorers.tokenizer import open_or_train_tokenizer
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
 from dream.store.store import Store
 

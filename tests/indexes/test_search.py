@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dream.errors import ConfigError
+from dream.indexes.exact import ExactIndex
 from dream.indexes.faiss import FaissIndex
-from dream.indexes.torch import TorchIndex
+from dream.utils.errors import ConfigError
 
 
 def flat() -> FaissIndex:
@@ -35,7 +35,7 @@ def clusters(count: int, width: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-INDEXES = [flat, lambda: TorchIndex(7, True), lambda: TorchIndex(10_000, False)]
+INDEXES = [flat, lambda: ExactIndex(7, True), lambda: ExactIndex(10_000, False)]
 
 
 @pytest.mark.parametrize("make", INDEXES)
@@ -68,7 +68,7 @@ def test_flat_equals_torch(dtype: torch.dtype) -> None:
     embeddings = clusters(3000, 24)
     query_QD = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
     sim_faiss, ids_faiss = built(flat(), embeddings, 700).search(query_QD, 20)
-    sim_torch, ids_torch = built(TorchIndex(450, True), embeddings, 700).search(query_QD, 20)
+    sim_torch, ids_torch = built(ExactIndex(450, True), embeddings, 700).search(query_QD, 20)
     torch.testing.assert_close(sim_faiss, sim_torch, rtol=1e-5, atol=1e-5)
     assert torch.equal(ids_faiss, ids_torch)
 
@@ -85,7 +85,7 @@ def test_ties_go_to_the_lower_id(k: int) -> None:
     query[0] = 0  # all 300 are equally similar
     sims = query @ embeddings.astype(np.float32).T
     expected = np.stack([np.lexsort((np.arange(300), -row)) for row in sims])[:, :k]
-    for index in (built(flat(), embeddings), built(TorchIndex(64, True), embeddings, 50)):
+    for index in (built(flat(), embeddings), built(ExactIndex(64, True), embeddings, 50)):
         _, ids_QK = index.search(torch.from_numpy(query), k)
         assert np.array_equal(ids_QK.numpy()[:, :300], expected), type(index)
         assert (ids_QK[:, 300:] == -1).all()
@@ -95,7 +95,7 @@ def test_torch_ignores_autocast_and_matmul_precision() -> None:
     """Otherwise a bf16 trainer would search with 8 bits of mantissa."""
     embeddings = clusters(500, 64)
     query_QD = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
-    index = built(TorchIndex(100, True), embeddings)
+    index = built(ExactIndex(100, True), embeddings)
     expected = query_QD.double() @ torch.from_numpy(embeddings).double().T
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -142,7 +142,7 @@ def test_search_params_matter() -> None:
 def test_save_and_load(tmp_path) -> None:
     embeddings = clusters(500, 16)
     query_QD = torch.from_numpy(embeddings[:9].astype(np.float32))
-    for make in (lambda: FaissIndex("IVF8,Flat", 500, {"nprobe": 8}), flat, lambda: TorchIndex(100, True)):
+    for make in (lambda: FaissIndex("IVF8,Flat", 500, {"nprobe": 8}), flat, lambda: ExactIndex(100, True)):
         index = built(make(), embeddings)
         index.save(tmp_path)
         again = make()

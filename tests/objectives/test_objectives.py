@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dream.errors import ConfigError
 from dream.objectives.attention import Attention
-from dream.objectives.base import Candidates, Evidence, spread
+from dream.objectives.base import Candidates, LossInputs, spread
 from dream.objectives.in_batch_attention import InBatchAttention, in_batch_weights
 from dream.objectives.info_nce import InfoNCE, contrast, info_nce
 from dream.objectives.kl_posterior import KLPosterior, kl_posterior
 from dream.objectives.leave_one_out import LeaveOneOut
 from dream.objectives.marginal import Marginal, marginal
 from dream.objectives.mixed import mix
+from dream.utils.errors import ConfigError
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 KL = {"direction": "forward", "in_batch": True, "continuation": 0.0, "null_similarity": None, "unhelped_weight": 1.0}
@@ -37,8 +37,8 @@ def candidates(sim_BU, columns_SK, allowed_BU=None, **told) -> Candidates:
     return Candidates(sim_BU, columns_SK, allowed_BU, torch.arange(sim_BU.shape[1]), Told(**told))
 
 
-def evidence(seen: Candidates) -> Evidence:
-    return Evidence(torch.eye(len(seen.sim_BU), dtype=torch.bool), seen, continuation_sim_BB=None)
+def evidence(seen: Candidates) -> LossInputs:
+    return LossInputs(torch.eye(len(seen.sim_BU), dtype=torch.bool), seen, continuation_sim_BB=None)
 
 
 def test_kl_by_hand():
@@ -93,7 +93,7 @@ def test_kl_posterior_gradient_against_finite_differences(
             loglik_SK=torch.tensor([[-3.0, -5.0], [-40.0, -41.0]], dtype=torch.float64),
             null_S=torch.tensor([-4.0, -39.0], dtype=torch.float64),
         )
-        return objective(Evidence(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BB))
+        return objective(LossInputs(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BB))
 
     assert torch.autograd.gradcheck(loss, (sim_BU, continuation_sim_BB))
 
@@ -116,7 +116,7 @@ def test_continuations_take_their_share_and_unscored_windows_have_nothing_else()
     """
     objective = KLPosterior(1.0, 1.0, **KL | {"continuation": 0.5})
     loss = objective(
-        Evidence(
+        LossInputs(
             same_document_BB=torch.eye(2, dtype=torch.bool),
             candidates=candidates(
                 torch.zeros(2, 2),

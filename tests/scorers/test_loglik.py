@@ -14,9 +14,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dream.errors import ConfigError
 from dream.scorers.hf import HFScorer
 from dream.store.store import SCORER
+from dream.utils.errors import ConfigError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {

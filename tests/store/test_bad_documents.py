@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dream.corpora.jsonl import JsonlCorpus
 from dream.corpora.text import TextCorpus
-from dream.errors import ConfigError, DataError
 from dream.store.build import open_or_build
 from dream.store.store import Store
+from dream.utils.errors import ConfigError, DataError
 
 EXAMPLES = int(os.environ.get("DREAM_EXAMPLES", "60"))
 LENGTHS = {"passage_tokens": 5, "context_tokens": 6, "min_context_tokens": 3, "target_tokens": 3}

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Document
-from dream.errors import ConfigError, DataError
 from dream.store import build as build_module
 from dream.store.build import open_or_build, sample_texts
 from dream.store.store import ENCODER, SCORER, Store
+from dream.utils.errors import ConfigError, DataError
 
 LENGTHS = {"passage_tokens": 20, "context_tokens": 24, "min_context_tokens": 10, "target_tokens": 12}
 

@@ -5,9 +5,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from dream.callbacks.refresh import IndexRefresh
-from dream.errors import require
-from dream.evaluation.split import LabelledSplit
+from dream.callbacks.index_refresh import IndexRefresh
+from dream.evaluation.labelled_queries import LabelledQueries
+from dream.utils.errors import require
 
 
 class RetrievalEvaluation(L.Callback):
@@ -26,11 +26,11 @@ class RetrievalEvaluation(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, IndexRefresh) and self.every_n_steps:
                 interval = callback.every_n_steps
-                remedy = f"must be a multiple of callbacks.refresh.every_n_steps={interval}"
+                remedy = f"must be a multiple of callbacks.index_refresh.every_n_steps={interval}"
                 fits = interval > 0 and self.every_n_steps % interval == 0
                 require(fits, "callbacks.evaluation.every_n_steps", self.every_n_steps, remedy)
         corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
-        self.split = LabelledSplit(corpus, pl_module.store, self.split_name)
+        self.split = LabelledQueries(corpus, pl_module.store, self.split_name)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from dream.batch import WindowBatch
-from dream.errors import NumericalError, require
-from dream.files import write_json
 from dream.store.store import Store
+from dream.utils.atomic_io import write_json
+from dream.utils.errors import NumericalError
 
+REPORT = "non_finite.json"  # in the run's folder
+WINDOWS = 16  # broken windows that are described in full; all are named by id
+CHARACTERS = 160  # of a context, target or passage that are shown
 LOOKED_AT = {"loss": "loss", "query_BD": "embedding", "loglik_SK": "log-likelihood", "sim_SK": "similarity"}
 
 
@@ -26,10 +29,7 @@ class NonFiniteGuard(L.Callback):
     Reads what `training_step` left in `pl_module.outputs`. Logs train/gradient_norm, before clipping.
     """
 
-    def __init__(self, report: str, windows: int, characters: int) -> None:
-        require(windows >= 1, "callbacks.non_finite.windows", windows, "at least 1")
-        require(characters >= 1, "callbacks.non_finite.characters", characters, "at least 1")
-        self.report, self.windows, self.characters = Path(report), windows, characters
+    def __init__(self) -> None:
         self._batch: WindowBatch | None = None
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: WindowBatch, batch_idx: int) -> None:
@@ -75,11 +75,12 @@ class NonFiniteGuard(L.Callback):
             told |= {
                 "broken_window_ids": ids_B[broken_B].tolist(),
                 "window_ids": ids_B.tolist(),
-                "windows": [self._window(pl_module, ids_B, row) for row in shown[: self.windows].tolist()],
+                "windows": [self._window(pl_module, ids_B, row) for row in shown[:WINDOWS].tolist()],
             }
-        write_json(self.report, told)
+        report = Path(trainer.default_root_dir) / REPORT
+        write_json(report, told)
         return NumericalError(f"{cause}. Stopped before step {trainer.global_step + 1}; its windows and candidates are "
-                              f"in {self.report}; all checkpoints hold finite weights")  # fmt: skip
+                              f"in {report}; all checkpoints hold finite weights")  # fmt: skip
 
     def _window(self, pl_module: Any, ids_B: Tensor, row: int) -> dict[str, Any]:
         store: Store = pl_module.store
@@ -92,13 +93,13 @@ class NonFiniteGuard(L.Callback):
                     "passage_id": passage_id,
                     "loglik": _number(outputs["loglik_SK"][row, k]) if "loglik_SK" in outputs else None,
                     "sim": _number(outputs["sim_SK"][row, k]),
-                    "text": store.passage_text(passage_id)[: self.characters] if passage_id >= 0 else "",
+                    "text": store.passage_text(passage_id)[: CHARACTERS] if passage_id >= 0 else "",
                 })  # fmt: skip
         return {
             "window_id": window_id,
             "document": store.document_names[int(store.windows["document"][window_id])],
-            "context": context[-self.characters :],
-            "target": target[: self.characters],
+            "context": context[-CHARACTERS:],
+            "target": target[:CHARACTERS],
             "candidates": candidates,
         }
 

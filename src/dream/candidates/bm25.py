@@ -1,177 +1,31 @@
-"""BM25 over the store's passages: a candidate source for the cold start, and the baseline of every evaluation.
+"""The passages that BM25 finds for a window's context: useful candidates before the encoder has learnt anything."""
 
-Stop words and formula are bm25s' defaults (Lucene's BM25, k1 1.5, b 0.75, English stop words, no stemming). So are the
-words, except that an underscore ends one: nDCG@10 on CoSQA .290 → .363, on docstrings .363 → .402, on prose unchanged.
-"""
+from typing import TYPE_CHECKING
 
-import logging
-import re
-from array import array
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 from torch import Tensor
 
 from dream.batch import WindowBatch
-from dream.errors import DataError, require
-from dream.files import new_directory, usable
-from dream.runtime import progress, say
+from dream.indexes.bm25 import BM25Index
 from dream.store.store import Store
 
 if TYPE_CHECKING:
-    from dream.indexes.generation import IndexHandle
-
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which Hydra's root handler would print
-
-Unit = Literal["passage", "document"]  # what a row of the index is
-
-LAYOUT = 2  # raise when words or formula change, so that cached indexes are made anew
-WORD = re.compile(r"[^\W_]{2,}")
-STOP_WORDS = frozenset(STOPWORDS_EN)
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased runs of two or more letters and digits that are not stop words."""
-    return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
-
-
-def passage_texts(store: Store) -> Iterator[str]:
-    """All passages in order; each document is decoded once."""
-    document, text = -1, ""
-    for row in store.passages:
-        if row["document"] != document:
-            document = int(row["document"])
-            text = store.texts[document]
-        start, end = row["characters"]
-        yield text[start:end]
-
-
-class _TermRows:
-    """Term ids of each passage, 4 bytes a word, in the shape that bm25s takes: `ids` gives one list at a time."""
-
-    def __init__(self, texts: Iterator[str]) -> None:
-        self.vocab: dict[str, int] = {}
-        self.terms = array("i")
-        self.ends = array("q")
-        for text in texts:
-            self.terms.extend(self.vocab.setdefault(word, len(self.vocab)) for word in words(text))
-            self.ends.append(len(self.terms))
-
-    @property
-    def ids(self) -> "_TermRows":
-        return self
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start = 0
-        for end in self.ends:
-            yield self.terms[start:end].tolist()
-            start = end
-
-
-class BM25Index:
-    """An inverted index on disk, memory-mapped. Scores of all (term, passage) pairs are computed when it is built."""
-
-    def __init__(self, path: Path, unit: Unit = "passage") -> None:
-        self.unit = unit
-        try:
-            index = bm25s.BM25.load(path, mmap=True, load_corpus=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a complete BM25 index ({error}); delete the folder and run again") from error
-        self.vocabulary: dict[str, int] = index.vocab_dict
-        self.passages: int = index.scores["num_docs"]
-        self.scores = np.asarray(index.scores["data"])  # still mapped; slices of a plain array are made faster
-        self.rows = np.asarray(index.scores["indices"])
-        self.ends = np.asarray(index.scores["indptr"])
-
-    @classmethod
-    def open_or_build(cls, store: Store, folder: Path, unit: Unit = "passage") -> "BM25Index":
-        """The index of this store's passages below `folder`; built first where it is not there yet.
-
-        While it is built, memory holds 4 bytes for each word of the corpus and about 50 for each distinct word of each
-        passage; afterwards only the vocabulary. With `unit="document"` the rows are whole documents instead.
-        """
-        path = folder / f"bm25-{store.hash}-v{LAYOUT}{'' if unit == 'passage' else '-documents'}"
-        if not usable(path):
-            documents = len(store.texts)
-            texts = passage_texts(store) if unit == "passage" else (store.texts[row] for row in range(documents))
-            count = len(store.passages) if unit == "passage" else documents
-            say(f"Building the BM25 index of {count:,} {unit}s")
-            bar = progress(texts, total=count, unit=unit, unit_scale=True, desc="bm25")
-            rows = _TermRows(bar)
-            index = bm25s.BM25()
-            index.index(rows, create_empty_token=False, show_progress=False)
-            with new_directory(path) as aside:
-                index.save(aside, corpus=None, allow_pickle=False)
-        return cls(path, unit)
-
-    def search(self, texts: list[str], k: int, query_terms: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(scores_QK float32, ids_QK int64), best first, ties by lower id; id -1 and score -inf where nothing matches.
-
-        `query_terms` keeps only that many of a query's distinct known terms, the rarest: long queries get faster, and
-        lose the words that say least.
-        """
-        scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
-        ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
-        for q, text in enumerate(texts):
-            scores, ids = top_k(self.scores_of(text, query_terms), k)
-            scores_QK[q, : len(ids)] = scores
-            ids_QK[q, : len(ids)] = ids
-        return scores_QK, ids_QK
-
-    def _terms(self, text: str, most: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct known term ids, how often each occurs)"""
-        known = [term for word in words(text) if (term := self.vocabulary.get(word)) is not None]
-        terms, counts = np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
-        if most is not None and len(terms) > most:
-            frequencies = self.ends[terms + 1] - self.ends[terms]
-            rarest = np.sort(np.argsort(frequencies, kind="stable")[:most])
-            terms, counts = terms[rarest], counts[rarest]
-        return terms, counts
-
-    def scores_of(self, text: str, query_terms: int | None = None) -> np.ndarray:
-        """scores_N float32 of all rows; 0 where nothing matches."""
-        scores_N = np.zeros(self.passages, dtype=np.float32)
-        for term, count in zip(*self._terms(text, query_terms), strict=True):
-            postings = slice(self.ends[term], self.ends[term + 1])
-            np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
-        return scores_N
-
-
-def top_k(scores_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, rows) of the at most k highest positive scores, best first, ties by lower row."""
-    matches = np.flatnonzero(scores_N > 0)
-    if len(matches) > k > 0:
-        least = np.partition(scores_N[matches], -k)[-k]
-        matches = matches[scores_N[matches] >= least]
-    best = matches[np.argsort(-scores_N[matches], kind="stable")][:k]
-    return scores_N[best], best
+    from dream.indexes.snapshot import IndexHandle
 
 
 class BM25Candidates:
-    """The passages BM25 finds for a window's context. The target is not part of the query."""
-
-    def __init__(self, cache_dir: str, query_terms: int | None) -> None:
-        allowed = query_terms is None or query_terms > 0
-        require(allowed, "candidates.sources.bm25.query_terms", query_terms, "choose 1 or more, or null for all")
-        self.folder = Path(cache_dir)
-        self.query_terms = query_terms
+    """The query is the window's context. The target is not part of it."""
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
         self.store = store
-        self.index = BM25Index.open_or_build(store, self.folder)
+        self.index = BM25Index.open_or_build(store)
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
-        """More than k by the most passages a document of the batch has: a window's own come first, and are excluded."""
+        """(B, M) passage ids. M is k plus the most passages of any document of the batch, since a window's own
+        passages come first and are excluded."""
         documents_B = windows.document_ids_B.cpu().numpy()
         owned_B = np.searchsorted(self.store.passage_documents, documents_B, side="right") - np.searchsorted(
             self.store.passage_documents, documents_B, side="left"
         )
         contexts = [self.store.window_text(int(window))[0] for window in windows.window_ids_B]
-        return self.index.search(contexts, k + int(owned_B.max()), self.query_terms)[1]
+        return self.index.search(contexts, k + int(owned_B.max()))[1]

@@ -1,4 +1,4 @@
-"""The passages nearest to the query in the current index generation: what makes the retriever learn from itself."""
+"""The passages nearest to the query in the current index snapshot: the retriever's own mistakes as negatives."""
 
 from typing import TYPE_CHECKING
 
@@ -6,29 +6,25 @@ import numpy as np
 from torch import Tensor
 
 from dream.batch import WindowBatch
-from dream.errors import require
 from dream.store.store import Store
 
 if TYPE_CHECKING:
-    from dream.indexes.generation import IndexHandle
+    from dream.indexes.snapshot import IndexHandle
+
+OVER_RETRIEVE = 4  # passages searched for each one wanted, because those of the window's own document are excluded
 
 
 class IndexCandidates:
-    """Searches `over_retrieve` times as many passages as asked for, because the window's own document falls away.
+    """Searches the current index snapshot. Before the first snapshot it proposes nothing.
 
-    Before the first generation it proposes nothing. A stale generation costs recall, not correctness: similarities in
-    the loss are computed afresh.
+    A stale snapshot costs recall, not correctness: similarities in the loss come from the current encoder.
     """
-
-    def __init__(self, over_retrieve: int) -> None:
-        require(over_retrieve >= 1, "candidates.sources.index.over_retrieve", over_retrieve, "choose 1 or more")
-        self.over_retrieve = over_retrieve
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
         self.index = index
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
-        wanted = k * self.over_retrieve
+        wanted = k * OVER_RETRIEVE
         if self.index.current is None:
             return np.full((len(windows), wanted), -1, dtype=np.int64)
         _, ids_BM = self.index.search(query_BD.detach().float(), wanted)

@@ -10,12 +10,12 @@ from torch import Tensor
 from dream.batch import WindowBatch
 from dream.candidates.exclusion import MODES, excluded, excluded_ranges, fewest_allowed
 from dream.candidates.random import draw_passages
-from dream.errors import require
 from dream.store.permutation import random_bits
 from dream.store.store import Store
+from dream.utils.errors import require
 
 if TYPE_CHECKING:
-    from dream.indexes.generation import IndexHandle
+    from dream.indexes.snapshot import IndexHandle
 
 FILL_STREAMS = range(1, 9)  # random streams for filling up; stream 0 belongs to the random source
 
@@ -60,7 +60,8 @@ class CandidateMixture:
         remedy = "choose 1 or more (it follows trainer.max_steps; give a number where that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
         names = sorted(sources)
-        require(sorted(schedule) == names, "candidates.schedule", sorted(schedule), f"name the sources {names}")
+        known = set(schedule) <= set(names)
+        require(known, "candidates.schedule", sorted(schedule), f"choose from the sources {', '.join(names)}")
         for name, ends in schedule.items():
             for end in ("start", "end"):
                 share = ends.get(end, -1)
@@ -69,7 +70,7 @@ class CandidateMixture:
             total = sum(ends[end] for ends in schedule.values())
             require(total > 0, f"candidates.schedule.*.{end}", total, "at least one share must be above 0")
         self.sources = dict(sources)
-        self.schedule = {name: (float(schedule[name]["start"]), float(schedule[name]["end"])) for name in sources}
+        self.schedule = {name: (float(ends["start"]), float(ends["end"])) for name, ends in schedule.items()}
         self.scored_windows, self.hard_negatives = scored_windows, hard_negatives
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
@@ -80,7 +81,7 @@ class CandidateMixture:
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
         require(self.k <= allowed, "candidates.k", self.k, remedy)
         for name, source in self.sources.items():
-            if any(self.schedule[name]):
+            if any(self.schedule.get(name, ())):
                 source.prepare(store, index)
 
     def counts(self, windows: int) -> tuple[int, int]:

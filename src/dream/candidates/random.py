@@ -10,7 +10,7 @@ from dream.store.permutation import random_bits
 from dream.store.store import Store
 
 if TYPE_CHECKING:
-    from dream.indexes.generation import IndexHandle
+    from dream.indexes.snapshot import IndexHandle
 
 
 def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, passages: int) -> np.ndarray:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dream.corpora.lines import SourceFile
-from dream.corpora.refusals import BadDocument
-from dream.errors import ConfigError
+from dream.corpora.bad_documents import BadDocument
+from dream.corpora.source_file import SourceFile
+from dream.utils.errors import ConfigError
 
 MOST_LABEL_BYTES = 100_000_000  # of a line of queries or qrels
 
@@ -39,7 +39,7 @@ class Corpus(Protocol):
 
     name: str
     deduplicate: bool
-    on_bad_document: str  # one of dream.corpora.refusals.POLICIES
+    on_bad_document: str  # one of dream.corpora.bad_documents.POLICIES
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able description of everything the documents depend on."""

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.corpora.base import MOST_LABEL_BYTES, Document, Labels, decoded, existing_path, text_lines
-from dream.corpora.lines import SourceFile
-from dream.corpora.refusals import BadDocument, Refusals
-from dream.errors import ConfigError, DataError, require
+from dream.corpora.source_file import SourceFile
+from dream.utils.errors import ConfigError, DataError, require
 
 HIGHEST_GRADE = 1000
 
@@ -35,7 +35,7 @@ class JsonlCorpus:
         self.id_field, self.title_field, self.text_fields = id_field, title_field, list(text_fields)
         require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
         self.deduplicate, self.most_bytes = deduplicate, int(max_document_mb * 1_000_000)
-        self.on_bad_document = Refusals(on_bad_document).policy
+        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
         self.source = SourceFile(self.path)
         self.qrels_paths = {
             split: existing_path(f"corpus.qrels.{split}", file, "file") for split, file in (qrels or {}).items()
@@ -54,7 +54,7 @@ class JsonlCorpus:
         return self.path.stat().st_size * (4 if self.path.suffix == ".gz" else 1)
 
     def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
-        refuse = refuse or Refusals(self.on_bad_document).refuse
+        refuse = refuse or BadDocumentPolicy(self.on_bad_document).refuse
         file = str(self.path)
         for number, line in self.source.lines(self.most_bytes):
             if line is None or line.strip():

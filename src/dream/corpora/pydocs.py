@@ -20,12 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dream.corpora.jsonl import BeirCorpus
-from dream.errors import ConfigError, require
-from dream.files import fingerprint, new_directory, usable
-from dream.runtime import progress, say
+from dream.utils.atomic_io import fingerprint
+from dream.utils.cached_folders import new_directory, verify_or_discard
+from dream.utils.errors import ConfigError, require
+from dream.utils.logging import get_logger
+from dream.utils.runtime import progress
+
+log = get_logger(__name__)
 
 EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are made anew
 SPLITS = ("dev", "test")
+MIN_CHARACTERS = 200  # shorter docstrings are left out
+SEED = 0  # of the choice of held-out summaries: all runs answer the same queries
 LONGEST_MB = 10  # no docstring comes near it
 
 
@@ -37,9 +43,7 @@ class PyDocsCorpus(BeirCorpus):
         name: str,
         packages: list[str],
         stdlib: bool,
-        min_characters: int,
         heldout_fraction: float,
-        seed: int,
         cache_dir: str,
     ) -> None:
         require(0 < heldout_fraction < 0.5, "corpus.heldout_fraction", heldout_fraction, "choose between 0 and 0.5")
@@ -50,22 +54,22 @@ class PyDocsCorpus(BeirCorpus):
             "extraction": EXTRACTION,
             "python": sys.version_info[:3] if stdlib else None,
             "packages": _versions(packages),
-            "settings": [min_characters, heldout_fraction, seed],
+            "settings": [MIN_CHARACTERS, heldout_fraction, SEED],
         }
-        self.min_characters, self.heldout_fraction, self.seed = min_characters, heldout_fraction, seed
+        self.heldout_fraction = heldout_fraction
         folder = Path(cache_dir) / f"pydocs-{fingerprint(description)}"
-        if not usable(folder):
+        if not verify_or_discard(folder):
             self._extract(folder, sorted(packages), stdlib)
         super().__init__(name, str(folder), True, "error", LONGEST_MB)
 
     def _extract(self, folder: Path, packages: list[str], stdlib: bool) -> None:
         files = [(root, file) for root in _roots(packages, stdlib) for file in _python_files(root)]
-        say(f"Reading the docstrings of {len(packages)} installed packages{' and the standard library' * stdlib}")
+        log.info(f"Reading the docstrings of {len(packages)} installed packages{' and the standard library' * stdlib}")
         qrels: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-        with new_directory(folder) as aside:
-            with (aside / "corpus.jsonl").open("w", encoding="utf-8") as corpus, _no_garbage_collection():
+        with new_directory(folder) as unfinished:
+            with (unfinished / "corpus.jsonl").open("w", encoding="utf-8") as corpus, _no_garbage_collection():
                 for name, docstring in _named_apart(progress(files, unit="file", desc="docstrings")):
-                    if len(docstring) < self.min_characters:
+                    if len(docstring) < MIN_CHARACTERS:
                         continue
                     summary, body = split_summary(docstring)
                     split = self._split_of(summary) if summary else None
@@ -73,7 +77,7 @@ class PyDocsCorpus(BeirCorpus):
                         qrels[split].setdefault(summary, []).append(name)
                     text = body if split else docstring
                     corpus.write(json.dumps({"_id": name, "title": "", "text": text}) + "\n")
-            self._write_labels(aside, qrels)
+            self._write_labels(unfinished, qrels)
 
     def _write_labels(self, folder: Path, qrels: dict[str, dict[str, list[str]]]) -> None:
         (folder / "qrels").mkdir()
@@ -87,7 +91,7 @@ class PyDocsCorpus(BeirCorpus):
 
     def _split_of(self, summary: str) -> str | None:
         """The split a summary is held out for. Equal summaries share it, so no copy of a query stays in the corpus."""
-        digest = hashlib.blake2b(f"{self.seed} {summary.lower()}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{SEED} {summary.lower()}".encode(), digest_size=8).digest()
         position = int.from_bytes(digest) / 2**64 / self.heldout_fraction
         return SPLITS[int(position)] if position < len(SPLITS) else None
 

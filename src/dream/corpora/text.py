@@ -7,10 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.corpora.base import Document, Labels, decoded, existing_path, too_long
-from dream.corpora.lines import SourceFile
-from dream.corpora.refusals import BadDocument, Refusals
-from dream.errors import ConfigError, DataError, require
+from dream.corpora.source_file import SourceFile
+from dream.utils.errors import ConfigError, DataError, require
 
 Lines = Iterator[tuple[int, "str | BadDocument"]]
 
@@ -35,7 +35,7 @@ class TextCorpus:
         require(split_by in ("blank_lines", "file"), "corpus.split_by", split_by, "choose blank_lines or file")
         require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
         self.split_by, self.most_bytes = split_by, int(max_document_mb * 1_000_000)
-        self.on_bad_document = Refusals(on_bad_document).policy
+        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
         files = [self.root] if self.root.is_file() else _files(self.root, pattern)
         require(bool(files), "corpus.path", path, f"no file in this folder matches corpus.pattern={pattern}")
         self.files = [SourceFile(file) for file in files]
@@ -52,7 +52,7 @@ class TextCorpus:
         return sum(file.path.stat().st_size for file in self.files)
 
     def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
-        refuse = refuse or Refusals(self.on_bad_document).refuse
+        refuse = refuse or BadDocumentPolicy(self.on_bad_document).refuse
         for file in self.files:
             lines = self._lines(file)
             for block in [lines] if self.split_by == "file" else _blocks(lines):

@@ -1,6 +1,7 @@
 """What every encoder shares: text → ids → unit vectors, a hash of the weights, a folder on disk."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,28 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from dream.batch import TokenBatch
-from dream.files import FINGERPRINT_CHARACTERS, fingerprint
-from dream.runtime import progress
 from dream.store.ragged import pad_tokens
+from dream.utils.atomic_io import FINGERPRINT_CHARACTERS, fingerprint
+from dream.utils.runtime import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dream.scorers.base import CausalScorer
     from dream.store.store import Store
 
 Side = Literal["query", "passage"]
 
 
 class Encoder(nn.Module):
-    """Text → vector. Queries and passages share the weights; a subclass may treat the two sides differently."""
+    """Text → vector. Queries and passages share the weights; a subclass may treat the two sides differently.
+
+    Attributes:
+        tokenizer: None until `adopt_tokenizer`, for encoders without their own.
+        width: D, of the embeddings.
+        max_tokens: longer texts are cut.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     width: int
     max_tokens: int
 
-    def load(self, store: "Store", scorer: "CausalScorer") -> None:
-        """Make the weights, once store and scorer are there. Called once, before training."""
+    def adopt_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Use this tokenizer, unless the encoder has its own."""
+        if getattr(self, "tokenizer", None) is None:
+            self.tokenizer = tokenizer
+
+    def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
+        """Make the first weights, for encoders that do not load them. Called once, before training.
+
+        Args:
+            store: the corpus.
+            token_embeddings: gives embeddings (V, D), float32, of the adopted tokenizer's tokens.
+        """
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         """embedding_BD, float32, of unit length."""

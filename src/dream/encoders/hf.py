@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
-from dream.errors import ConfigError, require
-from dream.files import write_json
+from dream.utils.atomic_io import write_json
+from dream.utils.errors import ConfigError, require
 
 SETTINGS = ("pooling", "query_prefix", "passage_prefix", "max_tokens")
 
@@ -27,7 +27,6 @@ class HFEncoder(Encoder):
 
     def __init__(
         self,
-        scorer,
         name: str,
         pooling: Literal["mean", "cls", "last"],
         query_prefix: str,
@@ -113,7 +112,6 @@ class HFEncoder(Encoder):
         """The encoder that `save` wrote."""
         settings = json.loads((folder / "encoder.json").read_text())
         return cls(
-            scorer=None,
             name=str(folder),
             **{name: settings[name] for name in SETTINGS},
             dtype="float32",

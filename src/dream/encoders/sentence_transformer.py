@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dream.encoders.base import Encoder, Side
-from dream.errors import ConfigError, require
-from dream.runtime import progress
+from dream.utils.errors import ConfigError, require
+from dream.utils.runtime import progress
 
 if TYPE_CHECKING:
     from dream.store.store import Store

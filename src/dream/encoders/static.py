@@ -1,7 +1,9 @@
 """Weighted mean of token embeddings: no attention, so a passage costs a table lookup."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,26 +13,34 @@ from transformers import AutoTokenizer
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
-from dream.errors import require
-from dream.files import write_json
+from dream.utils.atomic_io import write_json
+from dream.utils.errors import require
+
+if TYPE_CHECKING:
+    from dream.store.store import Store
 
 
 class StaticEncoder(Encoder):
-    """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens.
+    """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens. Table and weights are trained.
 
-    A token starts as the scorer's input embedding of it (centred, unit length), with `scorer_share` of the squared
-    length, beside `random_width` random directions with the rest: the first puts words that are used alike together,
-    the second keeps different words apart (random indexing, Kanerva et al. 2000). Weights start as the passages'
-    inverse document frequencies. Both are trained. Token ids are the scorer's.
+    A token's first vector is the given token embedding (centred, unit length) beside random directions. The token
+    embedding puts words of similar use together, the random part keeps different words apart (random indexing, Kanerva
+    et al. 2000). The first weights are inverse document frequencies of the passages.
+
+    Args:
+        max_tokens: longer texts are cut, in tokens.
+        random_width: number of random directions; 0 for none.
+        token_embedding_share: share of a token's squared length that is the token embedding, 0 to 1.
+        seed: of the random directions.
     """
 
-    def __init__(self, scorer, max_tokens: int, random_width: int, scorer_share: float, seed: int) -> None:
+    def __init__(self, max_tokens: int, random_width: int, token_embedding_share: float, seed: int) -> None:
         super().__init__()
         require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
         require(random_width >= 0, "encoder.random_width", random_width, "0 for none, or the number of directions")
-        require(0 <= scorer_share <= 1, "encoder.scorer_share", scorer_share, "between 0 and 1")
-        self.random_width, self.scorer_share, self.seed = random_width, scorer_share, seed
-        self.tokenizer = scorer.tokenizer
+        share = token_embedding_share
+        require(0 <= share <= 1, "encoder.token_embedding_share", share, "between 0 and 1")
+        self.random_width, self.token_embedding_share, self.seed = random_width, share, seed
         self.max_tokens = max_tokens
         self.table_VD = nn.Parameter(torch.empty(0, 0))
         self.weight_V = nn.Parameter(torch.empty(0))
@@ -39,9 +49,8 @@ class StaticEncoder(Encoder):
     def width(self) -> int:  # type: ignore[override]
         return self.table_VD.shape[1]
 
-    def load(self, store, scorer) -> None:
-        scorer.load(store)
-        table_VD = scorer.token_embeddings()
+    def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
+        table_VD = token_embeddings()
         frequency_V = torch.zeros(len(table_VD))
         counts = torch.from_numpy(store.encoder_document_frequency)
         frequency_V[: len(counts)] = counts
@@ -51,7 +60,8 @@ class StaticEncoder(Encoder):
         if self.random_width:
             generator = torch.Generator().manual_seed(self.seed)
             random_VD = F.normalize(torch.randn(len(table_VD), self.random_width, generator=generator), dim=1)
-            table_VD = torch.cat([self.scorer_share**0.5 * table_VD, (1 - self.scorer_share) ** 0.5 * random_VD], dim=1)
+            share = self.token_embedding_share
+            table_VD = torch.cat([share**0.5 * table_VD, (1 - share) ** 0.5 * random_VD], dim=1)
         self.table_VD = nn.Parameter(table_VD)
         self.weight_V = nn.Parameter(torch.log((len(store.passages) + 1) / (frequency_V + 1)))
 

@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
-from dream.errors import require
-from dream.evaluation.split import LabelledSplit
-from dream.files import fingerprint
+from dream.evaluation.labelled_queries import LabelledQueries
 from dream.indexes.base import Index
-from dream.indexes.generation import IndexHandle
+from dream.indexes.snapshot import IndexHandle
 from dream.store.build import open_or_build_passages
 from dream.store.store import Store
+from dream.utils.atomic_io import fingerprint
+from dream.utils.errors import require
 
 WORDS_OF_A_PASSAGE = 128
 
@@ -39,7 +39,7 @@ class Benchmark:
             require(value is None or value > 0, name, value, "at least 1, or null")
         self.corpus, self.data = corpus, data
         self.passage_tokens, self.passages_per_document = passage_tokens, passages_per_document
-        self._splits: dict[tuple[str, str], LabelledSplit] = {}
+        self._splits: dict[tuple[str, str], LabelledQueries] = {}
 
     def store(self, encoder: Encoder, passage_tokens: int, own: Store | None = None) -> Store:
         """The documents cut with the encoder's tokenizer: `own`, its training's store, where that is of them."""
@@ -69,11 +69,11 @@ class Benchmark:
             passages_per_document=self.passages_per_document,
         )
 
-    def labelled(self, store: Store, split: str) -> LabelledSplit:
+    def labelled(self, store: Store, split: str) -> LabelledQueries:
         """The queries of a split, for rankings that are made through this store."""
         key = (store.hash, split)
         if key not in self._splits:
-            self._splits[key] = LabelledSplit(self.corpus, store, split)
+            self._splits[key] = LabelledQueries(self.corpus, store, split)
         return self._splits[key]
 
     def embedded(

@@ -16,7 +16,9 @@ from dream.store.store import Store
 DEPTH = 100  # documents ranked for each query: what recall@100 reads
 RRF_K = 5  # of reciprocal rank fusion; the paper's 60 gives first places too little weight (chosen on pydocs dev)
 NDCG_RANKS = 10
-METRICS = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_100", "success_at_1", "success_at_5")
+TITLES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10",
+          "map_at_100": "MAP@100", "success_at_1": "success@1", "success_at_5": "success@5"}  # fmt: skip
+METRICS = tuple(TITLES)
 
 
 @dataclass(frozen=True)

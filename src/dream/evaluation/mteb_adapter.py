@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dream.encoders.base import Side
-from dream.runs import open_encoder
+from dream.runs.load import open_encoder
 
 
 class DreamEncoder:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from dream.evaluation import plots
+from dream.evaluation.labelled_queries import LabelledQueries
 from dream.evaluation.metrics import METRICS, Ranking
 from dream.evaluation.results import Results
-from dream.evaluation.split import LabelledSplit
-from dream.files import write_bytes, write_json
+from dream.utils.atomic_io import write_bytes, write_json
 
 
 def write_results(folder: Path, results: Results, title: str, about: Mapping[str, object]) -> None:
@@ -36,7 +36,7 @@ def _board(folder: Path, results: Results, title: str, drawn: Mapping[str, plots
 
 
 def write_run_files(
-    folder: Path, system: str, rankings: Sequence[Ranking], runs: Sequence[str], labelled: LabelledSplit
+    folder: Path, system: str, rankings: Sequence[Ranking], runs: Sequence[str], labelled: LabelledQueries
 ) -> None:
     """One file for each of the system's rankings; `runs` names them where there are several."""
     for number, ranking in enumerate(rankings):
@@ -44,7 +44,7 @@ def write_run_files(
         write_run_file(folder / f"{file_name(row)}.run", row, ranking, labelled)
 
 
-def write_run_file(file: Path, system: str, ranking: Ranking, labelled: LabelledSplit) -> None:
+def write_run_file(file: Path, system: str, ranking: Ranking, labelled: LabelledQueries) -> None:
     """TREC's run format: query, Q0, document, rank, score, system.
 
     TREC's tools sort by score alone, as float32, and break ties by document id. Each score is therefore written just

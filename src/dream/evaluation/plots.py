@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dream.evaluation.report import TITLES
+from dream.evaluation.metrics import TITLES
 from dream.evaluation.results import Results
 
 

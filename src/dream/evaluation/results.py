@@ -10,11 +10,29 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from dream.evaluation.metrics import METRICS, Judgements
-from dream.evaluation.report import TITLES
+from dream.evaluation.metrics import METRICS, TITLES, Judgements
 from dream.evaluation.statistics import Difference, Sampling, compare, intervals
 
 Values = dict[str, np.ndarray]  # metric → values_SQ
+HEADLINE = METRICS[:4]  # of the table at the end of a run
+
+
+def summary_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """The table at the end of a run: one row a system; the best value of a column is bold."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for metric in HEADLINE:
+        table.add_column(TITLES[metric], justify="right")
+    best = {metric: max(row[metric] for row in results.values()) for metric in HEADLINE}
+    for system, values in results.items():
+        cells = [f"[bold]{values[m]:.4f}[/]" if values[m] == best[m] else f"{values[m]:.4f}" for m in HEADLINE]
+        table.add_row(system, *cells)
+    return table
+
+
+def flat_summary(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`bm25/ndcg_at_10` and so on, for summary.json."""
+    return {f"{system}/{metric}": value for system, values in results.items() for metric, value in values.items()}
 
 
 @dataclass

@@ -1,53 +1,102 @@
-"""One question against a trained run: dense, BM25, or both."""
+"""Search with a trained run: dense, BM25, or both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dream.candidates.bm25 import BM25Index
-from dream.errors import require
-from dream.evaluation.baselines import rank_bm25, rank_dense
+import numpy as np
+import torch
+
 from dream.evaluation.metrics import DEPTH, Ranking, reciprocal_rank_fusion
-from dream.runs import open_run
+from dream.evaluation.ranking import rank_bm25, rank_dense
+from dream.indexes.bm25 import BM25Index
+from dream.runs.load import open_run
+from dream.utils.errors import require
 
 MODES = ("dense", "bm25", "hybrid")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hit:
-    """A document and its score in the mode of the search."""
+    """A found document.
 
-    name: str
+    Attributes:
+        id: the document's id in the corpus.
+        title: its title, which may be empty.
+        text: its whole text.
+        score: in the mode of the search; scores of different modes cannot be compared.
+    """
+
+    id: str
+    title: str
     text: str
     score: float
 
 
 class Searcher:
-    """Opens a run once, then answers any number of questions."""
+    """A trained run, opened once for any number of queries. Get one with `dream.load`.
 
-    def __init__(self, run: str, mode: str) -> None:
+    Args:
+        run: folder of a finished run.
+        device: where the encoder works.
+        trust: packages, besides dream, whose classes the run's config may name.
+
+    Example:
+        >>> retriever = dream.load("logs/latest")
+        >>> [hit.id for hit in retriever.search("read a file line by line", k=3)]
+    """
+
+    def __init__(self, run: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> None:
+        self.run = open_run(run, device, trust)
+        self.store, self.encoder = self.run.store, self.run.encoder
+        self._bm25: BM25Index | None = None
+
+    @property
+    def corpus_name(self) -> str:
+        """Name of the corpus that is searched."""
+        return self.run.cfg.corpus.name
+
+    @property
+    def bm25(self) -> BM25Index:
+        """Opened, or built, on first use."""
+        if self._bm25 is None:
+            self._bm25 = BM25Index.open_or_build(self.store)
+        return self._bm25
+
+    def search(self, query: str, k: int = 10, mode: str = "dense") -> list[Hit]:
+        """The at most `k` best documents, best first.
+
+        Args:
+            query: the question, as text.
+            k: documents to return.
+            mode: `dense` (the trained encoder), `bm25`, or `hybrid` (both, by reciprocal rank fusion).
+        """
         require(mode in MODES, "mode", mode, f"choose {', '.join(MODES)}")
-        self.mode, self.run = mode, open_run(run)
-        self.store = self.run.store
-        self.corpus_name, self.passages = self.run.cfg.corpus.name, len(self.store.passages)
-        folder = Path(self.run.cfg.paths.data) / "bm25"
-        self.bm25 = None if mode == "dense" else BM25Index.open_or_build(self.store, folder)
-
-    def search(self, query: str, k: int) -> list[Hit]:
-        """At most k documents, best first."""
-        ranking = self._rank(query, k)
+        require(k > 0, "k", k, "at least 1 result")
+        ranking = self._rank(query, k, mode)
         rows = zip(ranking.rows_QR[0, :k], ranking.score_QR[0, :k], strict=True)
         return [self._hit(int(row), float(score)) for row, score in rows if row >= 0]
 
-    def _rank(self, query: str, k: int) -> Ranking:
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """(len(texts), D) float32 unit vectors of queries."""
+        return self._encode(texts, "query")
+
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """(len(texts), D) float32 unit vectors of passages. Texts longer than `encoder.max_tokens` are cut."""
+        return self._encode(texts, "passage")
+
+    def _encode(self, texts: Sequence[str], side) -> np.ndarray:
+        return self.encoder.embed_texts(list(texts), side).float().cpu().numpy()
+
+    def _rank(self, query: str, k: int, mode: str) -> Ranking:
         documents, depth = self.store.passage_documents, max(k, DEPTH)  # fusion looks below the k that are shown
         rankings = []
-        if self.bm25 is not None:
+        if mode != "dense":
             rankings.append(rank_bm25(self.bm25, [query], documents, depth))
-        if self.mode != "bm25":
-            query_QD = self.run.encoder.embed_queries([query])
+        if mode != "bm25":
+            query_QD = self.encoder.embed_queries([query])
             rankings.append(rank_dense(self.run.index.search, query_QD, documents, depth))
         return rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings, depth=depth)
 
     def _hit(self, row: int, score: float) -> Hit:
-        name, title = self.store.document_names[row], self.store.titles[row]
-        return Hit(f"{name}  {title}" if title else name, self.store.texts[row], score)
+        return Hit(self.store.document_names[row], self.store.titles[row], self.store.texts[row], score)

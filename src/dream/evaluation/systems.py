@@ -12,17 +12,20 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dream.candidates.bm25 import BM25Index
 from dream.encoders.base import Encoder
 from dream.encoders.sentence_transformer import SentenceTransformerEncoder, import_sentence_transformers
-from dream.errors import ConfigError, DreamError, require
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.fusion import tune_weight, weighted_sum
 from dream.evaluation.metrics import METRICS, Ranking, reciprocal_rank_fusion
-from dream.indexes.generation import Generation, IndexHandle
-from dream.runs import UNTRAINED_ENCODER, open_config, open_encoder, open_store
-from dream.runtime import say
+from dream.indexes.bm25 import BM25Index
+from dream.indexes.snapshot import IndexHandle, IndexSnapshot
+from dream.runs.layout import UNTRAINED_ENCODER
+from dream.runs.load import open_config, open_encoder, open_store
 from dream.store.store import Store
+from dream.utils.errors import ConfigError, DreamError, require
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 OF_A_RUN = {"run": "encoder", "untrained": UNTRAINED_ENCODER}  # system → folder of the run
 FUSIONS = ("hybrid", "hybrid_weighted")
@@ -71,11 +74,11 @@ def find_runs(run: str | ListConfig) -> list[Path]:
 
 @dataclass
 class Member:
-    """One encoder of a dense system, with what it searches in; `generation` holds its embeddings already."""
+    """One encoder of a dense system, with what it searches in; `snapshot` holds its embeddings already."""
 
     encoder: Encoder
     store: Store
-    generation: Path | None = None
+    snapshot: Path | None = None
 
 
 class Systems:
@@ -119,7 +122,7 @@ class Systems:
     def _bm25(self, split: str) -> Ranking:
         key = ("bm25", split)
         if key not in self._kept:
-            index = BM25Index.open_or_build(self.reference, self.benchmark.data / "bm25", self.cfg.bm25.unit)
+            index = BM25Index.open_or_build(self.reference, self.cfg.bm25.unit)
             self._kept[key] = [self.benchmark.labelled(self.reference, split).by_bm25(index)]
         return self._kept[key][0]
 
@@ -165,12 +168,12 @@ class Systems:
         cfg, encoder = open_encoder(run, self.device, name)
         encoder = encoder.to(getattr(torch, self.cfg.run_dtype))
         try:
-            generation, own = open_store(run, cfg)
+            snapshot, own = open_store(run, cfg)
         except DreamError:  # its caches are gone; its encoder can still embed the documents anew
             return Member(encoder, self.benchmark.store(encoder, cfg.data.passage_tokens))
         store = self.benchmark.store(encoder, cfg.data.passage_tokens, own)
-        fits = store is own and Generation(generation).encoder_fingerprint == encoder.fingerprint()
-        return Member(encoder, store, generation if fits else None)
+        fits = store is own and IndexSnapshot(snapshot).encoder_fingerprint == encoder.fingerprint()
+        return Member(encoder, store, snapshot if fits else None)
 
     def _own_store(self, run: Path) -> Store | None:
         try:
@@ -181,9 +184,9 @@ class Systems:
 
     def _embedded(self, member: Member) -> IndexHandle:
         index = instantiate(self.cfg.index)
-        if member.generation is not None:
-            handle = IndexHandle(index, member.generation.parent)
-            handle.open(member.generation, member.store, member.encoder.width)
+        if member.snapshot is not None:
+            handle = IndexHandle(index, member.snapshot.parent)
+            handle.open(member.snapshot, member.store, member.encoder.width)
             return handle
         settings = self.cfg.embedding
         return self.benchmark.embedded(
@@ -192,13 +195,13 @@ class Systems:
 
 
 def _published_sentence_transformer(cfg: DictConfig, name: str) -> Encoder:
-    say(f"Opening the sentence-transformers model {name}")
+    log.info(f"Opening the sentence-transformers model {name}")
     return SentenceTransformerEncoder(name, **cfg.st)
 
 
 def _published_hf(cfg: DictConfig, name: str) -> Encoder:
-    say(f"Opening the transformers model {name}")
-    return instantiate(OmegaConf.merge(cfg.hf, {"name": name}), scorer=None)
+    log.info(f"Opening the transformers model {name}")
+    return instantiate(OmegaConf.merge(cfg.hf, {"name": name}))
 
 
 def labels_of(runs: list[Path]) -> list[str]:

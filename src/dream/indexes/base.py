@@ -17,7 +17,7 @@ NOTHING = -1  # passage id where fewer than k passages were found; its similarit
 class Index(Protocol):
     """Finds the passages whose embeddings have the largest inner product with a query. One file and one YAML add one.
 
-    A generation copies the object (`copy.copy`) and builds the copy, so `build` and `load` must assign new attributes
+    A snapshot copies the object (`copy.copy`) and builds the copy, so `build` and `load` must assign new attributes
     and not change what the old ones hold.
     """
 

@@ -14,10 +14,14 @@ import numpy as np
 import torch
 
 from dream.encoders.base import Encoder
-from dream.errors import DamageError, DreamError
-from dream.files import checksum, discard, read_checked_json, write_checked_json
-from dream.runtime import progress, say
 from dream.store.store import ENCODER, Store
+from dream.utils.atomic_io import checksum, read_checked_json, write_checked_json
+from dream.utils.cached_folders import discard
+from dream.utils.errors import DamageError, DreamError
+from dream.utils.logging import get_logger
+from dream.utils.runtime import progress
+
+log = get_logger(__name__)
 
 ROWS_PER_BLOCK = 16_384  # sorted by length among themselves, so that a batch has little padding
 PROGRESS = "progress.json"  # what the shards are made of, and the checksums of those that are complete
@@ -48,14 +52,14 @@ def embed_corpus(
         for number, (first, end) in enumerate(pairwise([*range(0, count, rows_per_shard), count])):
             names.append(name := f"shard-{number:05d}.npy")
             if name not in done:
-                aside = folder / f"{name}.tmp"
-                shard = _new_shard(aside, end - first, encoder.width)
+                unfinished = folder / f"{name}.tmp"
+                shard = _new_shard(unfinished, end - first, encoder.width)
                 for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
                     shard[ids - first] = _embed(encoder, store, ids, device)
                     bar.update(len(ids))
                 shard.flush()
-                done[name] = checksum(aside)
-                aside.replace(folder / name)
+                done[name] = checksum(unfinished)
+                unfinished.replace(folder / name)
                 write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": done})
             else:
                 bar.update(end - first)
@@ -75,12 +79,12 @@ def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
         listed = content["shards"] if content.get("made_of") == made_of else {}
         shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
     except DamageError as damage:
-        say(f"{damage}: embedding the corpus from its beginning")
+        log.info(f"{damage}: embedding the corpus from its beginning")
     for file in folder.iterdir():
         if file.name not in shards:
             discard(file)
     if shards:
-        say(f"Embedding the corpus goes on: {len(shards)} shards of an interrupted refresh are there ({folder})")
+        log.info(f"Embedding the corpus goes on: {len(shards)} shards of an interrupted refresh are there ({folder})")
         write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": shards})
     return shards
 
@@ -88,7 +92,7 @@ def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
 def _is_whole(shard: Path, digest: str) -> bool:
     whole = shard.is_file() and checksum(shard) == digest
     if not whole:
-        say(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
+        log.info(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
     return whole
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream.errors import ConfigError, require
 from dream.indexes.base import NOTHING, best_first, pad_results
+from dream.utils.errors import ConfigError, require
 
 FILE = "index.faiss"
+TRAIN_POINTS = 262_144  # rows, spread evenly over the corpus, that IVF and PQ are trained on, at most
 ADD_ROWS = 65_536  # rows in float32 at a time
 SPARE = 8  # results fetched beyond k, to see whether the k-th is tied
 MOST_TIES = 4_096  # beyond so many equal similarities around the k-th, FAISS chooses which of them are returned
@@ -26,24 +27,21 @@ MOST_TIES = 4_096  # beyond so many equal similarities around the k-th, FAISS ch
 class FaissIndex:
     """`faiss.index_factory(width, factory, METRIC_INNER_PRODUCT)` in RAM, float32.
 
-    `train_points`: most rows, spread evenly over the corpus, that IVF and PQ are trained on. `search_params`: what
-    `faiss.ParameterSpace` can set, such as nprobe and efSearch. Everything but HNSW's graph, which threads build
+    `search_params`: what `faiss.ParameterSpace` can set, such as nprobe and efSearch. Everything but HNSW's graph, which threads build
     together, comes out the same each time.
 
     Raises ConfigError for a factory string that FAISS does not know, that does not go with the width, or that needs
     more passages for training than there are, and for a search parameter that the index does not have.
     """
 
-    def __init__(self, factory: str, train_points: int, search_params: dict[str, Any] | None) -> None:
+    def __init__(self, factory: str, search_params: dict[str, Any] | None) -> None:
         require(isinstance(factory, str) and bool(factory), "index.factory", factory, "e.g. Flat or IVF1024,Flat")
-        require(train_points >= 1, "index.train_points", train_points, "at least 1")
         self.factory = factory
-        self.train_points = train_points
         self.search_params = dict(search_params or {})
         self._index: Any = None
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "faiss", "factory": self.factory, "train_points": self.train_points}
+        return {"kind": "faiss", "factory": self.factory, "train_points": TRAIN_POINTS}
 
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         chunks = list(embeddings_ND)
@@ -93,7 +91,7 @@ class FaissIndex:
         return index
 
     def _train(self, index: Any, chunks: list[np.ndarray], count: int) -> None:
-        every = max(1, -(-count // self.train_points))
+        every = max(1, -(-count // TRAIN_POINTS))
         sample, first = [], 0
         for chunk in chunks:
             sample.append(_float32(chunk[-first % every :: every]))
@@ -103,8 +101,7 @@ class FaissIndex:
             index.train(points)
         except RuntimeError as error:
             raise ConfigError("index.factory", self.factory, f"{len(points):,} of {count:,} passages are too few to "
-                              f"train it ({_reason(error)}); fewer lists, Flat, or a higher "
-                              "index.train_points") from error  # fmt: skip
+                              f"train it ({_reason(error)}); choose fewer lists, or Flat") from error  # fmt: skip
 
     def _tuned(self, index: Any) -> Any:
         for name, value in self.search_params.items():

@@ -1,21 +1,30 @@
-"""The DREAM objective: the language model reads all candidates at once, as the retriever weighs them."""
+"""The DREAM objective: the language model reads all candidates at once, and the retriever weights its attention."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dream.errors import require
 from dream.objectives.base import Candidates
 from dream.objectives.mixed import MixedObjective
-from dream.scorers.heads import HeadFinder, choose_heads
+from dream.scorers.attention.heads import HeadFinder, choose_heads
+from dream.utils.errors import require
 
 
 class Attention(MixedObjective):
-    """loss = -mean_t log p_LM(y_t | y_<t, x, d_1..d_K), where chosen heads weigh passage k by p_k = softmax(sim / T).
+    """loss = -mean_t log p_LM(y_t | y_<t, x, d_1..d_K), where chosen heads weight passage k by p_k = softmax(sim / T).
 
-    Source: DREAM (Tang & Yang, arXiv 2606.24667). `heads`: found (those that `finder` ranks first), random (its
-    control), all, or a list of [layer, head]; `count` of them, where they are found or random.
+    Source: DREAM (Tang & Yang, arXiv 2606.24667).
+
+    Args:
+        temperature: T, of the retriever's softmax over cosines.
+        continuation: share of the contrast with the window's own continuation, 0 to 1.
+        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
+        mass: what a head's attention on all passages sums to: `keep` its own sum, or `full` for 1.
+        heads: `found` (ranked first by `finder`), `random` (the control), `all`, or a list of [layer, head].
+        count: number of heads if they are found or random.
+        seed: of random heads.
+        finder: ranks the heads of the language model.
     """
 
     def __init__(
@@ -41,6 +50,6 @@ class Attention(MixedObjective):
         scorer.require_room(store, k, "candidates.k", k)
         self.chosen = choose_heads(self.heads, self.count, self.seed, scorer, store, self.finder)
 
-    def window_losses(self, candidates: Candidates) -> Tensor:
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
-        return -candidates.reading.weighted(weights_SK, self.chosen, self.mass)
+        return -candidates.scores.weighted(weights_SK, self.chosen, self.mass), None

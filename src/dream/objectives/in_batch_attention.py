@@ -1,4 +1,4 @@
-"""The Revela objective: beside its own text the window reads all candidates of the step, weighed by similarity."""
+"""The Revela objective: a window also attends to all candidates of the step, weighted by similarity."""
 
 import torch
 from torch import Tensor
@@ -23,10 +23,9 @@ class InBatchAttention(MixedObjective):
         super().__init__(temperature, continuation, unhelped_weight)
         self.value_norm = value_norm
 
-    def window_losses(self, candidates: Candidates) -> Tensor:
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         scored, columns_U = len(candidates.columns_SK), candidates.columns_SK.unique()
         sim_SU, allowed_SU = (part[:scored, columns_U] for part in (candidates.sim_BU, candidates.allowed_BU))
         weights_SU = in_batch_weights(sim_SU, allowed_SU, self.temperature)
-        return -candidates.reading.in_batch(
-            weights_SU, candidates.ids_U.to(columns_U.device)[columns_U], self.value_norm
-        )
+        ids_U = candidates.ids_U.to(columns_U.device)[columns_U]
+        return -candidates.scores.in_batch(weights_SU, ids_U, self.value_norm), None

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dream.errors import require
-from dream.objectives.base import Evidence, Objective
+from dream.objectives.base import LossInputs, LossOutput, Objective
+from dream.utils.errors import require
 
 
 def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
@@ -37,6 +37,6 @@ class InfoNCE(Objective):
         require(temperature > 0, "objective.temperature", temperature, "must be above 0")
         self.temperature = temperature
 
-    def __call__(self, evidence: Evidence) -> Tensor:
-        assert evidence.continuation_sim_BB is not None
-        return info_nce(evidence.continuation_sim_BB, evidence.same_document_BB, self.temperature)
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        assert inputs.continuation_sim_BB is not None
+        return LossOutput(info_nce(inputs.continuation_sim_BB, inputs.same_document_BB, self.temperature))

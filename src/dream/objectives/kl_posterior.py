@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dream.errors import require
-from dream.objectives.base import Candidates, Evidence, Objective, check_knobs, spread, window_weights
+from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective, check_knobs, spread, window_weights
+from dream.utils.errors import require
 
 
 def kl_posterior(
@@ -32,15 +32,20 @@ def kl_posterior(
 
 
 class KLPosterior(Objective):
-    """The target of window b: `continuation` of the mass on its own continuation, the rest as the LM's posterior.
+    """KL between a target distribution and the retriever's distribution p over the candidates of the step.
 
-    A continuation is a candidate too, one whose posterior needs no forward: it holds the target word for word. Windows
-    that the LM did not score have it alone. With `in_batch`, p runs over every candidate and continuation of the step,
-    and not over the window's own K (and continuation) alone.
+    The target mixes the LM posterior with the window's own continuation (weight `continuation`). Unscored windows use
+    only the continuation as positive, and their candidates as hard negatives.
 
-    `null_similarity` is the cosine at which no passage at all takes part as one more candidate of a scored window
-    (null: it does not); its mass goes where nothing is worth reading (REALM, Guu et al. 2020, §3.3). `unhelped_weight`
-    weighs the scored windows that no candidate helps more than no passage.
+    Args:
+        temperature: of the retriever's softmax over cosines.
+        lm_temperature: of the posterior's softmax; 1 is Bayes' rule, since log-likelihoods are sums in nats.
+        direction: `forward`: KL(target ‖ p); `reverse`: KL(p ‖ target).
+        in_batch: p runs over all candidates and continuations of the step, not only over the window's own.
+        continuation: weight of the own continuation in the target, 0 to 1.
+        null_similarity: cosine at which "no passage" is one more candidate of a scored window; null: it is none.
+            Source: REALM (Guu et al. 2020, §3.3).
+        unhelped_weight: weight, 0 to 1, of scored windows that no candidate helps more than no passage.
     """
 
     needs_candidates = True
@@ -63,19 +68,16 @@ class KLPosterior(Objective):
         self.null_similarity, self.unhelped_weight = null_similarity, unhelped_weight
         self.needs_continuation = continuation > 0
 
-    def told(self, candidates: Candidates) -> Tensor:
-        """The nats whose softmax is the posterior: of the K candidates, then of no passage where it takes part."""
-        reading = candidates.reading
-        if self.null_similarity is None:
-            return reading.loglik_SK
-        return torch.cat([reading.loglik_SK, reading.null_S[:, None]], dim=1)
+    def candidate_loglik(self, candidates: Candidates) -> Tensor:
+        """candidate_loglik_SK: the nats whose softmax is the posterior."""
+        return candidates.scores.loglik_SK
 
-    def __call__(self, evidence: Evidence) -> Tensor:
-        candidates = evidence.candidates
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        candidates = inputs.candidates
         assert candidates is not None
-        (scored, k), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
-        posterior = torch.softmax(self.told(candidates) / self.lm_temperature, dim=1)
-        posterior_SK, null_S1 = posterior[:, :k], posterior[:, k:]  # without null, S x 0
+        loglik_SK = self.candidate_loglik(candidates)
+        posterior_SK, null_S1 = self._posterior(candidates, loglik_SK)
+        (scored, _), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
         target_SU = torch.cat([spread(posterior_SK, candidates.columns_SK, width), null_S1], dim=1)
         own_SU = spread(torch.ones_like(posterior_SK), candidates.columns_SK, width) > 0
         unscored = (0, 0, 0, windows - scored)  # rows to add below
@@ -86,13 +88,22 @@ class KLPosterior(Objective):
         sims, allowed = [candidates.sim_BU, sim_B1], [allowed_BU, has_null_B1]
         targets = [target_BU]
         if self.needs_continuation:
-            assert evidence.continuation_sim_BB is not None
+            assert inputs.continuation_sim_BB is not None
             own_BB = torch.eye(windows, dtype=torch.bool, device=target_SU.device)
             targets.append(own_BB * (1 - target_BU.sum(1, keepdim=True)))
-            sims.append(evidence.continuation_sim_BB)
-            allowed.append(own_BB | ~evidence.same_document_BB if self.in_batch else own_BB)
+            sims.append(inputs.continuation_sim_BB)
+            allowed.append(own_BB | ~inputs.same_document_BB if self.in_batch else own_BB)
         used = windows if self.needs_continuation else scored
         target, sim, may = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
         loss_B = kl_posterior(target, sim, may, self.temperature, self.direction)
-        weights = window_weights(candidates.reading, self.unhelped_weight)
-        return torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean()
+        weights = window_weights(candidates.scores, self.unhelped_weight)
+        return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK)
+
+    def _posterior(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """(posterior_SK of the candidates, its share of "no passage": (S, 1), or (S, 0) if that is no candidate)"""
+        parts = [loglik_SK]
+        if self.null_similarity is not None:
+            parts.append(candidates.scores.null_S[:, None])
+        posterior = torch.softmax(torch.cat(parts, dim=1) / self.lm_temperature, dim=1)
+        k = loglik_SK.shape[1]
+        return posterior[:, :k], posterior[:, k:]

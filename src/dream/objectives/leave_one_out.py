@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from dream.errors import require
 from dream.objectives.base import Candidates
 from dream.objectives.kl_posterior import KLPosterior
+from dream.utils.errors import require
 
 
 def loss_without(loglik_without_SK: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ class LeaveOneOut(KLPosterior):
                 "prompt without passages: choose null")  # fmt: skip
         scorer.require_room(store, k - 1, "candidates.k", k)
 
-    def told(self, candidates: Candidates) -> Tensor:
-        return loss_without(candidates.reading.without_SK)
+    def candidate_loglik(self, candidates: Candidates) -> Tensor:
+        return loss_without(candidates.scores.without_SK)

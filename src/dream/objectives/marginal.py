@@ -17,12 +17,12 @@ def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
 
 
 class Marginal(MixedObjective):
-    """The scored windows' loss is `marginal`, no passage being one more candidate where `null_similarity` is given."""
+    """The loss of a scored window is `marginal`. With `null_similarity`, "no passage" is one more candidate."""
 
-    def window_losses(self, candidates: Candidates) -> Tensor:
-        loglik_SKT, mask_ST = candidates.reading.token_loglik
-        sim_SK = candidates.sim_SK
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        loglik_SKT, mask_ST = candidates.scores.token_loglik
+        sim_SK, loglik_SK = candidates.sim_SK, loglik_SKT.sum(2)
         if self.null_similarity is not None:
-            loglik_SKT = torch.cat([loglik_SKT, candidates.reading.null_token_loglik_ST[:, None]], dim=1)
+            loglik_SKT = torch.cat([loglik_SKT, candidates.scores.null_token_loglik_ST[:, None]], dim=1)
             sim_SK = torch.cat([sim_SK, torch.full_like(sim_SK[:, :1], self.null_similarity)], dim=1)
-        return marginal(torch.log_softmax(sim_SK / self.temperature, dim=1), loglik_SKT, mask_ST)
+        return marginal(torch.log_softmax(sim_SK / self.temperature, dim=1), loglik_SKT, mask_ST), loglik_SK

@@ -1,25 +1,28 @@
-"""What the language model teaches about a few windows, beside what every window's own continuation does."""
+"""Base of objectives that mix a loss from the language model with the contrast of each window's own continuation."""
 
 import torch
 from torch import Tensor
 
-from dream.objectives.base import Candidates, Evidence, Objective, check_knobs, window_weights
+from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective, check_knobs, window_weights
 from dream.objectives.info_nce import contrast
 
 
 def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:
-    """Mean over windows of (1 - continuation) · loss + continuation · contrast; of the contrast where unscored."""
+    """Mean over windows of (1 - continuation) · loss + continuation · contrast; unscored windows: the contrast only."""
     scored = len(loss_S)
     mixed_S = (1 - continuation) * loss_S + continuation * contrast_B[:scored]
     return torch.cat([mixed_S, contrast_B[scored:]]).mean()
 
 
 class MixedObjective(Objective):
-    """Base of objectives that have a loss of their own for each scored window: `window_losses`.
+    """Base of objectives with a loss for each scored window, `window_losses`.
 
-    `continuation` is the share of the contrast with the window's own continuation in the loss; with 0, only scored
-    windows count. `unhelped_weight` weighs windows that no candidate helps more than no passage. `null_similarity`, of
-    objectives that know it, is the cosine at which no passage at all takes part; null: it does not.
+    Args:
+        temperature: of the retriever's softmax over cosines.
+        continuation: share of the contrast with the window's own continuation, 0 to 1. With 0, only scored windows
+            count.
+        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
+        null_similarity: cosine at which "no passage" is one more candidate, for objectives that support it; null: none.
     """
 
     needs_candidates = True
@@ -32,17 +35,18 @@ class MixedObjective(Objective):
         self.null_similarity = null_similarity
         self.needs_continuation = continuation > 0
 
-    def window_losses(self, candidates: Candidates) -> Tensor:
-        """loss_S of each scored window."""
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        """(loss_S of each scored window, candidate_loglik_SK if the loss used them)"""
         raise NotImplementedError
 
-    def __call__(self, evidence: Evidence) -> Tensor:
-        candidates = evidence.candidates
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        candidates = inputs.candidates
         assert candidates is not None
-        loss_S = self.window_losses(candidates) * window_weights(candidates.reading, self.unhelped_weight)
+        loss_S, loglik_SK = self.window_losses(candidates)
+        loss_S = loss_S * window_weights(candidates.scores, self.unhelped_weight)
         if not self.needs_continuation:
-            return loss_S.mean()
-        assert evidence.continuation_sim_BB is not None
-        contrast_B = contrast(candidates.sim_BU, candidates.allowed_BU, evidence.continuation_sim_BB,
-                              evidence.same_document_BB, self.temperature)  # fmt: skip
-        return mix(loss_S, contrast_B, self.continuation)
+            return LossOutput(loss_S.mean(), loglik_SK)
+        assert inputs.continuation_sim_BB is not None
+        contrast_B = contrast(candidates.sim_BU, candidates.allowed_BU, inputs.continuation_sim_BB,
+                              inputs.same_document_BB, self.temperature)  # fmt: skip
+        return LossOutput(mix(loss_S, contrast_B, self.continuation), loglik_SK)

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dream.errors import ConfigError, require
-from dream.files import fingerprint
-from dream.scorers.cache import LoglikCache
 from dream.scorers.compilation import wants_compilation, weight_dtype
+from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.prompt import Prompt
 from dream.store.store import SCORER, Store
+from dream.utils.atomic_io import fingerprint
+from dream.utils.errors import ConfigError, require
 
 transformers_logging.disable_progress_bar()  # a bar for each shard of weights tells nobody anything
 
@@ -41,7 +41,7 @@ class Scoring:
     compile: bool | str
 
     def __post_init__(self) -> None:
-        key = "scorer.scoring"
+        key, self.template = "scorer.scoring", list(self.template)
         require(self.max_passage_tokens > 0, f"{key}.max_passage_tokens", self.max_passage_tokens, "at least 1 token")
         budget = self.tokens_per_forward
         require(budget == "auto" or (isinstance(budget, int) and budget > 0), f"{key}.tokens_per_forward", budget,
@@ -62,12 +62,14 @@ class CausalScorer:
     """
 
     model: Any
+    _cache: LoglikCache | None
     fingerprint: str  # of all that the log-likelihoods depend on, but for the store
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache: LoglikCache | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache_megabytes: int) -> None:
+        require(cache_megabytes >= 0, "scorer.cache_megabytes", cache_megabytes, "a number of MB, or 0 for no cache")
         self.tokenizer = tokenizer
         self.scoring = scoring
-        self.cache, self._cached = cache, ""
+        self.cache_megabytes, self._cache, self._scope = cache_megabytes, None, ""
         self.pairs_asked = self.pairs_scored = self.forwards = 0
         self.prompt = Prompt(scoring.template, tokenizer)
         self.device = torch.device("cpu")
@@ -122,13 +124,14 @@ class CausalScorer:
         passages_P = candidate_ids_BK.flatten().cpu().numpy()
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
         self.pairs_asked += len(passages_P)
-        if self.cache is None:
+        if not self.cache_megabytes:
             loglik_P = self._score(store, windows_P, passages_P[:, None])
         else:
-            loglik_P = self._open_cache(store).find(windows_P, passages_P)
+            cache = self._open_cache(store)
+            loglik_P = cache.find(windows_P, passages_P)
             new = np.flatnonzero(np.isnan(loglik_P))
             loglik_P[new] = self._score(store, windows_P[new], passages_P[new, None])
-            self.cache.add(windows_P[new], passages_P[new], loglik_P[new])
+            cache.add(windows_P[new], passages_P[new], loglik_P[new])
         return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
 
     def token_loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,15 +166,16 @@ class CausalScorer:
                 f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
-        assert self.cache is not None
         scope = f"{self.fingerprint}-{store.hash}"
-        if scope != self._cached:
-            self.cache.open(scope)
-            self._cached = scope
-        return self.cache
+        if self._cache is None or scope != self._scope:
+            if self._cache is not None:
+                self._cache.close()
+            self._cache, self._scope = LoglikCache(store.cache_folder("loglik"), self.cache_megabytes), scope
+            self._cache.open(scope)
+        return self._cache
 
     @contextmanager
-    def precisely(self) -> Iterator[None]:
+    def no_autocast(self) -> Iterator[None]:
         """In the model's own type, whatever the training of the encoder does: what is kept must not depend on it."""
         with torch.autocast(self.device.type, enabled=False):
             yield
@@ -196,7 +200,7 @@ class CausalScorer:
             rows = pairs if len(pairs) > 1 else pairs.repeat(2)
             batch = self._pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
             order.append(pairs)
-            with self.precisely():
+            with self.no_autocast():
                 scored = forward(*(part.to(self.device) for part in batch))[: len(pairs)]
             scores.append(self._left_aligned(scored, batch[2][: len(pairs)], tokens) if by_token else scored)
         self.forwards += len(scores)

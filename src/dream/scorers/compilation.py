@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dream.errors import require
-from dream.runtime import has_fast_bfloat16
+from dream.utils.errors import require
+from dream.utils.runtime import has_fast_bfloat16
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:

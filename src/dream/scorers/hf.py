@@ -1,16 +1,14 @@
 """Any causal language model of transformers as the scorer."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from dream.corpora.base import Corpus
-from dream.errors import ConfigError, require
 from dream.scorers.base import CausalScorer, Scoring
-from dream.scorers.cache import LoglikCache
 from dream.store.store import Store
+from dream.utils.errors import ConfigError, require
 
 
 class HFScorer(CausalScorer):
@@ -22,8 +20,6 @@ class HFScorer(CausalScorer):
         name: str,
         scoring: Mapping[str, Any],
         trust_remote_code: bool,
-        cache: bool,
-        cache_dir: str,
         cache_megabytes: int,
     ) -> None:
         require(bool(name), "scorer.name", name, "a hub name or a local folder, e.g. Qwen/Qwen2.5-0.5B")
@@ -31,9 +27,7 @@ class HFScorer(CausalScorer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise ConfigError("scorer.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
-        super().__init__(
-            tokenizer, Scoring(**scoring), LoglikCache(Path(cache_dir), cache_megabytes) if cache else None
-        )
+        super().__init__(tokenizer, Scoring(**scoring), cache_megabytes)
         self.name, self.trust_remote_code = name, trust_remote_code
 
     def load(self, store: Store) -> None:

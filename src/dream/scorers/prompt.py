@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dream.errors import ConfigError, require
+from dream.utils.errors import ConfigError, require
 
 KEY = "scorer.scoring.template"
 PASSAGE, CONTEXT = "{passage}", "{context}"

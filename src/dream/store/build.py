@@ -1,9 +1,7 @@
 """Builds a store: documents in, memory maps out, one batch of documents in memory at a time."""
 
-import hashlib
 import json
 import os
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +13,20 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import numpy as np
 
+from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy, by_reason
 from dream.corpora.base import Corpus, Document
-from dream.corpora.refusals import BadDocument, Refusals, by_reason
-from dream.errors import ConfigError, DataError
-from dream.files import fingerprint, new_directory, usable, write_json
-from dream.runtime import progress, say
 from dream.store.cut import Batch, cut_leads, cut_passages, cut_windows
+from dream.store.document_ids import DocumentIds, text_hash
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
 from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
+from dream.utils.atomic_io import fingerprint, write_json
+from dream.utils.cached_folders import new_directory, verify_or_discard
+from dream.utils.errors import ConfigError, DataError
+from dream.utils.logging import get_logger
+from dream.utils.runtime import progress
+
+log = get_logger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,41 +82,15 @@ def _open_or_build(
         **cuts,
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
-    if not usable(path):
+    if not verify_or_discard(path):
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
-        with new_directory(path) as aside:
-            builder.build(aside, corpus)
+        with new_directory(path) as unfinished:
+            builder.build(unfinished, corpus)
     store = Store(path)
     if refused := store.manifest["refused"]:
-        say(f"  left out of corpus {corpus.name} as bad: {by_reason(refused)}; listed with file and line in "
+        log.info(f"  left out of corpus {corpus.name} as bad: {by_reason(refused)}; listed with file and line in "
             f"{path / REFUSED}")  # fmt: skip
     return store
-
-
-class _Ids:
-    """Which document had an id first: about 150 bytes a document.
-
-    Ids are known by 64 bits of their hash, which two of 10 million different ones share with a chance of 1 in 370,000.
-    """
-
-    def __init__(self) -> None:
-        self.numbers: dict[int, int] = {}
-        self.rows, self.lines, self.files = array("q"), array("q"), array("i")
-        self.file_numbers: dict[str, int] = {}
-
-    def check(self, document: Document, row: int) -> None:
-        """Raise BadDocument where the id is already that of another row."""
-        key = _hash(document.id)
-        number = self.numbers.setdefault(key, len(self.rows))
-        if number == len(self.rows):
-            self.rows.append(row)
-            self.lines.append(document.line)
-            self.files.append(self.file_numbers.setdefault(document.file, len(self.file_numbers)))
-        elif self.rows[number] != row:
-            file = list(self.file_numbers)[self.files[number]]
-            first = f"{file}:{self.lines[number]}" if file else "another document"
-            raise BadDocument(document.file, document.line, "id used twice",
-                              f"the id {document.id!r} is already that of {first}; give each text its own")  # fmt: skip
 
 
 class _Builder:
@@ -128,18 +105,18 @@ class _Builder:
         self.counts = {"empty": 0, "duplicates": 0}
         self.without_window = 0
         self.seen: dict[int, int] = {}  # 64-bit text hash -> row; about 170 bytes a document
-        self.ids = _Ids()
+        self.ids = DocumentIds()
         self.writers: dict[str, ArrayWriter] = {}
 
     def build(self, folder: Path, corpus: Corpus) -> None:
         megabytes = corpus.size_bytes() / 1e6
-        say(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {megabytes:.1f} MB")
+        log.info(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {megabytes:.1f} MB")
         bar = progress(total=corpus.size_bytes(), unit="B", unit_scale=True, desc="preparing")
         with ExitStack() as open_files, parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
             self._open(folder, open_files)
             aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
             listing = open_files.enter_context((folder / REFUSED).open("w", encoding="utf-8"))
-            refusals = Refusals(corpus.on_bad_document, listing)
+            refusals = BadDocumentPolicy(corpus.on_bad_document, listing)
             batches = self._batches(corpus, aliases, refusals, bar)
             for (first_row, documents), tokens in _one_ahead(thread, self._tokenize, batches):
                 self._write(first_row, documents, tokens)
@@ -150,9 +127,9 @@ class _Builder:
         np.save(folder / "encoder_df.npy", self.document_frequency)
         manifest = self._manifest(rows, refusals)
         write_json(folder / "manifest.json", manifest)
-        say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
+        log.info("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
 
-    def _manifest(self, rows: dict[str, int], refusals: Refusals) -> dict[str, Any]:
+    def _manifest(self, rows: dict[str, int], refusals: BadDocumentPolicy) -> dict[str, Any]:
         counts = {
             "documents_read": sum(self.counts.values()) + self.document_rows,
             **self.counts,
@@ -180,7 +157,7 @@ class _Builder:
         for name, dtype in tables.items():
             self.writers[name] = open_files.enter_context(ArrayWriter(folder / f"{name}.bin", dtype))
 
-    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, refusals: Refusals) -> bool:
+    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, refusals: BadDocumentPolicy) -> bool:
         """Count the document, and say whether it goes in. Rows are given here, in the order of the stream.
 
         Every document read is counted once: as empty, duplicate, refused or one of the store's.
@@ -189,7 +166,7 @@ class _Builder:
         if not words:
             self.counts["empty"] += 1
             return False
-        key = _hash(" ".join(words)) if deduplicate else 0
+        key = text_hash(" ".join(words)) if deduplicate else 0
         row = self.seen.get(key, self.document_rows)
         try:
             self.ids.check(document, row)
@@ -206,7 +183,7 @@ class _Builder:
         return True
 
     def _batches(
-        self, corpus: Corpus, aliases: TextIO, refusals: Refusals, bar: Any
+        self, corpus: Corpus, aliases: TextIO, refusals: BadDocumentPolicy, bar: Any
     ) -> Iterator[tuple[int, list[Document]]]:
         """The documents that go in, and the row of the first of each batch."""
         documents = corpus.documents(refusals.refuse)
@@ -263,7 +240,7 @@ class _Builder:
         self.writers[f"{kind}_ends"].append(ends)
         self.byte_ends[kind] = int(ends[-1])
 
-    def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int], refusals: Refusals) -> None:
+    def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int], refusals: BadDocumentPolicy) -> None:
         read, equal = sum(self.counts.values()) + self.document_rows, self.counts["duplicates"]
         bad = f" ({self.counts['refused']:,} bad ones were left out, first {refusals.first})" if refusals.first else ""
         if not self.document_rows:
@@ -292,10 +269,6 @@ def _one_ahead(
             yield done, future.result()
     for done, future in waiting:
         yield done, future.result()
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:

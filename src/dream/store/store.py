@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dream.batch import TokenBatch
-from dream.errors import DataError
 from dream.store.ragged import Strings, gather_tokens
+from dream.utils.errors import DataError
 
 ENCODER, SCORER = 0, 1  # the two sides of every token range
 
@@ -74,7 +74,7 @@ class Store:
         return np.ascontiguousarray(self.passages["document"])
 
     @cached_property
-    def lead_windows(self) -> np.ndarray:
+    def document_start_windows(self) -> np.ndarray:
         """The first window of each document that has one, int64, in memory (8 bytes a document)."""
         return np.flatnonzero(np.diff(self.windows["document"], prepend=-1))
 
@@ -82,6 +82,10 @@ class Store:
     def encoder_document_frequency(self) -> np.ndarray:
         """In how many passages each token of the encoder's vocabulary occurs, float64."""
         return np.load(self.path / "encoder_df.npy", allow_pickle=False).astype(np.float64)
+
+    def cache_folder(self, kind: str) -> Path:
+        """Folder of caches that depend on this store, such as `bm25`: beside the folder of all stores."""
+        return self.path.parent.parent / kind
 
     def passage_text(self, passage_id: int) -> str:
         row = self.passages[passage_id]

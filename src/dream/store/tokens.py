@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from dream.files import fingerprint
+from dream.utils.atomic_io import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,98 @@
+"""What a run learnt: BM25, the untrained encoder, the trained encoder and the hybrid, on the same labelled queries."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dream.callbacks.index_refresh import IndexRefresh
+from dream.evaluation.labelled_queries import LabelledQueries
+from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.results import flat_summary, summary_table
+from dream.indexes.bm25 import BM25Index
+from dream.runs.layout import UNTRAINED_ENCODER, UNTRAINED_SCORES
+from dream.utils.atomic_io import read_checked_json, write_checked_json
+from dream.utils.cached_folders import new_directory, verify_or_discard
+from dream.utils.errors import DamageError
+from dream.utils.logging import get_logger, log_table
+
+log = get_logger(__name__)
+
+
+class FinalReport(L.Callback):
+    """Ranks the queries of `split` before and after training, and prints the table.
+
+    Before training, it ranks by BM25 and by the untrained encoder. A resumed run takes the untrained encoder's stored
+    scores instead. After training, it ranks by the trained encoder and by the hybrid. All metrics go into the run's
+    summary, e.g. `bm25/ndcg_at_10`, and to the loggers as `report/bm25/ndcg_at_10`. Must come after `IndexRefresh` in
+    the list of callbacks; without it, or without labels, there is no table.
+
+    Args:
+        split: of the labelled queries.
+        keep_untrained: save the untrained encoder in the run's folder, so that dream-evaluate can rank by it, too.
+    """
+
+    def __init__(self, split: str, keep_untrained: bool) -> None:
+        self.split, self.keep_untrained = split, keep_untrained
+        self.scores: dict[str, dict[str, float]] = {}
+        self.queries: LabelledQueries | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Lightning restores a checkpoint only after this hook: here the encoder has its first weights."""
+        run = Path(trainer.default_root_dir)
+        if self.keep_untrained and trainer.is_global_zero and not verify_or_discard(run / UNTRAINED_ENCODER):
+            with new_directory(run / UNTRAINED_ENCODER) as unfinished:
+                pl_module.encoder.save(unfinished)
+        corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
+        refresh = next((each for each in trainer.callbacks if isinstance(each, IndexRefresh)), None)  # type: ignore[attr-defined]
+        if refresh is None or self.split not in corpus.splits():
+            return
+        self.queries = LabelledQueries(corpus, pl_module.store, self.split)
+        belongs_to = {"store": pl_module.store.hash, "split": self.split, "seed": pl_module.seed}
+        stored = self._stored_scores(run, belongs_to) if _is_resumed(trainer, run) else None
+        if stored is None:
+            pl_module.encoder.to(trainer.strategy.root_device)
+            refresh.refresh(trainer, pl_module)
+        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by BM25 and the untrained encoder")
+        self.bm25 = self._add("bm25", self.queries.by_bm25(BM25Index.open_or_build(pl_module.store)))
+        if stored is None:
+            self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
+            if trainer.is_global_zero:
+                write_checked_json(run / UNTRAINED_SCORES, belongs_to | {"scores": self.scores["untrained"]})
+        else:
+            self.scores["untrained"] = stored
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.queries is None:
+            return
+        trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
+        self._add("hybrid", reciprocal_rank_fusion([self.bm25, trained]))
+        documents = pl_module.store.manifest["counts"]["documents"]
+        title = f"{len(self.queries):,} held-out queries of split {self.split}, all {documents:,} documents"
+        if trainer.is_global_zero:
+            log_table(summary_table(self.scores, title))
+        flat = flat_summary(self.scores)
+        trainer.callback_metrics.update({name: torch.tensor(v, dtype=torch.float64) for name, v in flat.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics({f"report/{name}": value for name, value in flat.items()}, step=trainer.global_step)
+
+    def _add(self, system: str, ranking: Ranking) -> Ranking:
+        assert self.queries is not None
+        self.scores[system] = self.queries.score(ranking)
+        return ranking
+
+    def _stored_scores(self, run: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
+        """The untrained encoder's scores from the start of the run, if they are whole and of the same queries."""
+        try:
+            content = read_checked_json(run / UNTRAINED_SCORES)
+        except DamageError as damage:
+            log.warning(str(damage))
+            return None
+        scores = content.pop("scores", None)
+        return scores if content == belongs_to else None
+
+
+def _is_resumed(trainer: L.Trainer, run: Path) -> bool:
+    """Whether the run continues from a checkpoint in its own folder."""
+    return trainer.ckpt_path is not None and run.resolve() in Path(trainer.ckpt_path).resolve().parents

@@ -1,0 +1,170 @@
+"""Keeps the index fresh: embeds the whole corpus again with the current encoder, every n steps."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dream.indexes.snapshot import IndexHandle
+from dream.utils.errors import DataError, DreamError, require
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+KEEP = 1  # newest snapshots that stay on disk, besides those that a checkpoint of the run names
+
+
+class IndexRefresh(L.Callback):
+    """Refreshes `pl_module.index` at the start, every `every_n_steps` steps, and at the end.
+
+    A checkpoint names the snapshot that was searched when it was written. Resuming opens that snapshot, so the run gets
+    the same candidates as without the interruption. A snapshot is kept as long as a checkpoint in the run's folder
+    names it. Runs before every ModelCheckpoint, which Lightning calls last.
+
+    Logs index/overlap_at_10 and index/seconds at each refresh, and index/age_steps.
+
+    Args:
+        every_n_steps: optimizer steps between two refreshes; 0: only at the start and at the end.
+        batch_passages: passages embedded at a time.
+    """
+
+    def __init__(self, every_n_steps: int, batch_passages: int) -> None:
+        require(
+            every_n_steps >= 0, "callbacks.index_refresh.every_n_steps", every_n_steps, "at least 1, or 0 for never"
+        )
+        require(batch_passages >= 1, "callbacks.index_refresh.batch_passages", batch_passages, "at least 1")
+        self.every_n_steps = every_n_steps
+        self.batch_passages = batch_passages
+        self._state: dict[str, Any] = {}
+        self._resumed: dict[str, Any] = {}
+        self._named: dict[tuple[Path, int], Path | None] = {}  # snapshot of each checkpoint file, by its mtime
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = dict(state_dict)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self._resumed and self._reopen(trainer, pl_module)):
+            self.refresh(trainer, pl_module)
+        self._resumed = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0:
+            self._refresh_unless_fresh(trainer, pl_module)
+        pl_module.log("index/age_steps", float(step - self._state["step"]))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh_unless_fresh(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that goes on after its last step trains nothing, and Lightning calls no hook of training."""
+        if self._resumed:
+            self._reopen(trainer, pl_module)
+            self._resumed = {}
+            self._refresh_unless_fresh(trainer, pl_module)
+
+    def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """With gradient accumulation, several batches end at the same step; the first of them refreshes."""
+        current = _handle(pl_module).current
+        if current is None or current.step != trainer.global_step:
+            self.refresh(trainer, pl_module)
+
+    def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Embed the corpus with the current encoder into a new snapshot, on rank 0, and let all ranks search it."""
+        module: Any = pl_module
+        handle = _handle(pl_module)
+        metrics: dict[str, float] = {}
+        timer = getattr(module, "timer", None)
+        with timer("refresh") if timer else nullcontext():
+            if trainer.is_global_zero:
+                with trainer.precision_plugin.forward_context():
+                    report = handle.refresh(
+                        module.encoder, module.store, trainer.global_step, module.device, self.batch_passages
+                    )
+                metrics["index/seconds"] = report.seconds
+                if report.overlap_at_10 is not None:
+                    metrics["index/overlap_at_10"] = report.overlap_at_10
+            path = trainer.strategy.broadcast(str(handle.current.path) if handle.current else "")
+            if not trainer.is_global_zero:
+                handle.open(Path(path), module.store, module.encoder.width)
+        self._remember(handle)
+        if trainer.is_global_zero:
+            handle.prune(self._to_keep(handle))
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+    def _remember(self, handle: IndexHandle) -> None:
+        assert handle.current is not None
+        path, run = handle.current.path.absolute(), handle.folder.parent.absolute()
+        self._state = {
+            "snapshot": str(path.relative_to(run)) if path.is_relative_to(run) else str(path),
+            "absolute": str(path),
+            "encoder_fingerprint": handle.current.encoder_fingerprint,
+            "step": handle.current.step,
+        }
+
+    def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Open the snapshot that the checkpoint names: in this run, in the checkpoint's, or where it was written."""
+        module: Any = pl_module
+        handle = _handle(pl_module)
+        checkpoint = Path(trainer.ckpt_path or ".").absolute()
+        runs = [handle.folder.parent.absolute(), *list(checkpoint.parents)[:3]]
+        paths = [*(run / self._resumed["snapshot"] for run in runs), Path(self._resumed["absolute"])]
+        fingerprint, step = self._resumed["encoder_fingerprint"], self._resumed["step"]
+        for path in filter(Path.exists, dict.fromkeys(paths)):
+            try:
+                handle.open(path, module.store, module.encoder.width, fingerprint)
+            except DataError as error:  # damaged, or of another store: as good as missing
+                log.info(str(error))
+                if not handle.restore(
+                    path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
+                ):
+                    continue
+            self._remember(handle)
+            return True
+        log.warning(
+            f"The index snapshot of the checkpoint, {self._resumed['absolute']}, is gone: embedding the corpus again. "
+            "Candidates can differ from those of an uninterrupted run"
+        )
+        return False
+
+    def _to_keep(self, handle: IndexHandle) -> set[Path]:
+        """The newest snapshots and those that checkpoint files below the run's folder name."""
+        newest = sorted(handle.snapshots(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-KEEP:]
+        run = handle.folder.parent
+        named = set()
+        for file in run.rglob("*.ckpt"):
+            key = (file, file.stat().st_mtime_ns)
+            if key not in self._named:
+                self._named[key] = _snapshot_of(file, run, self.state_key)
+            path = self._named[key]
+            if path is None:
+                return set(handle.snapshots())  # cannot be read: whatever it needs, keep it
+            named.add(path)
+        return named | set(newest)
+
+
+def _snapshot_of(checkpoint: Path, run: Path, state_key: str) -> Path | None:
+    """The snapshot that a checkpoint names; None where it cannot be read. The weights stay on disk."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return run / content["callbacks"][state_key]["snapshot"]
+    except Exception:
+        return None
+
+
+def _handle(pl_module: L.LightningModule) -> IndexHandle:
+    handle = getattr(pl_module, "index", None)
+    if not isinstance(handle, IndexHandle):
+        raise DreamError(
+            "callbacks.index_refresh needs a module with an index; remove it with ~callbacks.index_refresh"
+        )
+    return handle

@@ -1,0 +1,231 @@
+"""Warns when a run learns nothing.
+
+Shape suffixes as in `batch.py`; R rows of a sample of embeddings.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.batch import WindowBatch
+from dream.indexes.snapshot import IndexSnapshot
+from dream.store.permutation import permute
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+SEED = 20_260_627  # of the passages whose embeddings are looked at: the same in every run
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When to warn. Measured on pydocs with the default config, unless stated otherwise.
+
+    Attributes:
+        steps: batches of a running mean, and the fewest before it can warn.
+        uniform_entropy: share of ln K; from here on the LM posterior prefers no candidate. Measured: untrained scorers
+            0.9997, a scratch scorer after 400 steps of pretraining 0.977.
+        one_hot_entropy: share of ln K; up to here the posterior has one candidate only (at K = 8 about 99.5 %).
+        gain: nats a target token; up to here the scorer does not read its candidates. Measured: untrained scorers
+            0.002 to 0.006, by chance; scratch after 400 steps 0.035.
+        least_spread: 1 - mean cosine of two embeddings; up to here they have collapsed. Measured: static passages 0.69
+            before training, 0.99 after 50 steps.
+        spread_of_start: likewise, as a share of the spread at the start of the run.
+        least_rank: directions; up to this effective rank the passages' embeddings have collapsed. Measured: static 336
+            of 512 before training, 345 after 100 steps.
+        rank_of_start: likewise, as a share of the rank at the start of the run.
+        sample: passages whose embeddings are measured at each refresh.
+        popular_fraction: share of all passages: those that are candidates most often.
+        popular_share: share of all candidates; from here on the popular passages crowd out the rest. Measured: 0.02 to
+            0.03.
+    """
+
+    steps: int = 100
+    uniform_entropy: float = 0.995
+    one_hot_entropy: float = 0.02
+    gain: float = 0.01
+    least_spread: float = 0.02
+    spread_of_start: float = 0.1
+    least_rank: float = 4
+    rank_of_start: float = 0.1
+    sample: int = 1024
+    popular_fraction: float = 0.01
+    popular_share: float = 0.25
+
+
+class LearningMonitor(L.Callback):
+    """Warns when a run learns nothing: each kind of warning once, with the remedy. Also in summary.json.
+
+    Watches running means over the last batches, the index's embeddings, and how often each passage is a candidate.
+    Entropy, gain and popularity exist only for objectives with a posterior. Its state is in checkpoints, so a resumed
+    run does not warn again. Must come after `IndexRefresh` in the list of callbacks. Draws no random number.
+
+    Logs train/query_cosine, train/popular_share, index/passage_cosine and index/effective_rank.
+
+    Args:
+        thresholds: when to warn.
+    """
+
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
+        self.limits = thresholds or Thresholds()
+        self.warnings: dict[str, str] = {}
+        self._recent: dict[str, list[float]] = {}  # the last values of each running mean
+        self._first: dict[str, float] = {}  # what embeddings measured at the start of the run
+        self._snapshot = -1  # step of the snapshot that was measured last
+        self._proposed_N: Tensor | None = None  # int32: how often each passage was a candidate, 4 bytes a passage
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"warnings": dict(self.warnings), "recent": dict(self._recent)}
+        state |= {"first": dict(self._first), "snapshot": self._snapshot}
+        if self._proposed_N is not None:
+            ids = self._proposed_N.nonzero()[:, 0]
+            state["proposed"] = {"passages": len(self._proposed_N), "ids": ids, "times": self._proposed_N[ids]}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.warnings, self._first = dict(state_dict["warnings"]), dict(state_dict["first"])
+        self._recent = {name: list(values) for name, values in state_dict["recent"].items()}
+        self._snapshot = state_dict["snapshot"]
+        if proposed := state_dict.get("proposed"):
+            self._proposed_N = torch.zeros(proposed["passages"], dtype=torch.int32)
+            self._proposed_N[proposed["ids"]] = proposed["times"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._look_at_index(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._look_at_index(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: WindowBatch, batch_idx: int
+    ) -> None:
+        logs = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        seen = {"query_cosine": mean_cosine(outputs["query_BD"])}
+        if logs:
+            pl_module.log("train/query_cosine", seen["query_cosine"])
+        if "posterior_SK" in outputs:
+            seen["entropy"] = relative_entropy(outputs["posterior_SK"])
+            seen["gain"] = outputs["gain_S"].mean()
+            self._count(pl_module, outputs["candidate_ids_SK"].cpu())
+            if logs:
+                self._judge_popularity(trainer, pl_module)
+        values = torch.stack([value.float() for value in seen.values()]).tolist()  # one wait for the device
+        for name, value in zip(seen, values, strict=True):
+            self._recent[name] = [*self._recent.get(name, []), value][-self.limits.steps :]
+        self._first.setdefault("query_cosine", values[0])
+        if len(self._recent["query_cosine"]) == self.limits.steps:
+            self._judge_means(trainer, pl_module, {name: sum(self._recent[name]) / self.limits.steps for name in seen})
+        self._look_at_index(trainer, pl_module)
+
+    def _judge_means(self, trainer: L.Trainer, pl_module: Any, mean: dict[str, float]) -> None:
+        self._judge_spread(trainer, pl_module, "query", mean["query_cosine"])
+        over = f"over the last {self.limits.steps} batches"
+        if "entropy" in mean:
+            temperature = f"objective.lm_temperature={pl_module.objective.lm_temperature}"
+            posterior = f"the LM posterior's entropy {over} is {mean['entropy']:.3f} of ln K"
+            if mean["entropy"] >= self.limits.uniform_entropy:
+                remedy = (
+                    f"lower {temperature}, unless train/gain ({mean['gain']:.4f}) is about 0: the scorer is at fault"
+                )
+                self._warn(trainer, "uniform_posterior", f"{posterior}: it prefers no candidate; {remedy}")
+            if mean["entropy"] <= self.limits.one_hot_entropy:
+                remedy = f"raise {temperature}"
+                self._warn(trainer, "one_hot_posterior", f"{posterior}: it sees one candidate only; {remedy}")
+            if mean["gain"] <= self.limits.gain:
+                self._warn(trainer, "no_gain",
+                           f"train/gain {over} is {mean['gain']:.4f} nats a target token: the language model hardly "
+                           "reads its candidates; take a better scorer, pretrain it longer "
+                           "(scorer.training.max_steps), or bring it better candidates (candidates=bm25)")  # fmt: skip
+
+    def _judge_spread(self, trainer: L.Trainer, pl_module: Any, of: str, cosine: float) -> None:
+        """Warn where embeddings have (nearly) one direction. An encoder may start narrow, so its start counts, too."""
+        first = self._first.setdefault(f"{of}_cosine", cosine)
+        if 1 - cosine <= max(self.limits.least_spread, self.limits.spread_of_start * (1 - first)):
+            self._warn(trainer, f"collapsed_{of}_embeddings",
+                       f"the mean cosine of two {of} embeddings is {cosine:.3f} ({first:.3f} at the start): all point "
+                       f"the same way; {_against_collapse(trainer, pl_module)}")  # fmt: skip
+
+    def _count(self, pl_module: Any, ids_SK: Tensor) -> None:
+        if self._proposed_N is None:
+            self._proposed_N = torch.zeros(len(pl_module.store.passages), dtype=torch.int32)
+        ids = ids_SK[ids_SK >= 0]
+        self._proposed_N.index_add_(0, ids, torch.ones(len(ids), dtype=torch.int32))
+
+    def _judge_popularity(self, trainer: L.Trainer, pl_module: Any) -> None:
+        assert self._proposed_N is not None
+        share = popular_share(self._proposed_N, self.limits.popular_fraction)
+        pl_module.log("train/popular_share", share)
+        if share >= self.limits.popular_share and len(self._recent.get("entropy", [])) == self.limits.steps:
+            self._warn(trainer, "popular_candidates",
+                       f"the {self.limits.popular_fraction:.0%} of passages that are most often candidates make {share:.0%} "
+                       f"of all candidates (passage {int(self._proposed_N.argmax())} most often): clean the corpus "
+                       "(boilerplate, near-copies; corpus.deduplicate=true), or choose candidates=random")  # fmt: skip
+
+    def _look_at_index(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Measure the embeddings of a snapshot that was not measured yet."""
+        snapshot: IndexSnapshot | None = pl_module.index.current
+        if snapshot is None or snapshot.step == self._snapshot or snapshot.count < 2:
+            return
+        self._snapshot = snapshot.step
+        passage_ids = permute(SEED, np.arange(min(self.limits.sample, snapshot.count)), snapshot.count)
+        embedding_RD = torch.from_numpy(snapshot.rows(passage_ids))
+        cosine, rank = float(mean_cosine(embedding_RD)), effective_rank(embedding_RD)
+        metrics = {"index/passage_cosine": cosine, "index/effective_rank": rank}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self._judge_spread(trainer, pl_module, "passage", cosine)
+        first = self._first.setdefault("effective_rank", rank)
+        if rank <= max(self.limits.least_rank, self.limits.rank_of_start * first):
+            self._warn(trainer, "low_rank_embeddings",
+                       f"the passages' embeddings have an effective rank of {rank:.1f} ({first:.1f} at the start) of "
+                       f"{snapshot.width} dimensions; {_against_collapse(trainer, pl_module)}")  # fmt: skip
+
+    def _warn(self, trainer: L.Trainer, kind: str, text: str) -> None:
+        if kind in self.warnings:
+            return
+        self.warnings[kind] = line = f"{kind} at step {trainer.global_step}: {text}"
+        log.warning(line)
+
+
+def mean_cosine(embedding_RD: Tensor) -> Tensor:
+    """Mean cosine of two different rows of a matrix of unit rows, from the length of their sum: no R × R matrix."""
+    rows, sum_D = len(embedding_RD), embedding_RD.float().sum(0)
+    return (sum_D @ sum_D - rows) / (rows * (rows - 1))
+
+
+def effective_rank(embedding_RD: Tensor) -> float:
+    """exp of the entropy of the singular values' shares in their sum, 1 to min(R, D) (Roy & Vetterli 2007, eq. 4)."""
+    values = torch.linalg.svdvals(embedding_RD.float())
+    return math.exp(torch.special.entr(values / values.sum()).sum())
+
+
+def relative_entropy(posterior_SK: Tensor) -> Tensor:
+    """Mean entropy of the windows' posteriors as a share of ln K: 1 is uniform, 0 one-hot."""
+    return torch.special.entr(posterior_SK).sum(1).mean() / math.log(posterior_SK.shape[1])
+
+
+def popular_share(proposed_N: Tensor, fraction: float) -> float:
+    """Share of all candidates that the most often proposed passages take: `fraction` of the corpus' passages.
+
+    While there were fewer candidates than the corpus has passages, `fraction` of the candidates: otherwise the most
+    popular of a large corpus would have room for all of them.
+    """
+    times_U = proposed_N[proposed_N > 0]
+    candidates = int(times_U.sum())
+    popular = math.ceil(fraction * min(len(proposed_N), candidates))
+    return int(times_U.topk(min(popular, len(times_U))).values.sum()) / candidates
+
+
+def _against_collapse(trainer: L.Trainer, pl_module: Any) -> str:
+    group = trainer.optimizers[0].param_groups[0]
+    narrow = not getattr(pl_module.objective, "in_batch", True)
+    more = "objective.in_batch=true" if narrow else "a larger data.batch_size"
+    return (
+        f"lower optimizer.optimizer.lr={group.get('initial_lr', group['lr'])}, or let texts repel more others: {more}"
+    )

@@ -1,0 +1,186 @@
+"""What all commands share: Hydra, and one-line messages for mistakes of the user."""
+
+import difflib
+import errno
+import functools
+import numbers
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dream.commands.config_help import choices, help_text
+from dream.utils.errors import ConfigError, DreamError
+from dream.utils.runtime import CONFIG_DIR
+from dream.utils.signals import Interrupted, interruptible
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.ENOTDIR)
+
+
+def command(
+    config_name: str, about: str, keys: Sequence[str]
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Turn `task(cfg)` into a console script. HYDRA_FULL_ERROR=1 shows the traceback of a mistake, too.
+
+    Args:
+        config_name: the command's config in conf/, without .yaml.
+        about: first paragraph of --help.
+        keys: keys that --help shows.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def checked(cfg: DictConfig) -> Any:
+            refuse_wrong_types(cfg)
+            return task(cfg)
+
+        @functools.wraps(task)
+        def main() -> None:
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help_text(config_dirs(sys.argv), config_name, about, keys))
+                return
+            import hydra
+
+            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing its own text
+            try:
+                with interruptible():
+                    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
+            except Interrupted as stop:
+                print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
+                raise
+            except Exception as error:
+                message = one_line(error, config_name)
+                if wants_traceback or message is None:
+                    raise
+                sys.exit(f"error: {message}")
+
+        return main
+
+    return decorate
+
+
+def config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """The project's conf folder, and the folder of --config-dir if there is one."""
+    given = [b for a, b in pairwise(arguments) if a in ("--config-dir", "-cd")]
+    given += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config-dir=")]
+    return [CONFIG_DIR, *(Path(folder) for folder in given)]
+
+
+def how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
+    """One line with the command that resumes."""
+    script = Path(arguments[0]).name.removesuffix(".py")
+    script = script if script.startswith("dream-") else f"python -m dream.commands.{script}"
+    same = [*script.split(), *arguments[1:]]
+    where = f"; the last checkpoint is {stop.checkpoint}" if stop.checkpoint else "; completed work is kept"
+    if stop.sweep:
+        multirun = ("-m", "--multirun", "hydra.sweep.dir=")  # argparse wants all overrides side by side
+        rest = [argument for argument in arguments[1:] if not argument.startswith(multirun)]
+        same = [*script.split(), "-m", *rest, f"hydra.sweep.dir={stop.sweep}"]
+    elif stop.checkpoint:
+        overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
+        same = [*script.split(), "ckpt=last", *overrides]
+    return f"stopped{where}. Resume with: {shlex.join(same)}"
+
+
+def refuse_wrong_types(cfg: DictConfig) -> None:
+    """Raise ConfigError if the command line gives text for a key whose default is a number."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices
+    for override in HydraConfig.get().overrides.task:
+        key, _, _ = override.lstrip("+").partition("=")
+        section, _, inner = key.partition(".")
+        file = CONFIG_DIR / section / f"{chosen.get(section)}.yaml"
+        if not inner or not file.exists():
+            continue
+        default = OmegaConf.select(OmegaConf.load(file), inner, throw_on_resolution_failure=False)
+        value = OmegaConf.select(cfg, key)
+        if isinstance(default, numbers.Number) and isinstance(value, str) and section != "trainer":
+            raise ConfigError(key, value, f"a number is needed, such as {default}")
+
+
+def one_line(error: BaseException, config_name: str) -> str | None:
+    """The mistake in one line, or None if the error is not the user's."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    for cause in _chain(error):
+        if isinstance(cause, DreamError):
+            return str(cause)
+    for cause in _chain(error):
+        if problem := _disk_problem(cause):
+            return problem
+    text = " ".join(str(error).split())
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _unknown_option(text) or _unknown_key(text, config_name) or _not_buildable(error) or text
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _disk_problem(error: BaseException) -> str | None:
+    """A full disk, or one that refuses, is no bug of this program."""
+    full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    where = getattr(error, "filename", None)
+    if full:
+        return (f"the disk is full{f' ({where})' if where else ''}: completed work is kept; free some space, "
+                "then rerun the same command (a training with ckpt=last)")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in UNUSABLE and where:
+        return f"{where}: {error.strerror}; fix it and rerun the same command"
+    return None
+
+
+def _unknown_option(text: str) -> str | None:
+    match = re.search(r"(?:Could not find|Could not load) '([\w/]+)/([^/']+?)(?:\.yaml)?'", text)
+    if not match:
+        return None
+    group, value = match.groups()
+    options = [name for folder in config_dirs(sys.argv) for name in choices(folder / group)]
+    return f"{group}={value}: no such option; choose from {', '.join(sorted(set(options)))}"
+
+
+def _unknown_key(text: str, config_name: str) -> str | None:
+    match = re.search(r"Could not (?:override|delete|find) (?:value )?'?([\w.@/]+)'?", text)
+    if not match:
+        return None
+    key = match.group(1).rstrip(".")
+    close = difflib.get_close_matches(key, sorted(_known_keys(config_name)), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "see all keys with --cfg job"
+    return f"{key}: no such key; {hint}"
+
+
+def _known_keys(config_name: str) -> set[str]:
+    """Every dotted key of the default config, and every group."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose(config_name)
+    keys = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, child in node.items() if isinstance(node, dict) else ():
+            keys.add(f"{prefix}{key}")
+            walk(child, f"{prefix}{key}.")
+
+    walk(OmegaConf.to_container(cfg), "")
+    return keys
+
+
+def _not_buildable(error: BaseException) -> str | None:
+    """A constructor refused its arguments: name the section of the config and the reason."""
+    match = re.search(r"full_key: ([\w.]+)", str(error))
+    reason = " ".join(str(error.__cause__ or error).split("full_key")[0].split())
+    return f"{match.group(1)}: cannot be built from these values: {reason}" if match else None

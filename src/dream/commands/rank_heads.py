@@ -1,0 +1,91 @@
+"""dream-heads: ranks the scorer's attention heads by how much they look for the passage that helps."""
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+ABOUT = """
+dream-heads ranks the scorer's attention heads by how much they attend to the passage that helps.
+
+  dream-heads scorer=hf scorer.name=NAME corpus=jsonl corpus.path=my.jsonl
+"""
+KEYS = (
+    "shown",
+    "objective.finder.windows",
+    "objective.finder.gain",
+    "objective.finder.candidates",
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dream.scorers.attention.heads import RankedHeads
+
+
+def heads(cfg: DictConfig) -> float:
+    """Rank the heads, or find the ranking kept; table, picture, TensorBoard. Returns the best head's score."""
+    from hydra.utils import instantiate
+    from rich.console import Console
+    from rich.table import Table
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from dream.build import build_text
+    from dream.evaluation.plots import pixels
+    from dream.utils.errors import require
+
+    require(cfg.shown > 0, "shown", cfg.shown, "at least 1 head")
+    log.info(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
+    finder = instantiate(cfg.objective.finder)
+    text = build_text(cfg)
+    text.scorer.load(text.store)
+    ranked = finder.open_or_find(text.scorer, text.store)
+    about = f"{ranked.windows} windows of {cfg.corpus.name}"
+    title = f"Attention on the helpful passage above that on others and without a question, {about}"
+    table = Table("rank", "layer", "head", "score", box=None)
+    for rank, (layer, head, score) in enumerate(ranked.rows[: cfg.shown], start=1):
+        table.add_row(str(rank), str(layer), str(head), f"{score:+.4f}")
+    log.info(f"\n{title}")
+    Console().print(table)
+    picture = heat_map(ranked, title)
+    picture.savefig(ranked.folder.with_suffix(".png"), dpi=150)
+    with SummaryWriter(str(ranked.folder.parent / "tensorboard" / ranked.folder.name)) as board:
+        board.add_image("heads", pixels(picture), dataformats="HWC")
+    log.info(f"\nKept in {ranked.folder}, drawn in {ranked.folder.with_suffix('.png')}. Train with them, with the same "
+        "corpus, scorer and objective.finder.*:\n  dream-train objective=attention")  # fmt: skip
+    return ranked.rows[0][2]
+
+
+def heat_map(ranked: "RankedHeads", title: str) -> "Figure":
+    """Layers down, heads across; blue looks for the passage, red away from it."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores, layers = ranked.matrix()
+    rows, columns = scores.shape
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.6 * columns), 1.8 + 0.45 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    most = float(np.nanmax(np.abs(scores))) or 1.0
+    image = axes.imshow(scores, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    axes.set_xticks(range(columns))
+    axes.set_yticks(range(rows), labels=[str(layer) for layer in layers])
+    axes.set(xlabel="head", ylabel="layer")
+    axes.set_title(title, fontsize=8, loc="left", wrap=True)
+    if scores.size <= 64:
+        for row, column in np.ndindex(scores.shape):
+            ink = "white" if abs(scores[row, column]) > 0.6 * most else "black"
+            axes.text(column, row, f"{scores[row, column]:.3f}", ha="center", va="center", fontsize=8, color=ink)
+    figure.colorbar(image, ax=axes, label="share of attention")
+    return figure
+
+
+main = command("rank_heads", ABOUT, KEYS)(heads)
+
+if __name__ == "__main__":
+    main()

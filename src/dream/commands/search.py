@@ -1,0 +1,79 @@
+"""dream-search: asks the index of a trained run, once or interactively."""
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from dream.evaluation.searcher import Hit
+
+log = get_logger(__name__)
+
+ABOUT = """
+dream-search "a question" searches with a trained run; without a question it asks for questions, one after another.
+"""
+KEYS = (
+    "run",
+    "k",
+    "mode",
+    "trust",
+)
+
+OVERRIDE = re.compile(r"[+~]{0,2}[\w./@-]+=.*|~[\w./@]+", re.DOTALL)
+SNIPPET_CHARACTERS = 240
+
+
+def search(cfg: DictConfig) -> None:
+    """Answer `query`; without one, read queries from the terminal until an empty line."""
+    from dream.evaluation.searcher import MODES, Searcher
+    from dream.utils.errors import require
+
+    require(cfg.k > 0, "k", cfg.k, "at least 1 result")
+    require(cfg.mode in MODES, "mode", cfg.mode, f"choose {', '.join(MODES)}")
+    searcher = Searcher(cfg.run, trust=cfg.trust)
+    passages = len(searcher.store.passages)
+    log.info(f"{passages:,} passages of corpus {searcher.corpus_name}, mode {cfg.mode}, run {cfg.run}")
+    if cfg.query is not None:
+        _show(searcher.search(str(cfg.query), cfg.k, cfg.mode))
+        return
+    while query := _ask():
+        _show(searcher.search(query, cfg.k, cfg.mode))
+
+
+def _ask() -> str:
+    try:
+        return input("\nquery (empty line ends) > ").strip()
+    except EOFError:
+        return ""
+
+
+def _show(hits: "list[Hit]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    for rank, hit in enumerate(hits, start=1):
+        name = f"{hit.id}  {hit.title}" if hit.title else hit.id
+        console.print(f"[bold]{rank:2}. {escape(name)}[/bold]  [dim]{hit.score:.3f}[/dim]")
+        snippet = " ".join(hit.text.split())
+        console.print(f"    {escape(snippet[:SNIPPET_CHARACTERS])}{'…' * (len(snippet) > SNIPPET_CHARACTERS)}")
+
+
+def main() -> None:
+    """Words that are no overrides and no options are the query: dream-search "read a file line by line" k=3."""
+    options = [word for word in sys.argv[1:] if word.startswith("-") or OVERRIDE.fullmatch(word)]
+    query = " ".join(word for word in sys.argv[1:] if word not in options)
+    if query:
+        escaped = query.replace("\\", "\\\\").replace("'", "\\'")
+        options.append(f"query='{escaped}'")
+    sys.argv[1:] = options
+    command("search", ABOUT, KEYS)(search)()
+
+
+if __name__ == "__main__":
+    main()

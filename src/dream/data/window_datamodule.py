@@ -1,0 +1,190 @@
+"""Streams corpus windows: a seeded endless permutation whose whole state is the number of windows consumed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dream.batch import WindowBatch
+from dream.corpora.base import Corpus
+from dream.store.build import open_or_build
+from dream.store.permutation import permute
+from dream.store.ragged import pad_tokens
+from dream.store.store import ENCODER, Store
+from dream.utils.errors import require
+from dream.utils.signals import ignore_in_worker
+
+# window ids, document rows, encoder ids of contexts and of continuations
+Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
+
+
+class WindowStream(IterableDataset):
+    """Whole batches of windows, without end, from the `start`-th window of the stream on.
+
+    Ranks take alternate batches of the global stream, loader workers alternate batches of their rank's, and the loader
+    takes from its workers in turn: the order does not depend on how many there are, and no rank runs out first.
+
+    `document_start_fraction` of the positions take the windows that open a document, in an order of their own; the others take all
+    windows. `continuation_tokens` of the document's text from the target on, in encoder tokens, are the continuation.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        seed: int,
+        batch_size: int,
+        max_query_tokens: int,
+        continuation_tokens: int,
+        document_start_fraction: float,
+        limit: int | None,
+        start: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
+        self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
+        self.limit, self.start, self.rank, self.world = limit, start, rank, world
+
+    def __iter__(self) -> Iterator[WindowBatch]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield self.batch(number)
+            number += workers
+
+    def batch(self, number: int) -> WindowBatch:
+        """The `number`-th batch of this rank."""
+        step_start = self.start + number * self.world * self.batch_size
+        first = step_start + self.rank * self.batch_size
+        positions = np.arange(first, first + self.batch_size)
+        if self.limit:
+            positions %= self.limit
+        examples, documents, contexts, continuations = self.examples_at(positions)
+        pad_id = self.store.pad_ids[ENCODER]
+        return WindowBatch(
+            consumed=step_start + self.world * self.batch_size,
+            window_ids_B=torch.from_numpy(examples),
+            document_ids_B=torch.from_numpy(documents),
+            context=pad_tokens([context[-self.max_query_tokens :] for context in contexts], pad_id),
+            continuation=pad_tokens([text[: self.max_query_tokens] for text in continuations], pad_id),
+        )
+
+    def examples_at(self, positions: np.ndarray) -> Examples:
+        """What stands at these positions of the stream."""
+        windows = self.windows_at(positions)
+        contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
+        continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
+        return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
+
+    def windows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Window ids at these positions of the stream: two interleaved permutations, each of which ends for no one."""
+        leads_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
+        is_lead = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > leads_before
+        leads, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
+        windows[is_lead] = leads[permute(self.seed, leads_before[is_lead], len(leads))]
+        windows[~is_lead] = permute(self.seed, (positions - leads_before)[~is_lead], len(self.store.windows))
+        return windows
+
+
+class WindowDataModule(L.LightningDataModule):
+    """Builds the store of a corpus or opens it, and streams its windows.
+
+    `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's. State: `consumed`.
+    """
+
+    has_targets = True  # for the language model to predict
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder_tokenizer,
+        scorer_tokenizer,
+        max_query_tokens: int,
+        stores_dir: str,
+        batch_size: int,
+        workers: int,
+        limit_windows: int | None,
+        document_start_fraction: float,
+        continuation_tokens: int,
+        seed: int,
+        passage_tokens: int,
+        context_tokens: int,
+        min_context_tokens: int,
+        target_tokens: int,
+    ) -> None:
+        super().__init__()
+        require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
+        require(workers >= 0, "data.workers", workers, "0 or more loader processes")
+        require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
+        require(
+            0 <= document_start_fraction <= 1,
+            "data.document_start_fraction",
+            document_start_fraction,
+            "between 0 and 1",
+        )
+        require(continuation_tokens > 0, "data.continuation_tokens", continuation_tokens, "at least 1 token")
+        require(passage_tokens > 0, "data.passage_tokens", passage_tokens, "at least 1 token")
+        require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
+        require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
+                f"between 1 and data.context_tokens={context_tokens}")  # fmt: skip
+        self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
+        self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.limit_windows, self.document_start_fraction, self.continuation_tokens = (
+            limit_windows,
+            document_start_fraction,
+            continuation_tokens,
+        )
+        self.lengths: dict[str, Any] = {
+            "passage_tokens": passage_tokens,
+            "context_tokens": context_tokens,
+            "min_context_tokens": min_context_tokens,
+            "target_tokens": target_tokens,
+        }
+        self.consumed = 0
+        self._store: Store | None = None
+
+    def prepare_data(self) -> None:
+        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.lengths)
+
+    @property
+    def store(self) -> Store:
+        """The store; opened, or built, at the first use."""
+        if self._store is None:
+            self.prepare_data()
+        assert self._store is not None
+        return self._store
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        stream = self.stream(rank, world)
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
+
+    def stream(self, rank: int, world: int) -> WindowStream:
+        """This rank's share of the stream, from where the run stands."""
+        return WindowStream(
+            self.store,
+            self.seed,
+            self.batch_size,
+            self.max_query_tokens,
+            self.continuation_tokens,
+            self.document_start_fraction,
+            self.limit_windows,
+            self.consumed,
+            rank,
+            world,
+        )
+
+    def on_after_batch_transfer(self, batch: WindowBatch, dataloader_idx: int) -> WindowBatch:
+        self.consumed = batch.consumed  # called when the loop takes a batch, not when a worker prefetches it
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.consumed = state_dict["consumed"]

@@ -1,0 +1,58 @@
+"""Ranked documents for labelled queries, by BM25 and by an encoder with its index."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from dream.evaluation.metrics import DEPTH, Ranking, documents_from_passages
+from dream.indexes.bm25 import BM25Index
+
+CHUNK_CELLS = 4_000_000  # passages held at once, over all queries of a chunk: about 100 MB
+
+# (positions of queries, k) -> sim_QK, ids_QK; best first, ties by lower id, -1 where nothing is left
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def rank_bm25(index: BM25Index, queries: Sequence[str], passage_documents: np.ndarray, depth: int = DEPTH) -> Ranking:
+    """Documents by their best passage's BM25 score."""
+
+    def search(chosen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return index.search([queries[q] for q in chosen], k)
+
+    return _rank(search, len(queries), passage_documents, depth)
+
+
+def rank_dense(
+    search: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    query_QD: Tensor,
+    passage_documents: np.ndarray,
+    depth: int = DEPTH,
+) -> Ranking:
+    """Documents by their nearest passage; `search` is an index's or an index handle's."""
+
+    def search_rows(chosen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        sim_QK, ids_QK = search(query_QD[chosen], k)
+        return sim_QK.float().cpu().numpy(), ids_QK.cpu().numpy()
+
+    return _rank(search_rows, len(query_QD), passage_documents, depth)
+
+
+def _rank(search: Search, queries: int, passage_documents: np.ndarray, depth: int) -> Ranking:
+    """Searches twice as many passages as documents are wanted, then four times as many again for the queries whose
+    passages belonged to too few documents, until they have enough or all passages are seen."""
+    ranking = Ranking.empty(queries, depth)
+    pending = np.arange(queries)
+    k = 2 * depth
+    while len(pending):
+        k = min(k, len(passage_documents))
+        short = []
+        for chosen in np.array_split(pending, -(-len(pending) * k // CHUNK_CELLS)):
+            sim_QK, ids_QK = search(chosen, k)
+            found = documents_from_passages(sim_QK, ids_QK, passage_documents, depth)
+            ranking.rows_QR[chosen], ranking.score_QR[chosen] = found.rows_QR, found.score_QR
+            more = (ids_QK[:, -1] >= 0) & (k < len(passage_documents))
+            short.append(chosen[more & (found.rows_QR[:, -1] < 0)])
+        pending = np.concatenate(short)
+        k *= 4
+    return ranking

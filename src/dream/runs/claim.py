@@ -1,0 +1,55 @@
+"""A run's folder belongs to one process at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dream.runs.layout import CONFIG, LAST, SUMMARY
+from dream.utils.atomic_io import try_lock, unlock
+from dream.utils.cached_folders import discard, remove_leftovers
+from dream.utils.errors import DataError
+from dream.utils.logging import rank
+
+
+@contextmanager
+def claimed(folder: Path, resumed: bool) -> Iterator[Path]:
+    """Hold the run's folder, which no other process may then write.
+
+    A new run takes the first free name: two runs can start in the same second. A resumed run takes its own folder.
+
+    Raises:
+        DataError: another process is still training in the folder of a resumed run.
+    """
+    if rank() != 0:
+        yield folder
+        return
+    number, plain = 1, folder
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(folder)
+        if lock is not None and (resumed or not (folder / CONFIG).exists()):
+            break
+        if lock is not None:
+            unlock(lock)
+        if resumed:
+            raise DataError(f"{folder}: another process is still training this run; ckpt=FILE starts another run "
+                            "from one of its checkpoints")  # fmt: skip
+        number += 1
+        folder = plain.with_name(f"{plain.name}_{number}")
+    try:
+        yield folder
+    finally:
+        unlock(lock)
+
+
+def remove_unfinished(data: Path, logs: Path, run: Path) -> None:
+    """Remove unfinished files of dead processes from the caches and from all runs, unless a run can still use them."""
+    caches = (file for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp") for file in data.glob(pattern))
+    for folder in {file.parent for file in (*caches, *logs.rglob(".*.tmp"))}:
+        remove_leftovers(folder)
+    for partial in logs.rglob("index/.*.partial"):
+        folder = partial.parent.parent
+        resumable = (folder / LAST).exists() and not (folder / SUMMARY).exists()
+        if folder != run and not resumable and (lock := try_lock(folder)) is not None:
+            discard(partial)
+            unlock(lock)

@@ -1,0 +1,143 @@
+"""Open a finished run, which may come from somebody else: its encoder, its store, its index."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dream.encoders.base import Encoder
+from dream.indexes.snapshot import IndexHandle
+from dream.runs.config_file import read_config
+from dream.runs.layout import BELONGS_TO, CONFIG, ENCODER, INDEX, LAST
+from dream.store.store import Store
+from dream.utils.cached_folders import verify
+from dream.utils.errors import ConfigError, DamageError, DataError
+
+OWN_PACKAGE = "dream"
+OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that opening a run instantiates
+
+
+@dataclass
+class FinishedRun:
+    """A finished run, opened for searching."""
+
+    cfg: DictConfig
+    encoder: Encoder
+    store: Store
+    index: IndexHandle
+
+
+def open_run(folder: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> FinishedRun:
+    """Encoder, store and last index snapshot of a run.
+
+    Args:
+        folder: the run's folder.
+        device: where the encoder works.
+        trust: packages, besides this one, whose classes the run's config may name.
+
+    Raises:
+        ConfigError: no finished run is there.
+        DataError: one of its parts is missing, damaged or names code that is not trusted.
+    """
+    folder = Path(folder)
+    cfg, encoder = open_encoder(folder, device, trust=trust)
+    snapshot, store = open_store(folder, cfg)
+    index = IndexHandle(instantiate(cfg.index), folder / INDEX)
+    with _add_remedy():
+        index.open(snapshot, store, encoder.width)
+    return FinishedRun(cfg, encoder, store, index)
+
+
+def open_encoder(
+    folder: Path, device: str | torch.device, name: str = ENCODER, trust: Sequence[str] = ()
+) -> tuple[DictConfig, Encoder]:
+    """Config and encoder of a finished run: the trained encoder, or `UNTRAINED_ENCODER`."""
+    cfg = open_config(folder, trust)
+    if not (folder / name).exists():
+        raise ConfigError("run", folder, f"this run did not keep its {name.replace('_', ' ')} "
+                          "(callbacks.final_report.keep_untrained): leave untrained out of systems")  # fmt: skip
+    with _add_remedy():
+        verify(folder / name)
+    encoder_class: Any = get_class(cfg.encoder._target_)
+    return cfg, encoder_class.open(folder / name).eval().to(device)
+
+
+def open_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
+    """The config of a finished run.
+
+    Raises:
+        ConfigError: no finished run is there.
+        DamageError: the config has changed since it was saved.
+        DataError: it names code that is not trusted.
+    """
+    if not (folder / CONFIG).exists() and not (folder / LAST).exists():
+        raise ConfigError("run", folder, "no run is there; train one with dream-train experiment=quickstart")
+    with _add_remedy():
+        cfg = _load_config(folder / CONFIG, trust)
+    if not (folder / ENCODER).exists():
+        raise ConfigError("run", folder, "this run did not finish: resume it with dream-train ckpt=last")
+    return cfg
+
+
+def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
+    """Path of the run's last index snapshot, and the store it was made from."""
+    snapshots = sorted((folder / INDEX).glob("snapshot-*"))
+    if not snapshots:
+        raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
+    belongs_to = folder / ENCODER / BELONGS_TO
+    try:
+        store_hash = json.loads(belongs_to.read_text())["store"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
+    stores = [path for path in Path(cfg.data.stores_dir).glob(f"*-{store_hash}") if path.is_dir()]
+    if not stores:
+        raise DataError(
+            f"{cfg.data.stores_dir}: the store {store_hash} of this run is gone; training again rebuilds it"
+        )
+    with _add_remedy():
+        verify(stores[0])
+    return snapshots[-1], Store(stores[0])
+
+
+def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
+    try:
+        read_config(file)
+        cfg = OmegaConf.load(file)
+        assert isinstance(cfg, DictConfig)
+        parts = [cfg[name] for name in OPENED]
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
+        raise DataError(f"{file}: not the config of a run ({' '.join(str(error).split())[:120]})") from error
+    for target in _targets(OmegaConf.to_container(OmegaConf.create(parts), resolve=False)):
+        package = str(target).partition(".")
+        if not package[1] or package[0] not in (OWN_PACKAGE, *trust):
+            raise DataError(f"{file}: refused, because it names {target}, which is not code of {OWN_PACKAGE}; "
+                            f"add trust=[{package[0]}] only if that code is yours")  # fmt: skip
+    return cfg
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Every `_target_` below a node of plain containers."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+@contextmanager
+def _add_remedy() -> Iterator[None]:
+    try:
+        yield
+    except DamageError as damage:
+        remedy = "dream-train ckpt=last, with the run's overrides, rebuilds it"
+        raise DamageError(f"{damage}; {remedy}") from damage

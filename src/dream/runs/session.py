@@ -1,0 +1,213 @@
+"""A run from its folder to its summary.json: what is written when it starts and when it ends."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from dream.runs import resume
+from dream.runs.claim import claimed, remove_unfinished
+from dream.runs.config_file import read_config, save_config
+from dream.runs.layout import (
+    BELONGS_TO,
+    CHECKPOINTS,
+    CONFIG,
+    ENCODER,
+    INDEX,
+    LAST,
+    LOG,
+    SLURM_JOB,
+    SUMMARY,
+    run_of,
+)
+from dream.utils.atomic_io import point_latest, read_checked_json, write_bytes, write_checked_json, write_json
+from dream.utils.cached_folders import new_directory, verify
+from dream.utils.checkpoints import verify_checkpoint
+from dream.utils.errors import DamageError
+from dream.utils.logging import get_logger, log_to_file
+from dream.utils.signals import Interrupted
+
+log = get_logger(__name__)
+
+VERSIONS_OF = ("torch", "lightning", "transformers", "faiss-cpu", "numpy")
+
+
+@dataclass
+class Run:
+    """A run that has claimed its folder.
+
+    Attributes:
+        cfg: the resolved config; `cfg.paths.run` is the folder.
+        folder: the run's folder.
+        checkpoint: the checkpoint to resume from, or None.
+        resumed: whether the run continues in the folder in which it stopped.
+        summary: content of summary.json if the run is already finished, else None.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    checkpoint: Path | None = None
+    resumed: bool = False
+    summary: dict[str, Any] | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.summary is not None
+
+    @property
+    def metric(self) -> float | None:
+        """`evaluation.metric` of a finished run, for sweeps; None if the corpus has no labels."""
+        return self.summary.get(self.cfg.evaluation.metric) if self.summary else None
+
+    def finish(self, trainer: L.Trainer) -> float | None:
+        """Save the trained encoder and summary.json, and print what to do next. Returns `metric`."""
+        module: Any = trainer.lightning_module
+        with new_directory(self.folder / ENCODER, replace=True) as unfinished:
+            module.encoder.save(unfinished)
+            belongs_to = {"encoder_fingerprint": module.encoder.fingerprint(), "store": module.store.hash}
+            write_json(unfinished / BELONGS_TO, belongs_to)
+        self.summary = self._summarize(trainer, module)
+        write_checked_json(self.folder / SUMMARY, self.summary)
+        self._print_next_commands()
+        return self.metric
+
+    def _summarize(self, trainer: L.Trainer, module: Any) -> dict[str, Any]:
+        """Flat: the last value of every metric, then facts about the run."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        summary: dict[str, Any] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        summary |= {
+            "wall_seconds": round(time.perf_counter() - self.began, 1),
+            "windows": data.consumed,
+            "steps": trainer.global_step,
+            "pairs_asked": module.scorer.pairs_asked,
+            "pairs_scored": module.scorer.pairs_scored,
+            "lm_forwards": module.scorer.forwards,
+            "seed": self.cfg.seed,
+            "store": module.store.hash,
+            "python": platform.python_version(),
+            "warnings": [line for callback in callbacks for line in getattr(callback, "warnings", {}).values()],
+        }
+        return summary | {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
+
+    def _print_next_commands(self) -> None:
+        """After `make train` the environment is not active: print commands that work as they are."""
+        assert self.summary is not None
+        scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
+        log.info(
+            f"\nDone in {self.summary['wall_seconds']:.0f} s. Next:\n"
+            f"  {scripts}tensorboard --logdir {self.cfg.paths.logs} --host localhost   # what happened, step by step\n"
+            f'  {scripts}dream-search "compute cosine similarity between all pairs"   # ask the trained index\n'
+            f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # the same on your own text"
+        )
+
+
+@contextmanager
+def start_run(cfg: DictConfig) -> Iterator[Run]:
+    """Claim the run's folder, save the resolved config, point logs/latest at it, and print what is about to happen.
+
+    `cfg.paths.run` is the folder afterwards. An interrupted run reports where it can resume. A job of a resumed sweep
+    continues in its own folder, or is already finished.
+    """
+    logs, unused = Path(cfg.paths.logs), Path(cfg.paths.run)
+    checkpoint, sweep = resume.find_checkpoint(cfg.ckpt, cfg.name, logs), resume.sweep_folder()
+    own = run_of(checkpoint) if checkpoint and resume.resumes_in_place(cfg.ckpt, checkpoint) else None
+    if sweep and own is None and (own := resume.find_job(sweep, cfg)):
+        checkpoint = _undamaged_checkpoint(own) or checkpoint
+    if sweep:
+        resume.announce_sweep(sweep)
+    with claimed(own or unused, own is not None) as folder, log_to_file(folder / LOG):
+        if folder != unused:
+            with suppress(OSError):  # Hydra made it for a new run; if it is not empty, it belongs to another run
+                unused.rmdir()
+        cfg.paths.run = str(folder)
+        remove_unfinished(Path(cfg.paths.data), logs, folder)
+        run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
+        if not run.finished:
+            save_config(cfg, folder / CONFIG)
+            if job := os.environ.get("SLURM_JOB_ID"):
+                write_bytes(folder / SLURM_JOB, job.encode())
+        point_latest(logs / "latest", folder)
+        _announce(run, sweep is not None)
+        try:
+            yield run
+        except Interrupted as stop:
+            stop.checkpoint = folder / LAST if (folder / LAST).exists() else None
+            stop.sweep = sweep
+            raise
+
+
+def _announce(run: Run, in_sweep: bool) -> None:
+    cfg = run.cfg
+    if run.finished and in_sweep:
+        log.info(f"Skipped: this job is finished, in {run.folder}")
+        return
+    if run.finished:
+        log.info(
+            f"This run is finished: its {cfg.trainer.max_steps:,} steps are done, and its encoder and summary.json are "
+            f"in {run.folder}. To train it further raise trainer.max_steps; without ckpt a new run starts"
+        )
+        return
+    encoder, objective = (cfg[group]._target_.split(".")[-2] for group in ("encoder", "objective"))
+    resumed = f", resuming from {run.checkpoint}" if run.checkpoint else ""
+    log.info(
+        f"DREAM: training the {encoder} encoder on corpus {cfg.corpus.name} with the {objective} objective: "
+        f"{cfg.trainer.max_steps:,} steps of {cfg.data.batch_size} windows{resumed}\n  run folder  {run.folder}"
+    )
+
+
+def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
+    """The run that stopped or ended in this folder. Damaged files are reported, and rebuilt on resume."""
+    resumed = checkpoint is not None and folder.resolve() in checkpoint.parents
+    run = Run(cfg, folder, checkpoint, resumed)
+    for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
+        if file.resolve() != checkpoint:  # that one is verified already
+            read_or_report(verify_checkpoint, file)
+    if read_or_report(read_config, folder / CONFIG) is None:
+        save_config(cfg, folder / CONFIG)
+    snapshots = sorted((folder / INDEX).glob("snapshot-*"))
+    whole = [_is_whole(snapshot) for snapshot in snapshots][-1:]  # older ones belong to checkpoints
+    if (folder / SUMMARY).exists() or (folder / ENCODER).exists():
+        summary = read_or_report(read_checked_json, folder / SUMMARY)
+        stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
+        whole += [_is_whole(part) for part in (folder / ENCODER, *stores)]
+        if summary and snapshots and all(whole) and summary["steps"] >= cfg.trainer.max_steps:
+            run.summary = summary
+    return run
+
+
+def read_or_report(read: Callable[[Path], Any], path: Path) -> Any:
+    """Return the content; if the file is damaged, log it and return None."""
+    try:
+        return read(path)
+    except DamageError as damage:
+        log.warning(str(damage))
+        return None
+
+
+def _is_whole(path: Path, check: Callable[[Path], None] = verify) -> bool:
+    """Whether the check raises no DamageError; damage is logged."""
+
+    def checked(path: Path) -> bool:
+        check(path)
+        return True
+
+    return read_or_report(checked, path) is True
+
+
+def _undamaged_checkpoint(job: Path) -> Path | None:
+    """The last checkpoint of a sweep's job; a damaged one is reported and costs the job's steps."""
+    last = resume.newest_checkpoint(job)
+    return last.resolve() if last and _is_whole(last, verify_checkpoint) else None

@@ -1,0 +1,204 @@
+"""Which heads of a language model look for the passage that helps: ranked once per scorer and corpus, then kept.
+
+Shapes: S windows, K candidates, H heads of a layer, T tokens.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.indexes.bm25 import BM25Index
+from dream.scorers.attention.injection import Heads, RecordedAttention, injectable
+from dream.scorers.base import CausalScorer
+from dream.scorers.candidate_scores import read_passages
+from dream.scorers.pretraining.curriculum import neighbour_passages, random_passages, uniform
+from dream.store.permutation import permute
+from dream.store.store import SCORER, Store
+from dream.utils.atomic_io import fingerprint, write_json
+from dream.utils.cached_folders import new_directory, verify_or_discard
+from dream.utils.errors import DreamError, require
+from dream.utils.logging import get_logger
+from dream.utils.runtime import progress
+
+log = get_logger(__name__)
+
+STEP = 16  # windows that are scored at a time
+LAYOUT = 2  # raise when the score below changes, so that heads are ranked anew
+
+
+@dataclass
+class RankedHeads:
+    """Heads, the best first: (layer, head, score), the score being attention, a share from -1 to 1."""
+
+    rows: list[tuple[int, int, float]]
+    windows: int  # that were used
+    folder: Path
+
+    def matrix(self) -> tuple[np.ndarray, list[int]]:
+        """(score of every layer with attention and head, the layers' numbers)"""
+        layers = sorted({layer for layer, _, _ in self.rows})
+        scores = np.full((len(layers), max(head for _, head, _ in self.rows) + 1), np.nan)
+        for layer, head, score in self.rows:
+            scores[layers.index(layer), head] = score
+        return scores, layers
+
+
+class HeadFinder:
+    """Ranks heads by their query-focused attention on passages that are known to help.
+
+    A window's helpful passage is the one of its `candidates` BM25 neighbours behind which the target is likeliest, by
+    at least `gain` nats per token above the others' mean. A head's score is its attention on that passage, from the
+    tokens of the context (`rows: context`) or of context and target (`window`), minus the same where `uninformative`
+    stands in their place, above the mean of the same for the other candidates; mean over `windows` such windows, which
+    are looked for among the first `scanned` of a seeded order.
+    Source: QRHead (Zhang et al. 2025). Its threshold on single tokens is left out. The others' mean is ours: without
+    it, a head that turns to all passages alike when asked counts as one that finds the right one.
+    """
+
+    def __init__(
+        self,
+        windows: int,
+        scanned: int,
+        candidates: int,
+        gain: float,
+        rows: Literal["context", "window"],
+        uninformative: str,
+        seed: int,
+    ) -> None:
+        require(windows > 0, "objective.finder.windows", windows, "at least 1")
+        require(scanned >= windows, "objective.finder.scanned", scanned, f"at least objective.finder.windows={windows}")
+        require(candidates >= 2, "objective.finder.candidates", candidates, "at least 2")
+        require(rows in ("context", "window"), "objective.finder.rows", rows, "choose context or window")
+        require(bool(uninformative), "objective.finder.uninformative", uninformative, "some text that asks for nothing")
+        self.windows, self.scanned, self.candidates, self.gain, self.rows = windows, scanned, candidates, gain, rows
+        self.uninformative, self.seed = uninformative, seed
+
+    def open_or_find(self, scorer: CausalScorer, store: Store) -> RankedHeads:
+        """Ranked before, or now: the result is kept under the scorer, the store and these settings."""
+        settings = [
+            LAYOUT,
+            self.windows,
+            self.scanned,
+            self.candidates,
+            self.gain,
+            self.rows,
+            self.uninformative,
+            self.seed,
+        ]
+        name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
+        folder = store.cache_folder("heads") / name
+        if not verify_or_discard(folder):
+            scorer.require_room(store, self.candidates, "objective.finder.candidates", self.candidates)
+            rows, used = self._find(scorer, store)
+            with new_directory(folder) as unfinished:
+                write_json(unfinished / "heads.json", {"windows": used, "heads": rows})
+        found = json.loads((folder / "heads.json").read_text())
+        return RankedHeads([tuple(row) for row in found["heads"]], found["windows"], folder)
+
+    def _find(self, scorer: CausalScorer, store: Store) -> tuple[list[tuple[int, int, float]], int]:
+        index = BM25Index.open_or_build(store)
+        log.info(f"Ranking the heads of the language model by {self.windows} windows whose best passage is clear")
+        sums: dict[int, Tensor] = {}
+        used = 0
+        bar = progress(total=self.windows, unit="window", desc="finding heads")
+        for window_id, passages, helpful in self._helped(scorer, store, index):
+            for layer, score_H in self._focus(scorer, store, window_id, passages, helpful).items():
+                sums[layer] = sums.get(layer, torch.zeros_like(score_H)) + score_H
+            used += 1
+            bar.update()
+            if used == self.windows:
+                break
+        bar.close()
+        if not used:
+            raise DreamError(f"objective.finder.gain={self.gain}: none of {self.scanned:,} windows has a passage that helps so "
+                             "much; lower it, or take a scorer that reads its passages")  # fmt: skip
+        rows = [
+            (layer, head, float(score))
+            for layer, sum_H in sums.items()
+            for head, score in enumerate((sum_H / used).tolist())
+        ]
+        return sorted(rows, key=lambda row: (-row[2], row[0], row[1])), used
+
+    def _helped(self, scorer: CausalScorer, store: Store, index: BM25Index) -> Iterable[tuple[int, list[int], int]]:
+        """(window, its candidates in a seeded order, the place of the helpful one among them)"""
+        count = len(store.windows)
+        order = permute(self.seed, np.arange(min(self.scanned, count)), count)
+        for start in range(0, len(order), STEP):
+            chosen_S = order[start : start + STEP]
+            other_S = random_passages(store, chosen_S, uniform(self.seed, 0, chosen_S))
+            found_SK = neighbour_passages(store, index, chosen_S, self.candidates, other_S)
+            draws = [uniform(self.seed, 1 + k, chosen_S) for k in range(self.candidates)]
+            found_SK = np.take_along_axis(found_SK, np.stack(draws, axis=1).argsort(1), axis=1)
+            loglik_SK = scorer.loglik(store, torch.from_numpy(chosen_S), torch.from_numpy(found_SK)).cpu()
+            for window_id, passages, loglik_K in zip(chosen_S.tolist(), found_SK.tolist(), loglik_SK, strict=True):
+                helpful = int(loglik_K.argmax())
+                others = (loglik_K.sum() - loglik_K[helpful]) / (len(loglik_K) - 1)
+                tokens = len(store.window_tokens(window_id, SCORER)[1])
+                if float(loglik_K[helpful] - others) / tokens >= self.gain:
+                    yield window_id, passages, helpful
+
+    def _focus(
+        self, scorer: CausalScorer, store: Store, window_id: int, passage_ids: list[int], helpful: int
+    ) -> dict[int, Tensor]:
+        """score_H by layer: what the question adds to attention on the helpful passage, above the others' mean."""
+        context, target = store.window_tokens(window_id, SCORER)
+        asked = np.concatenate([context, target]) if self.rows == "window" else context
+        nothing: Any = scorer.tokenizer(self.uninformative, add_special_tokens=False)["input_ids"]
+        passages = [scorer.passage(store, passage_id) for passage_id in passage_ids]
+        with_question = passage_attention(scorer, passages, asked)
+        without = passage_attention(scorer, passages, np.array(nothing))
+        scores = {}
+        for layer, mass_HK in with_question.items():
+            added_HK = mass_HK - without[layer]
+            others_H = (added_HK.sum(1) - added_HK[:, helpful]) / (len(passages) - 1)
+            scores[layer] = added_HK[:, helpful] - others_H
+        return scores
+
+
+@torch.no_grad()
+def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np.ndarray) -> dict[int, Tensor]:
+    """mass_HK by layer: the attention of every head on each passage, mean over the rows that follow the passages."""
+    asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
+    with scorer.no_autocast(), injectable(scorer.model):
+        memory, owner_T = read_passages(scorer, passages)
+        recorded = RecordedAttention(owner_T, len(passages))
+        scorer.model.base_model(input_ids=asked[None], past_key_values=memory, use_cache=True, attend=recorded)
+    return recorded.mass_of_layer
+
+
+def all_heads(scorer: CausalScorer) -> list[tuple[int, int]]:
+    """Every (layer, head) whose attention can be weighed."""
+    mass_of_layer = passage_attention(scorer, [np.zeros(1, dtype=np.int64)], np.zeros(1, dtype=np.int64))
+    return [(layer, head) for layer, mass_HK in sorted(mass_of_layer.items()) for head in range(len(mass_HK))]
+
+
+def choose_heads(
+    heads: str | list[list[int]], count: int, seed: int, scorer: CausalScorer, store: Store, finder: HeadFinder
+) -> Heads:
+    """`heads` of the objective as layer → heads. ConfigError where a listed one does not exist."""
+    known = all_heads(scorer)
+    counted = heads in ("found", "random")
+    require(not counted or count <= len(known), "objective.count", count, f"the model has {len(known)} heads")
+    if heads == "all":
+        chosen = known
+    elif heads == "random":
+        order = np.random.default_rng(seed).permutation(len(known))[:count]
+        chosen = [known[number] for number in order]
+    elif heads == "found":
+        chosen = [(layer, head) for layer, head, _ in finder.open_or_find(scorer, store).rows[:count]]
+    else:
+        require(bool(heads), "objective.heads", heads, "at least one pair of [layer, head]")
+        chosen = [tuple(pair) for pair in heads]  # type: ignore[misc]
+        layers = {layer: sum(of == layer for of, _ in known) for layer, _ in known}
+        require(set(chosen) <= set(known), "objective.heads", heads, "pairs of [layer, head]; the model has "
+                + ", ".join(f"layer {layer}: {number} heads" for layer, number in layers.items()))  # fmt: skip
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in chosen:
+        by_layer.setdefault(layer, []).append(head)
+    return by_layer

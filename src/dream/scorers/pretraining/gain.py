@@ -1,0 +1,60 @@
+"""Does the scorer read its passage? The gain of helpful passages over random ones, in nats per target token."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dream.indexes.bm25 import BM25Index
+from dream.scorers.base import CausalScorer
+from dream.scorers.pretraining.curriculum import neighbour_passages, random_passages, uniform
+from dream.store.permutation import permute
+from dream.store.store import SCORER, Store
+from dream.utils.runtime import progress
+
+NEIGHBOURS, RANDOM = 10, 2
+WINDOWS_PER_STEP = 16
+
+
+@dataclass
+class Gain:
+    """Means over windows, nats per target token, against random passages of other documents."""
+
+    best_of_neighbours: float  # of 10 BM25 neighbours the one the scorer likes best
+    first_neighbour: float
+    null: float  # no passage
+    random_loglik: float  # the level they are compared with
+
+
+def held_out_windows(store: Store, windows: int, seed: int) -> np.ndarray:
+    """The last windows of the seed's first epoch, which a training shorter than an epoch has not seen."""
+    count = len(store.windows)
+    return permute(seed, np.arange(max(0, count - windows), count), count)
+
+
+def measure_gain(scorer: CausalScorer, store: Store, index: BM25Index, windows: int, seed: int) -> Gain:
+    """Mean over as many held-out windows."""
+    window_ids = held_out_windows(store, windows, seed)
+    rows = []
+    bar = progress(total=len(window_ids), unit="window", desc="measuring the gain")
+    for start in range(0, len(window_ids), WINDOWS_PER_STEP):
+        chosen_B = window_ids[start : start + WINDOWS_PER_STEP]
+        draws = [uniform(seed, number, chosen_B) for number in range(RANDOM)]
+        random_BK = np.stack([random_passages(store, chosen_B, draw_B) for draw_B in draws], axis=1)
+        neighbours_BK = neighbour_passages(store, index, chosen_B, NEIGHBOURS, random_BK[:, 0])
+        null_B1 = np.full((len(chosen_B), 1), -1)
+        candidates = torch.from_numpy(np.concatenate([neighbours_BK, random_BK, null_B1], axis=1))
+        loglik_BK = scorer.loglik(store, torch.from_numpy(chosen_B), candidates).cpu().double().numpy()
+        tokens_B = np.array([len(store.window_tokens(window, SCORER)[1]) for window in chosen_B])
+        rows.append(loglik_BK / tokens_B[:, None])
+        bar.update(len(chosen_B))
+    bar.close()
+    per_token_BK = np.concatenate(rows)
+    neighbours_BK, random_BK = per_token_BK[:, :NEIGHBOURS], per_token_BK[:, NEIGHBOURS:-1]
+    level = random_BK.mean()
+    return Gain(
+        best_of_neighbours=float(neighbours_BK.max(1).mean() - level),
+        first_neighbour=float(neighbours_BK[:, 0].mean() - level),
+        null=float(per_token_BK[:, -1].mean() - level),
+        random_loglik=float(level),
+    )

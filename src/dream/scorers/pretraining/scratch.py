@@ -1,0 +1,149 @@
+"""A small language model, pretrained on the corpus itself: no download, minutes on a CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from dream.corpora.base import Corpus
+from dream.indexes.bm25 import BM25Index
+from dream.scorers.base import CausalScorer, Scoring, longest_sequence
+from dream.scorers.pretraining.curriculum import SHARES, SPAN_TOKENS, CopyCurriculum
+from dream.scorers.pretraining.gain import measure_gain
+from dream.scorers.pretraining.module import Training, train
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
+from dream.store.store import Store
+from dream.utils.atomic_io import fingerprint, write_json
+from dream.utils.cached_folders import exclusive_workdir, new_directory, verify_or_discard
+from dream.utils.errors import require
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+LAYOUT = 2  # raise when the pretraining changes, so that cached scorers are trained again
+HEAD_WIDTH = 64
+PASSAGES = 8  # of a sequence with several passages; the model has positions for as many
+GAIN_WINDOWS = 512  # windows of the measurement after the training
+
+
+class ScratchScorer(CausalScorer):
+    """A small language model that is pretrained on the corpus at first use. Nothing to download.
+
+    Its tokenizer is trained when the object is made, its weights on the first `load`. Both are cached in `data_dir`.
+
+    Args:
+        corpus: what tokenizer and model are trained on.
+        vocabulary: entries of the byte-pair encoding.
+        width: of the hidden states, a multiple of 64 or at most 64.
+        layers: every second one is attention, the others are short convolutions.
+        training: fields of `Training`.
+        scoring: fields of `Scoring`.
+        data_dir: where tokenizers and weights are cached.
+        seed: of the first weights and of the order of the text.
+        cache_megabytes: size of the cache of log-likelihoods; 0: no cache.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vocabulary: int,
+        width: int,
+        layers: int,
+        training: Mapping[str, Any],
+        scoring: Mapping[str, Any],
+        data_dir: str,
+        seed: int,
+        cache_megabytes: int,
+    ) -> None:
+        require(layers >= 2, "scorer.layers", layers, "at least 2: one convolution, one attention")
+        fits = width > 0 and (width % HEAD_WIDTH == 0 or (width < HEAD_WIDTH and width % 2 == 0))
+        require(fits, "scorer.width", width, f"a multiple of {HEAD_WIDTH}, or an even number below")
+        self.corpus, self.seed, self.architecture = corpus, seed, _architecture(width, layers)
+        self.training, self.data_dir = Training(**training), Path(data_dir)
+        path = open_or_train_tokenizer(self.data_dir / "tokenizers", corpus, vocabulary)
+        super().__init__(PreTrainedTokenizerFast.from_pretrained(path), Scoring(**scoring), cache_megabytes)
+
+    def folder(self, store: Store) -> Path:
+        """Where the weights for this store and these settings are cached."""
+        description = {
+            "layout": LAYOUT,
+            "store": store.hash,
+            "architecture": self.architecture,
+            "training": self.training.description(),
+            "passages": PASSAGES,
+            "template": self.scoring.template,
+            "passage_tokens": self.scoring.max_passage_tokens,
+            "seed": self.seed,
+        }
+        return self.data_dir / "scorers" / f"{self.corpus.name}-{fingerprint(description)}"
+
+    def load(self, store: Store) -> None:
+        folder = self.folder(store)
+        training = folder.with_name(f"{folder.name}.training")
+        if training.exists() or not verify_or_discard(folder):
+            with exclusive_workdir(training):
+                if not verify_or_discard(folder):  # another process may have trained it meanwhile
+                    self._pretrain(store, folder, training)
+        self.open(str(folder), store)
+
+    def _pretrain(self, store: Store, folder: Path, training: Path) -> None:
+        model = self._new_model(store)
+        index = BM25Index.open_or_build(store)
+        settings = self.training
+        curriculum = CopyCurriculum(
+            store,
+            index,
+            self.prompt,
+            passage_tokens=self.scoring.max_passage_tokens,
+            shares=SHARES,
+            span_tokens=SPAN_TOKENS,
+            multi_passage_fraction=settings.multi_passage_fraction,
+            passages=PASSAGES,
+            steps=settings.max_steps,
+            batch_size=settings.batch_size,
+            seed=self.seed,
+        )
+        size = sum(weight.numel() for weight in model.parameters()) / 1e6
+        log.info(
+            f"Pretraining a language model of {size:.1f} M weights on corpus {self.corpus.name}: {settings.max_steps} "
+            f"steps of {settings.batch_size} sequences, once; cached in {folder}"
+        )
+        train(model, curriculum, settings, training, compiled=self.scoring.compile)
+        windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # a short training gets a short measurement
+        with new_directory(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
+            self.open(str(unfinished), store)
+            gain = measure_gain(self, store, index, windows, self.seed)
+            write_json(unfinished / "gain.json", vars(gain))
+        log.info(f"  gain of a helpful passage over a random one: {gain.best_of_neighbours:.3f} nats per token")
+
+    def _new_model(self, store: Store) -> Any:
+        config = AutoConfig.for_model(
+            **self.architecture,
+            vocab_size=len(self.tokenizer),
+            max_position_embeddings=longest_sequence(self.prompt, self.scoring, store, PASSAGES),
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=None,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _architecture(width: int, layers: int) -> dict[str, Any]:
+    """LFM2: short convolutions see the previous token, which attention needs to know to copy from a passage."""
+    return {
+        "model_type": "lfm2",
+        "layer_types": [("conv", "full_attention")[layer % 2] for layer in range(layers)],
+        "hidden_size": width,
+        "intermediate_size": 11 * width // 4,
+        "block_auto_adjust_ff_dim": False,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "num_key_value_heads": max(1, width // HEAD_WIDTH),
+        "tie_word_embeddings": True,
+    }

@@ -1,0 +1,185 @@
+"""Folders that exist completely or not at all, and are verified before they are used.
+
+A finished folder holds `checksums.json`: the size and SHA-256 of each of its files. A damaged cached folder is
+reported, deleted and built again.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dream.utils.atomic_io import (
+    checksum,
+    flush_to_disk,
+    remove,
+    temporary,
+    temporary_name,
+    try_lock,
+    unlock,
+    write_bytes,
+)
+from dream.utils.errors import DamageError, DataError
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+CHECKSUMS = "checksums.json"
+WAIT_SECONDS = 1.0
+LINK_SECONDS = 60  # a link cannot be locked; an unfinished link of this age was left by a dead process
+
+
+@contextmanager
+def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`, renamed to `path` when the block ends without an error.
+
+    If another process completed the same directory first, its copy is kept: names are hashes of the content, so both
+    are equal. With `replace`, an existing directory is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    with temporary(path, Path.mkdir) as unfinished:
+        yield unfinished
+        seal(unfinished)
+        if replace and path.exists():
+            discard(path)
+        _rename(unfinished, path)
+
+
+@contextmanager
+def unfinished_directory(path: Path) -> Iterator[Path]:
+    """Like `new_directory`, but a block that failed or was killed finds its files again the next time.
+
+    Raises:
+        DataError: another process is writing the same directory.
+    """
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(unfinished)
+    if lock is None:
+        raise DataError(f"{unfinished}: another process is writing it; wait for it, or give this run another folder")
+    try:
+        yield unfinished
+        seal(unfinished)
+        _rename(unfinished, path)
+    finally:
+        unlock(lock)
+
+
+@contextmanager
+def exclusive_workdir(folder: Path) -> Iterator[Path]:
+    """Yield a working directory once no other process uses it. It is deleted if the block ends without an error."""
+    waiting = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lock := try_lock(folder)) is not None:
+            break
+        if not waiting:
+            log.info(f"Another process is working in {folder}: waiting for it")
+        waiting = True
+        time.sleep(WAIT_SECONDS)
+    try:
+        yield folder
+        shutil.rmtree(folder)
+    finally:
+        unlock(lock)
+
+
+def seal(folder: Path) -> None:
+    """Flush all files of the folder to disk, then write their sizes and checksums."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    for file in files:
+        flush_to_disk(file)
+    entries = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}
+    write_bytes(folder / CHECKSUMS, _listing(entries))
+
+
+def _listing(entries: dict[str, list]) -> bytes:
+    """Content of the checksum file, which includes its own checksum."""
+    digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return (json.dumps({"checksum": digest, "files": entries}, indent=1) + "\n").encode()
+
+
+def verify(folder: Path, content: bool = True, ignore: str | None = None) -> None:
+    """Check that the folder is as `seal` left it.
+
+    Args:
+        folder: a sealed folder.
+        content: compare checksums, not only sizes.
+        ignore: name of a file that may be damaged.
+
+    Raises:
+        DamageError: a file is missing or has changed. The message names it.
+    """
+    listing = folder / CHECKSUMS
+    try:
+        if not listing.is_file():
+            raise DamageError(f"{listing}: missing, so nothing in this folder can be verified")
+        for name, (size, digest) in _entries(listing).items():
+            file = folder / name
+            if name == ignore:
+                continue
+            if not file.is_file():
+                raise DamageError(f"{file}: missing")
+            if file.stat().st_size != size:
+                raise DamageError(f"{file}: damaged ({file.stat().st_size:,} bytes instead of {size:,})")
+            if content and checksum(file) != digest:
+                raise DamageError(f"{file}: damaged (its checksum has changed)")
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+
+
+def _entries(listing: Path) -> dict[str, list]:
+    raw = listing.read_bytes()
+    try:
+        entries = json.loads(raw)["files"]
+        if raw == _listing(entries):
+            return entries
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise DamageError(f"{listing}: damaged")
+
+
+def verify_or_discard(folder: Path) -> bool:
+    """Whether a cached folder exists and is whole. A damaged one is reported and deleted; the caller rebuilds it."""
+    if not folder.exists():
+        return False
+    try:
+        verify(folder)
+    except DamageError as damage:
+        log.warning(f"{damage}: rebuilding {folder.name}")
+        discard(folder)
+        return False
+    return True
+
+
+def discard(folder: Path) -> None:
+    """Delete a file or directory. Other processes see it disappear in one step, never half deleted."""
+    unfinished = temporary_name(folder)
+    with suppress(FileNotFoundError):
+        folder.rename(unfinished)
+    remove(unfinished)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of dead processes from this folder."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_symlink():
+            if time.time() - path.lstat().st_mtime > LINK_SECONDS:
+                path.unlink(missing_ok=True)
+        elif (lock := try_lock(path)) is not None:
+            remove(path)
+            unlock(lock)
+
+
+def _rename(unfinished: Path, path: Path) -> None:
+    try:
+        unfinished.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
+    flush_to_disk(path.parent)

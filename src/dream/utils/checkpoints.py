@@ -1,0 +1,143 @@
+"""Checkpoints that are written whole or not at all, and read only when they are whole and hold no code."""
+
+import hashlib
+import io
+import signal
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from dream.utils import signals
+from dream.utils.atomic_io import write_bytes
+from dream.utils.errors import DamageError, DataError
+
+PIECE = 1 << 22  # bytes read at a time
+MARK = b"sha256:"  # begins the archive's comment, which ends the file and carries the sum of all that stands before it
+COMMENT_BYTES = len(MARK) + 64
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: unfinished, then renamed; verified, and never unpickling code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        _append_checksum(buffer)
+        write_bytes(Path(path), buffer.getbuffer())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+class GracefulStop(Checkpoint):
+    """At the end of the step in which a signal came, saves `checkpoint` and raises Interrupted.
+
+    It is a Checkpoint for Lightning to call it after all other callbacks, the last of the checkpoints.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._step = 0
+        self._postponed: list[tuple[Callable, int]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        signals.wait_for_the_step(True)
+        self._postpone(signal.SIGUSR1)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients of a step that is not complete are in no checkpoint
+        self._step = trainer.global_step
+        while self._postponed:
+            handler, signum = self._postponed.pop()
+            handler(signum, None)
+        requested = signals.requested()
+        if trainer.strategy.reduce_boolean_decision(requested is not None, all=False):
+            trainer.save_checkpoint(self.checkpoint)
+            raise signals.Interrupted(requested or signal.SIGTERM)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A signal that came after the last step was answered by nobody yet."""
+        signum = signals.requested()
+        signals.wait_for_the_step(False)
+        if signum is not None:
+            raise signals.Interrupted(signum)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        signals.wait_for_the_step(False)
+
+    def _postpone(self, signum: int) -> None:
+        handler = signal.getsignal(signum)
+        if callable(handler):  # Lightning's own, where it runs under SLURM
+            signal.signal(signum, lambda number, _: self._postponed.append((handler, number)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises DataError, naming the file, where it is damaged or holds code."""
+    verify_checkpoint(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DataError(f"{path}: refused, because it holds more than tensors and plain values, and loading it could "
+                        "run code; take a checkpoint that this project wrote") from error  # fmt: skip
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
+        raise _damaged(path, error) from error
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raise DamageError where the file is not what was written.
+
+    This project's own checkpoints end with a checksum of every byte. Others have the CRC-32 that torch stores beside
+    each record, which leaves the padding between records unchecked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.comment:
+                _compare_checksum(path, archive.comment)
+                return
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing
+                    raise zipfile.BadZipFile(f"{record.filename} is compressed")
+                with archive.open(record) as content:
+                    while content.read(PIECE):
+                        pass
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, KeyError,
+            IndexError, zlib.error) as error:  # fmt: skip
+        raise _damaged(path, error) from error
+
+
+def _append_checksum(buffer: io.BytesIO) -> None:
+    """Give the archive a comment with the SHA-256 of all bytes before the comment."""
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = MARK + b"0" * 64  # of the final length, which the archive states before it
+    content = buffer.getbuffer()
+    content[-64:] = hashlib.sha256(content[:-COMMENT_BYTES]).hexdigest().encode()
+
+
+def _compare_checksum(path: Path, comment: bytes) -> None:
+    digest, left = hashlib.sha256(), path.stat().st_size - COMMENT_BYTES
+    with path.open("rb") as file:
+        while piece := file.read(min(PIECE, left)):
+            digest.update(piece)
+            left -= len(piece)
+    if comment != MARK + digest.hexdigest().encode():
+        raise zipfile.BadZipFile("its checksum has changed")
+
+
+def _damaged(path: Path, error: Exception) -> DamageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DamageError(f"{path}: damaged checkpoint ({reason[:120]}); it cannot be mended: go on from another one, "
+                       "e.g. best.ckpt beside it (ckpt=FILE), or start without ckpt")  # fmt: skip

@@ -1,0 +1,84 @@
+"""One logger for all messages: to the terminal, and to `train.log` in the run's folder. Only rank 0 writes.
+
+`DREAM_LOG_LEVEL=WARNING` shows less, `DEBUG` more.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAME = "dream"
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # torchrun's, Lightning's and SLURM's, as Lightning reads them
+FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def rank() -> int:
+    """Number of this process among those of the job; 0 if there is only one."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name)), 0)
+
+
+class TerminalHandler(logging.Handler):
+    """Prints to the current `sys.stdout`, at once even if it is piped. Progress bars make room for the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if rank() != 0 or getattr(record, "file_only", False):
+            return
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        tqdm = sys.modules.get("tqdm")  # not imported just for this: without tqdm there is no progress bar
+        if tqdm is None:
+            print(f"{prefix}{record.getMessage()}", flush=True)
+            return
+        with tqdm.tqdm.external_write_mode():
+            print(f"{prefix}{record.getMessage()}", flush=True)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module: `log = get_logger(__name__)`."""
+    return logging.getLogger(name if name.startswith(NAME) else f"{NAME}.{name}")
+
+
+def log_table(table: "Table", width: int | None = None) -> None:
+    """Show a rich table in the terminal, and write it to the run's log as plain text."""
+    import io
+
+    from rich.console import Console
+
+    Console(width=width).print(table)
+    plain = io.StringIO()
+    Console(file=plain, width=width or 160).print(table)
+    get_logger(NAME).info(f"\n{plain.getvalue()}", extra={"file_only": True})
+
+
+@contextmanager
+def log_to_file(file: Path) -> Iterator[None]:
+    """Append all messages within the block to this file, too."""
+    if rank() != 0:
+        yield
+        return
+    handler = logging.FileHandler(file, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FILE_FORMAT))
+    logger = logging.getLogger(NAME)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _configure() -> None:
+    logger = logging.getLogger(NAME)
+    logger.propagate = False  # Hydra gives the root logger a handler of its own
+    logger.setLevel(os.environ.get("DREAM_LOG_LEVEL", "INFO").upper())
+    if not logger.handlers:
+        logger.addHandler(TerminalHandler())
+
+
+_configure()

@@ -1,0 +1,18 @@
+"""Learning rate over the steps of a run."""
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dream.utils.errors import require
+
+
+def warmup_then_linear(optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int) -> LambdaLR:
+    """Linear rise from 0 over `warmup_steps`, then linear fall to 0 at `max_steps`."""
+    require(warmup_steps >= 0, "optimizer.schedule.warmup_steps", warmup_steps, "0 or more steps")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,66 @@
+"""Process-wide settings. Every entry point imports this module before torch, transformers or faiss."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+# Fast tokenizers start threads; a process that forks loader workers afterwards would warn or hang. The store builder,
+# which never forks, switches them on for itself.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The default run needs no network. A hub model that is not cached is downloaded, unless HF_HUB_OFFLINE=1.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if not sys.stderr.isatty():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would fill a log file with hundreds of lines
+
+# oneDNN keeps a compiled kernel for each matrix size, by default 1,024 of them. Prompts of several passages all differ
+# in length: their kernels would take a third more memory and save only 5 % of the time.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parents[1]
+IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # else installed from a wheel, which carries conf/ inside
+CONFIG_DIR = CHECKOUT / "conf" if IS_CHECKOUT else PACKAGE / "conf"
+
+
+def project_root() -> Path:
+    """Where data/ and logs/ are: the checkout, or the current folder if the package is installed from a wheel."""
+    return CHECKOUT if IS_CHECKOUT else Path.cwd()
+
+
+OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
+
+# Kernels compiled by torch are kept, so that only the first run on a machine compiles them.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / "data" / "inductor"))
+
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports which of its builds it tried
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
+
+if sys.platform == "darwin":  # the OpenMP libraries of faiss and torch crash each other there with several threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def has_fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether bfloat16 matrix products are native: AMX or AVX512-BF16 on a CPU, compute capability 8 on a GPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar with a rate. If stderr is no terminal: one line every 15 s."""
+    from tqdm import tqdm
+
+    interactive = sys.stderr.isatty()
+    return tqdm(iterable, mininterval=0.2 if interactive else 15, dynamic_ncols=interactive, **options)

@@ -1,0 +1,75 @@
+"""SIGINT and SIGTERM: finish the step, write a checkpoint, exit with the conventional code.
+
+Outside training, a signal ends the program at once: everything written by then is complete or removed. During training,
+the first signal waits for the end of the step, a second one does not. A batch system's signal (SLURM's requeue, which
+Lightning handles) also waits for the end of the step, so that its checkpoint can be resumed exactly.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(SystemExit):
+    """Ends the program with exit code 128 + the signal's number.
+
+    Attributes:
+        checkpoint: the checkpoint to resume from, if there is one.
+        sweep: folder of the sweep, if the run is a job of one.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.name = signal.Signals(signum).name
+        self.checkpoint: Path | None = None
+        self.sweep: Path | None = None
+
+
+_waiting: bool = False  # whether a signal waits for the end of the step
+_requested: int | None = None  # the signal that is waiting
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted in this block on SIGINT or SIGTERM. Works in the main thread only, like all signal handlers."""
+    before = {signum: signal.signal(signum, _on_signal) for signum in STOPPING}
+    try:
+        yield
+    finally:
+        wait_for_the_step(False)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def ignore_in_worker(worker: int) -> None:
+    """Loader workers ignore Ctrl-C, which a terminal also sends to them: the last step still needs them."""
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _on_signal(signum: int, frame: Any) -> None:
+    global _requested
+    if _waiting and _requested is None:
+        _requested = signum
+        log.info(f"\n{signal.Signals(signum).name}: stopping after this step (send it again to stop at once)")
+        return
+    raise Interrupted(signum)
+
+
+def wait_for_the_step(waiting: bool) -> None:
+    """Choose whether signals wait for the end of the step. Forgets a waiting signal."""
+    global _waiting, _requested
+    _waiting, _requested = waiting, None
+
+
+def requested() -> int | None:
+    """The signal that waits for the end of the step, if any."""
+    return _requested

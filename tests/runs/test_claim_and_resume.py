@@ -1,0 +1,153 @@
+"""Whose folder it is, which run goes on, and what its config keeps to itself. Run: pytest tests/test_rundir.py"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dream.runs.claim import claimed, find_checkpoint, read_config, save_config, tidy
+from dream.utils.errors import ConfigError, DamageError, DataError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dream.runs.claim import claimed
+with claimed(Path(sys.argv[1]), False) as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda ckpt, name="mine": OmegaConf.create(
+        {"ckpt": ckpt, "name": name, "paths": {"logs": str(tmp_path), "run": str(tmp_path / "mine" / "new")}}
+    )
+
+
+def make_run(folder: Path, started: int, checkpoint: str | None = "checkpoints/last.ckpt", name: str = "mine") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"name: {name}\n")
+    os.utime(folder / "config.yaml", (started, started))
+    if checkpoint:
+        (folder / checkpoint).parent.mkdir(exist_ok=True)
+        torch.save({"step": started}, folder / checkpoint)
+    return folder
+
+
+def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    wanted = tmp_path / "2026-11-24_12-00-00"
+    with subprocess.Popen([sys.executable, "-c", HOLD, wanted], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline().strip() == str(wanted)
+        with claimed(wanted, False) as folder:
+            assert folder == wanted.with_name(f"{wanted.name}_2")
+        with pytest.raises(DataError, match="still going on"), claimed(wanted, True):
+            pass
+        other.kill()
+    with claimed(wanted, True) as folder:
+        assert folder == wanted
+        (folder / "config.yaml").write_text("")
+    with claimed(wanted, False) as folder:
+        assert folder.name == f"{wanted.name}_2"
+
+
+def test_last_is_the_newest_run_of_this_name_with_a_checkpoint(tmp_path, config):
+    make_run(tmp_path / "mine" / "c", 100)
+    wanted = make_run(tmp_path / "mine" / "sweep" / "0", 200)
+    make_run(tmp_path / "mine" / "a", 300, checkpoint=None)
+    make_run(tmp_path / "yours" / "a", 400, name="yours")
+    assert find_checkpoint(config("last")) == wanted / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(config(None)) is None
+    with pytest.raises(ConfigError, match="no run named 'nobody'"):
+        find_checkpoint(config("last", "nobody"))
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        find_checkpoint(config("nowhere.ckpt"))
+
+
+def test_auto_begins_anew_where_the_newest_run_has_no_checkpoint(tmp_path, config):
+    older = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(config("auto")) == older
+    make_run(tmp_path / "mine" / "b", 200, checkpoint=None)
+    assert find_checkpoint(config("auto")) is None
+    assert find_checkpoint(config("last")) == older
+    assert find_checkpoint(config("auto", "nobody")) is None
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped"])
+def test_a_damaged_config_does_not_hide_its_run(tmp_path, config, damage):
+    run = make_run(tmp_path / "mine" / "a", 100)
+    save_config(config(None), run / "config.yaml")
+    text = (run / "config.yaml").read_text()
+    assert read_config(run / "config.yaml")["name"] == "mine"
+    (run / "config.yaml").write_text(text.replace("mine", "mime"))
+    if damage == "deleted":
+        (run / "config.yaml").unlink()
+    with pytest.raises(DamageError, match=r"config\.yaml: "):
+        read_config(run / "config.yaml")
+    assert find_checkpoint(config("last")) == run / "checkpoints" / "last.ckpt"
+    (run / "config.yaml").write_text(text.partition("\n")[2].replace("mine", "other"))  # changed on purpose
+    assert read_config(run / "config.yaml")["name"] == "other"
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_done(tmp_path, config):
+    file = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DamageError, match=str(file)):
+        find_checkpoint(config("last"))
+
+
+def test_a_job_that_slurm_starts_again_goes_on(tmp_path, config, monkeypatch):
+    run = make_run(tmp_path / "mine" / "a", 100, "hpc_ckpt_1.ckpt")
+    (run / "slurm_job").write_text("77")
+    make_run(tmp_path / "mine" / "b", 200)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert find_checkpoint(config(None)) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert find_checkpoint(config(None)) == run / "hpc_ckpt_1.ckpt"
+
+
+def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
+    dead, resumable, mine = (tmp_path / "logs" / "x" / name for name in ("dead", "resumable", "mine"))
+    make_run(dead, 1, checkpoint=None)
+    make_run(resumable, 2)
+    make_run(mine, 3, checkpoint=None)
+    for run in (dead, resumable, mine):
+        (run / "index" / ".snapshot-00000000.partial").mkdir(parents=True)
+    (tmp_path / "data" / "stores" / ".store.1234.tmp").mkdir(parents=True)
+    (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will go on with
+    tidy(tmp_path / "data", tmp_path / "logs", mine)
+    assert not list((dead / "index").iterdir())
+    assert not list(dead.glob(".*"))
+    assert list((resumable / "index").iterdir())
+    assert list((mine / "index").iterdir())
+    assert not list((tmp_path / "data" / "stores").iterdir())
+
+
+def test_secrets_stay_out_of_the_saved_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    cfg = OmegaConf.create(
+        {
+            "hub": "${oc.env:HF_TOKEN}",
+            "again": "${hub}",
+            "pasted": ["x-hf_0123456789"],
+            "wandb": {"api_key": "abc", "entity": "us"},
+            "stores": "${oc.env:SCRATCH,/tmp}/stores",
+            "data": {"passage_tokens": 128, "tokens_per_forward": "auto"},
+            "copy": "${data.passage_tokens}",
+        }
+    )
+    save_config(cfg, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "hf_0123456789" not in text
+    assert "abc" not in text
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    assert OmegaConf.to_container(saved)["stores"] == "${oc.env:SCRATCH,/tmp}/stores"
+    assert saved.stores == "/scratch/stores"
+    assert saved.data == {"passage_tokens": 128, "tokens_per_forward": "auto"}
+    assert saved["copy"] == 128
+    assert cfg.hub == "hf_0123456789"

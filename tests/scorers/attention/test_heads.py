@@ -1,0 +1,132 @@
+"""Which heads look for the helpful passage. Run: pytest tests/scorers/test_heads.py"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tests.random_models import save_random_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dream.commands.rank_heads import heat_map
+from dream.scorers.attention.heads import HeadFinder, RankedHeads, all_heads, choose_heads, passage_attention
+from dream.scorers.hf import HFScorer
+from dream.store.store import SCORER
+from dream.utils.errors import ConfigError, DreamError
+
+SCORING = {
+    "template": ["{bos}", "{passage}", "{sep}", "{context}"],
+    "max_passage_tokens": 16,
+    "tokens_per_forward": 4096,
+    "dtype": "float32",
+    "compile": False,
+}
+
+
+@pytest.fixture(scope="module")
+def scorer(tokenizer, store, tmp_path_factory):
+    """Random weights, large enough that heads differ; eager attention tells its probabilities."""
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
+    save_random_model(model, tokenizer, folder)
+    scorer = HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1)
+    scorer.load(store)
+    return scorer
+
+
+@pytest.fixture
+def finder(tmp_path):
+    def make(**changes):
+        settings = {
+            "windows": 6,
+            "scanned": 640,
+            "candidates": 4,
+            "gain": 0.02,
+            "rows": "context",
+            "uninformative": "N/A",
+            "seed": 0,
+        }
+        return HeadFinder(**settings | changes, folder=str(tmp_path / "heads"), bm25_dir=str(tmp_path / "bm25"))
+
+    return make
+
+
+@torch.no_grad()
+def test_attention_on_passages_is_the_models_own(scorer, store):
+    passages = [scorer.passage(store, passage_id) for passage_id in (5, 40, 77)]
+    asked = store.window_tokens(3, SCORER)[0]
+    ids = torch.from_numpy(scorer.prompt.join_several(passages, asked))
+    scorer.model.set_attn_implementation("eager")
+    whole = scorer.model(input_ids=ids[None], output_attentions=True).attentions
+    scorer.model.set_attn_implementation("sdpa")
+    found = passage_attention(scorer, passages, asked)
+    owner = torch.from_numpy(scorer.prompt.owners(passages, len(ids)))
+    for layer, attention in enumerate(whole):
+        rows = attention[0, :, -len(asked) :]
+        expected = torch.stack([rows[..., owner == k].sum(-1).mean(-1) for k in range(3)], dim=1)
+        torch.testing.assert_close(found[layer], expected, atol=1e-6, rtol=0)
+
+
+def test_heads_are_ranked_once_and_kept(scorer, store, finder, monkeypatch):
+    ranked = finder().open_or_find(scorer, store)
+    assert {(layer, head) for layer, head, _ in ranked.rows} == set(all_heads(scorer))
+    scores = [score for _, _, score in ranked.rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 8
+    assert ranked.windows == 6
+    assert json.loads((ranked.folder / "heads.json").read_text())["windows"] == 6
+    monkeypatch.setattr(HeadFinder, "_find", lambda *_: pytest.fail("ranked a second time"))
+    assert finder().open_or_find(scorer, store).rows == ranked.rows
+
+
+def test_the_score_is_what_the_question_adds(scorer, store, finder):
+    """One window: the score of a head, from its attention with the context and with N/A."""
+    one = finder(windows=1)
+    [(layer, head, score)] = one.open_or_find(scorer, store).rows[:1]
+    from dream.indexes.bm25 import BM25Index
+
+    window, passage_ids, helpful = next(iter(one._helped(scorer, store, BM25Index.open_or_build(store, one.bm25_dir))))
+    loglik = scorer.loglik(store, torch.tensor([window]), torch.tensor([passage_ids]))[0]
+    assert helpful == loglik.argmax()
+    passages = [scorer.passage(store, passage_id) for passage_id in passage_ids]
+    nothing = np.array(scorer.tokenizer("N/A", add_special_tokens=False)["input_ids"])
+    asked = passage_attention(scorer, passages, store.window_tokens(window, SCORER)[0])[layer][head]
+    added = (asked - passage_attention(scorer, passages, nothing)[layer][head]).tolist()
+    others = [value for k, value in enumerate(added) if k != helpful]
+    assert score == pytest.approx(added[helpful] - sum(others) / 3, abs=1e-7)
+
+
+def test_a_scorer_that_no_passage_helps_is_told(scorer, store, finder):
+    with pytest.raises(DreamError, match="finder.gain=50"):
+        finder(gain=50).open_or_find(scorer, store)
+
+
+def test_heads_can_be_chosen_in_four_ways(scorer, store, finder):
+    def chosen(heads, count=3, seed=0):
+        by_layer = choose_heads(heads, count, seed, scorer, store, finder())
+        return [(layer, head) for layer, heads in by_layer.items() for head in heads]
+
+    ranked = finder().open_or_find(scorer, store).rows
+    assert set(chosen("found")) == {(layer, head) for layer, head, _ in ranked[:3]}
+    assert chosen("all") == all_heads(scorer)
+    assert len(set(chosen("random"))) == 3
+    assert chosen("random") == chosen("random")
+    assert any(chosen("random", seed=seed) != chosen("random") for seed in range(1, 5))
+    assert chosen([[1, 2], [0, 3]]) == [(1, 2), (0, 3)]
+    with pytest.raises(ConfigError, match="objective.count=9: the model has 8 heads"):
+        chosen("random", count=9)
+    with pytest.raises(ConfigError, match="objective.heads"):
+        chosen([])
+    with pytest.raises(ConfigError, match=r"objective.heads=.*layer 1: 4 heads"):
+        chosen([[7, 0]])
+
+
+def test_the_picture_has_a_cell_for_every_head(tmp_path):
+    ranked = RankedHeads([(3, 1, 0.2), (1, 0, 0.1), (3, 0, -0.3)], 5, tmp_path)
+    scores, layers = ranked.matrix()
+    assert layers == [1, 3]
+    np.testing.assert_array_equal(scores, [[0.1, np.nan], [-0.3, 0.2]])
+    axes = heat_map(ranked, "title").axes[0]
+    assert axes.images[0].get_array().shape == (2, 2)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "3"]
