@@ -5,17 +5,17 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dream.build import assemble, retriever
-from dream.runs.session import trainer
-from dream.utils.runtime import CONFIG_DIR
+from dream.build import build_module, build_text, build_trainer
+from dream.utils.runtime import CONFIG_DIR, PACKAGE
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
-    for path in CONFIG_DIR.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "paths", "benchmark", "finder", "sweep", "ablation")
+    for path in CONFIG_DIR.glob("*/[!_]*.yaml")
+    if path.parent.name not in ("hydra", "paths") and (path.parent.name != "callbacks" or path.stem == "default")
 )
-ABLATION = sorted(path.stem for path in (CONFIG_DIR / "ablation").glob("[!_]*.yaml"))
-BENCHMARKS = sorted(path.stem for path in (CONFIG_DIR / "benchmark").glob("*.yaml"))
+CALLBACKS = sorted(path.stem for path in (CONFIG_DIR / "callbacks").glob("*.yaml") if path.stem != "default")
+ABLATION = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablation").glob("[!_]*.yaml"))
+MOST_VALUES = 110  # lines with a value that `dream-train --cfg job` prints
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
@@ -33,8 +33,8 @@ def composed(corpus_folder, llama_folder, tmp_path):
     ]
     room = ["scorer.scoring.max_passage_tokens=24"]
     needed = {
-        "data=qrels": [*labels, "objective=info_nce"],
-        "supervision=qrels": labels,
+        "data=labelled": [*labels, "objective=info_nce"],
+        "experiment=supervised": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus=jsonl", *labels],
         "corpus=pydocs": ["corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3"],
         "corpus=jsonl": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
         "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
@@ -87,10 +87,10 @@ def test_option_composes_and_instantiates(composed, option):
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
     if "scratch" in cfg.scorer._target_:
-        cfg.scorer = OmegaConf.merge(cfg.scorer, {"tokenizer": {"vocabulary": 400}, "training": {"max_steps": 2}})
-    parts = assemble(cfg)
-    module = retriever(cfg, parts)
-    assert trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps
+        cfg.scorer = OmegaConf.merge(cfg.scorer, {"vocabulary": 400, "width": 32, "layers": 2, "training": {"max_steps": 2}})
+    parts = build_text(cfg)
+    module = build_module(cfg, parts)
+    assert build_trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps
     batch = next(iter(parts.data.train_dataloader()))
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
 
@@ -122,26 +122,46 @@ def test_script_config_composes(script):
 
 
 @pytest.mark.parametrize("setting", ABLATION)
-def test_setting_of_the_ablation_makes_an_objective(composed, setting):
-    """Alone with the language model or without it; nothing of a window's continuation but where that is the rival."""
-    options = ["sweep=objectives", f"ablation={setting}", "label=row"]
+def test_setting_of_the_ablation_makes_an_objective(setting):
+    """It learns from the language model only, or without it: only the baseline learns from continuations."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("train", [*options, "paths.run=/tmp/run", "paths.data=/tmp/data"])
+        overrides = [f"experiment=ablation/{setting}", "label=row", "paths.run=/tmp/run", "paths.data=/tmp/data"]
+        cfg = compose("train", overrides)
     objective, candidates = instantiate(cfg.objective), instantiate(cfg.candidates)
     assert objective.needs_candidates == (not setting.startswith("info_nce"))
     assert objective.needs_continuation == (not objective.needs_candidates)
     assert candidates.counts(cfg.data.batch_size)[0] == cfg.data.batch_size
-    assert cfg.name == "objectives"
+    assert cfg.name == "ablation"
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_benchmark_is_its_corpus(benchmark):
-    """Every knob stands once: a benchmark takes those of the corpus of its name."""
+def values_of(node) -> int:
+    """Lines with a key and a value, as `--cfg job` prints them; items of lists are not counted."""
+    if isinstance(node, dict):
+        return sum(values_of(child) if isinstance(child, dict | list) and child else 1 for child in node.values())
+    return sum(values_of(item) for item in node if isinstance(item, dict))
+
+
+def test_a_run_has_few_knobs():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        chosen = compose("evaluate", [f"benchmark={benchmark}", "paths.run=/tmp/run"]).benchmark
-        corpus = compose("train", [f"corpus={benchmark}", "paths.run=/tmp/run"]).corpus
-    assert set(chosen) == set(corpus)
-    assert chosen._target_ == corpus._target_
+        cfg = OmegaConf.to_container(compose("train", ["paths.run=/tmp/run"]))
+    assert values_of(cfg) <= MOST_VALUES
+
+
+def test_every_default_callback_has_a_file_and_a_class():
+    """One file a callback, under its own name; the default takes all of them."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        callbacks = compose("train", ["paths.run=/tmp/run"]).callbacks
+    assert sorted(callbacks) == CALLBACKS
+    assert all("_target_" in each for each in callbacks.values())
+
+
+def test_a_group_has_a_folder_of_the_same_name():
+    """conf/corpus ↔ src/dream/corpora and so on; the others configure Lightning, torch or Hydra."""
+    plural = {"corpus": "corpora", "encoder": "encoders", "scorer": "scorers", "objective": "objectives",
+              "index": "indexes", "logger": "loggers"}  # fmt: skip
+    foreign = {"paths", "hydra", "trainer", "optimizer", "experiment", "debug"}
+    for group in (path.name for path in CONFIG_DIR.iterdir() if path.is_dir()):
+        assert group in foreign or (PACKAGE / plural.get(group, group)).is_dir(), group
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("=")[0] in ("experiment", "debug")])

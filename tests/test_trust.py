@@ -64,7 +64,7 @@ def test_a_model_folder_runs_no_code(request, kind, store, trace):
     with pytest.raises(DreamError, match=str(folder)):
         HFEncoder(name=str(folder), **ENCODER)
     with pytest.raises(DreamError, match=str(folder)):
-        HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1).load(store)
+        HFScorer(None, str(folder), SCORING, False, cache_megabytes=0).load(store)
     assert not trace.exists()
 
 

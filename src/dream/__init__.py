@@ -21,7 +21,10 @@ __version__ = "0.2.0"
 
 
 def load(
-    run: "str | Path" = "logs/latest", device: "str | torch.device" = "cpu", trust: Sequence[str] = ()
+    run: "str | Path" = "logs/latest",
+    device: "str | torch.device" = "cpu",
+    trust: Sequence[str] = (),
+    data: "str | Path | None" = None,
 ) -> "Searcher":
     """Open a finished run for searching and encoding.
 
@@ -29,6 +32,7 @@ def load(
         run: the run's folder.
         device: where the encoder works.
         trust: packages, besides dream, whose classes the run's config may name.
+        data: the data folder, if it is not where the run left it.
 
     Raises:
         ConfigError: no finished run is there.
@@ -37,7 +41,7 @@ def load(
     import dream.utils.runtime  # noqa: F401  before torch
     from dream.evaluation.searcher import Searcher
 
-    return Searcher(run, device, trust)
+    return Searcher(run, device, trust, data)
 
 
 def train(overrides: Sequence[str] = (), config_dir: "str | Path | None" = None) -> Path:

@@ -15,6 +15,8 @@ from dream.data.window_datamodule import WindowDataModule
 from dream.encoders.base import Encoder
 from dream.indexes.snapshot import IndexHandle
 from dream.module import RetrieverModule
+from dream.objectives.base import Objective
+from dream.runs.agreement import identity
 from dream.runs.layout import INDEX, LAST
 from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
@@ -23,33 +25,60 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
+# Keys of Lightning's Trainer that repeat or cut the stream of windows, which has no epochs: key → what to use instead.
+_STEPS = "runs are counted in steps, not epochs; use trainer.max_steps"
+REFUSED = {
+    "max_epochs": _STEPS,
+    "min_epochs": _STEPS,
+    "limit_train_batches": f"it would repeat the same windows; {_STEPS}",
+    "overfit_batches": "to train on a few windows again and again use data.limit_windows, or debug=overfit",
+    "fast_dev_run": "to try every part in seconds use debug=smoke",
+    "val_check_interval": "dev queries are ranked every callbacks.evaluation.every_n_steps steps",
+    "check_val_every_n_epoch": "dev queries are ranked every callbacks.evaluation.every_n_steps steps",
+    "limit_val_batches": "all dev queries are ranked; callbacks.evaluation=null ranks none",
+    "num_sanity_val_steps": "there is no validation loop; remove it",
+    "reload_dataloaders_every_n_epochs": "the stream of windows has no epochs; remove it",
+    "use_distributed_sampler": "the stream gives each rank its own windows; remove it",
+}
 NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the labelled queries of the dev split
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse values that no part of the training can check itself, before a run folder is made."""
+    require(isinstance(cfg.seed, int), "seed", cfg.seed, "a whole number")
+    for key, remedy in REFUSED.items():
+        require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
 
 
 @dataclass
 class TextComponents:
-    """What needs no weights: corpus → store → windows, and both tokenizers."""
+    """What needs no weights: corpus → store → windows, both tokenizers, and the rules of learning."""
 
     corpus: Corpus
     scorer: Any
     encoder: Encoder
     data: WindowDataModule
+    objective: Objective | None
+    candidates: Any
 
     @property
     def store(self) -> Store:
         """Opened, or built, on first use."""
         return self.data.store
 
-
-@dataclass
-class Components(TextComponents):
-    """All parts of a training, with their weights."""
-
-    module: RetrieverModule
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must belong to, known before the store is built and the scorer is trained."""
+        return identity(self.data.store_hash, self.encoder)
 
 
 def build_text(cfg: DictConfig) -> TextComponents:
-    """Corpus, tokenizers and data module. The scorer's and the encoder's weights are made or loaded later."""
+    """Everything without weights. Cheap parts come first, so that bad values are found before a corpus is read."""
+    objective, candidates = instantiate(cfg.get("objective")), instantiate(cfg.get("candidates"))
+    if objective and candidates and objective.needs_candidates:
+        learns = candidates.scored_windows != 0 or objective.needs_continuation
+        remedy = "no window has a target; score some windows, or set objective.continuation above 0"
+        require(learns, "candidates.scored_windows", candidates.scored_windows, remedy)
     corpus = instantiate(cfg.corpus)
     scorer = instantiate(cfg.scorer, corpus=corpus)
     encoder = instantiate(cfg.encoder)
@@ -61,46 +90,42 @@ def build_text(cfg: DictConfig) -> TextComponents:
         scorer_tokenizer=scorer.tokenizer,
         max_query_tokens=encoder.max_tokens,
     )
-    return TextComponents(corpus, scorer, encoder, data)
+    return TextComponents(corpus, scorer, encoder, data, objective, candidates)
 
 
-def build_components(cfg: DictConfig, run_folder: Path) -> Components:
-    """Everything that is trained or used in training. Cheap parts come first, so that bad values are found early."""
-    objective, candidates = instantiate(cfg.objective), instantiate(cfg.candidates)
-    if objective.needs_candidates:
-        learns = candidates.scored_windows != 0 or objective.needs_continuation
-        remedy = "no window has a target; score some windows, or set objective.continuation above 0"
-        require(learns, "candidates.scored_windows", candidates.scored_windows, remedy)
-    text = build_text(cfg)
+def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
+    """The module with all weights: the scorer's are pretrained or loaded, the encoder's made or loaded."""
+    objective, store = text.objective, text.store
+    assert objective is not None
     unfit = objective.needs_candidates and not text.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, but labelled pairs "
             "have none; choose objective=info_nce")  # fmt: skip
-    index = IndexHandle(instantiate(cfg.index), run_folder / INDEX)
-    load_scorer = _loader(text.scorer, text.store)
+    index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / INDEX)
+    load_scorer = _loader(text.scorer, store)
     if objective.needs_candidates:
         scorer = load_scorer()
-        candidates.prepare(text.store, index)
-        objective.prepare(scorer, text.store, candidates.k)
-    text.encoder.initialize(text.store, lambda: load_scorer().token_embeddings())
-    module = RetrieverModule(
+        text.candidates.prepare(store, index)
+        objective.prepare(scorer, store, text.candidates.k)
+    text.encoder.initialize(store, lambda: load_scorer().token_embeddings())
+    return RetrieverModule(
         encoder=text.encoder,
         scorer=text.scorer,
         objective=objective,
-        candidates=candidates,
+        candidates=text.candidates,
         index=index,
-        store=text.store,
+        store=store,
         optimizer=instantiate(cfg.optimizer.optimizer),
         schedule=instantiate(cfg.optimizer.schedule),
         seed=cfg.seed,
     )
-    return Components(text.corpus, text.scorer, text.encoder, text.data, module)
 
 
-def build_trainer(cfg: DictConfig, components: Components) -> L.Trainer:
+def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     """The Trainer with its callbacks. Those that need labelled dev queries are left out if there are none."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    callbacks = dict(cfg.callbacks or {})
-    corpus = components.corpus
+    callbacks = {name: each for name, each in (cfg.get("callbacks") or {}).items() if each and "_target_" in each}
+    if "index_refresh" not in callbacks:
+        log.warning("without callbacks.index_refresh the run has no index: dream-search cannot use it")
     if cfg.evaluation.dev_split not in corpus.splits():
         split = cfg.evaluation.dev_split
         log.info(f"Corpus {corpus.name} has no labelled split {split!r}: training without evaluation")
@@ -108,8 +133,8 @@ def build_trainer(cfg: DictConfig, components: Components) -> L.Trainer:
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
-        callbacks=[*(instantiate(callback) for callback in callbacks.values() if callback), stop],
-        logger=instantiate(cfg.logger),
+        callbacks=[*(instantiate(callback) for callback in callbacks.values()), stop],
+        logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=cfg.paths.run,
         max_epochs=-1,  # runs are counted in steps: the stream of windows has no end
@@ -117,6 +142,14 @@ def build_trainer(cfg: DictConfig, components: Components) -> L.Trainer:
         use_distributed_sampler=False,  # the stream gives each rank its own windows
         enable_model_summary=False,
     )
+
+
+def _loggers(cfg: DictConfig) -> list[DictConfig]:
+    """One, several (logger=[tensorboard,csv]) or none (logger=null)."""
+    chosen = cfg.get("logger")
+    if not chosen:
+        return []
+    return [chosen] if "_target_" in chosen else [each for each in chosen.values() if each]
 
 
 def _loader(scorer: Any, store: Store) -> Callable[[], Any]:

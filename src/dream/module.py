@@ -1,6 +1,6 @@
 """The LightningModule: encode, propose, score, loss, log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -10,10 +10,11 @@ from torch import Tensor
 from dream.batch import WindowBatch
 from dream.encoders.base import Encoder
 from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective
+from dream.runs.agreement import identity, refuse_other
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import CandidateScores
 from dream.store.store import SCORER, Store
-from dream.utils.errors import DataError
+from dream.utils.optimizer_settings import OptimizerSettings
 from dream.utils.timing import Timer
 
 
@@ -129,6 +130,7 @@ class RetrieverModule(L.LightningModule):
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())
         schedule = self.make_schedule(optimizer, max_steps=self.trainer.max_steps)
+        self.optimizer_settings = OptimizerSettings(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -149,22 +151,18 @@ class RetrieverModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.encoder.train()
+        self.optimizer_settings.apply()  # a checkpoint has restored those of the run that wrote it
 
     def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
         # Dropout of a step depends on the seed and the step only, so that a resumed run repeats it.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["belongs_to"] = self._identity()
+        checkpoint["belongs_to"] = self.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs: Mapping[str, str] = checkpoint.get("belongs_to", {})
-        for what, ours in self._identity().items():
-            if theirs.get(what) != ours:
-                raise DataError(
-                    f"ckpt: the checkpoint was made with another {what} ({theirs.get(what)}, this run has {ours}); "
-                    "resume with the config of the run that wrote it"
-                )
+        refuse_other(checkpoint.get("belongs_to", {}), self.identity())
 
-    def _identity(self) -> dict[str, str]:
-        return {"store": self.store.hash, "encoder": type(self.encoder).__name__}
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint belongs to."""
+        return identity(self.store.hash, self.encoder)

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny corpus with a tiny random language model. Run: pytest tests/test_train.py"""
+"""Whole runs on a tiny corpus with a tiny random language model. Run: pytest tests/commands/test_train.py"""
 
 import json
 from pathlib import Path
@@ -9,11 +9,10 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig
 
-from dream import runs
-from dream.build import assemble, retriever
+from dream.build import build_module, build_text, build_trainer
 from dream.commands.train import train
 from dream.evaluation.searcher import Searcher
-from dream.utils.errors import ConfigError
+from dream.utils.errors import ConfigError, DataError
 from dream.utils.runtime import CONFIG_DIR
 
 STEPS, REFRESH_EVERY = 6, 3
@@ -72,9 +71,9 @@ class Recorder(Callback):
 
 
 def fit(cfg: DictConfig, checkpoint: str | None = None) -> tuple[Recorder, dict[str, torch.Tensor]]:
-    parts = assemble(cfg)
-    module = retriever(cfg, parts)
-    trainer = runs.trainer(cfg, parts.corpus)
+    parts = build_text(cfg)
+    module = build_module(cfg, parts)
+    trainer = build_trainer(cfg, parts.corpus)
     recorder = Recorder()
     every = ModelCheckpoint(Path(cfg.paths.run) / "every", "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer.callbacks[:0] = [recorder]
@@ -112,7 +111,7 @@ def test_a_run_leaves_behind_what_search_and_the_next_run_need(config, tmp_path,
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("bm25", "untrained", "trained", "hybrid", "tensorboard", "dream-search"))
     for mode in ("dense", "bm25", "hybrid"):
-        hits = Searcher(str(run), mode).search("Document words that nobody wrote", 3)
+        hits = Searcher(run).search("Document words that nobody wrote", 3, mode)
         assert len(hits) == (0 if mode == "bm25" else 3)
 
 
@@ -149,7 +148,7 @@ def test_training_on_the_same_windows_again_and_again_overfits(config):
 def test_a_checkpoint_of_another_store_is_refused_by_name(config):
     fit(config("run"))
     checkpoint = config("run").paths.run + "/checkpoints/last.ckpt"
-    with pytest.raises(runs.DataError, match="another store"):
+    with pytest.raises(DataError, match="another store"):
         fit(config("other", "data.passage_tokens=20"), checkpoint)
 
 
@@ -157,12 +156,12 @@ def test_a_second_run_scores_nothing_and_learns_the_same(config, tmp_path):
     """Another temperature meets the same BM25 candidates: all that the LM has to say is known."""
     fit(config("first", "candidates=bm25", "candidates.scored_windows=3"))
     warm, _ = fit(config("warm", "candidates=bm25", "objective.temperature=0.2"))
-    cold, _ = fit(
-        config("cold", "candidates=bm25", "objective.temperature=0.2", f"scorer.cache_dir={tmp_path / 'new'}")
-    )
-    without, _ = fit(config("without", "candidates=bm25", "objective.temperature=0.2", "scorer.cache=false"))
+    cached = tmp_path / "data" / "loglik"
+    cached.rename(tmp_path / "warm")
+    cold, _ = fit(config("cold", "candidates=bm25", "objective.temperature=0.2"))
+    without, _ = fit(config("without", "candidates=bm25", "objective.temperature=0.2", "scorer.cache_megabytes=0"))
     assert warm.steps == cold.steps == without.steps
-    parts = assemble(config("again", "candidates=bm25"))
+    parts = build_text(config("again", "candidates=bm25"))
     parts.scorer.load(parts.store)
     some = torch.tensor(next(iter(warm.steps.values()))[1])
     windows = next(iter(parts.data.train_dataloader())).window_ids_B[: len(some)]
@@ -183,7 +182,7 @@ def test_windows_that_are_not_scored_bring_hard_negatives(config):
 def test_a_run_without_any_target_is_refused(config):
     cfg = config("run", "candidates.scored_windows=0", "objective.continuation=0")
     with pytest.raises(ConfigError, match="candidates.scored_windows=0: no window has a target"):
-        assemble(cfg)
+        build_text(cfg)
 
 
 def test_hard_negatives_alone_need_no_forward_of_the_language_model(config):

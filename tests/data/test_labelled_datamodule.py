@@ -1,11 +1,11 @@
-"""Labelled pairs in place of windows. Run: pytest tests/test_labelled_pairs.py"""
+"""Labelled pairs in place of windows. Run: pytest tests/data/test_labelled_datamodule.py"""
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 
-from dream.build import assemble, retriever
+from dream.build import build_module, build_text, build_trainer
 from dream.commands.train import train
 from dream.corpora.base import Labels
 from dream.data.labelled_datamodule import relevant_documents, unshared
@@ -26,7 +26,7 @@ def config(corpus_folder, llama_folder, tmp_path):
             return compose(
                 "train",
                 [
-                    "supervision=qrels", "corpus=jsonl", f"corpus.path={corpus_folder / 'corpus.jsonl'}",
+                    "experiment=supervised", "corpus=jsonl", f"corpus.path={corpus_folder / 'corpus.jsonl'}",
                     f"corpus.queries={corpus_folder / 'queries.jsonl'}", "corpus.text_fields=[text]",
                     f"corpus.qrels={{train: {tmp_path / 'train.tsv'}, dev: {tmp_path / 'dev.tsv'}}}",
                     "evaluation.report_split=dev", "scorer=hf", f"scorer.name={llama_folder}",
@@ -36,7 +36,7 @@ def config(corpus_folder, llama_folder, tmp_path):
                     "encoder.random_width=32", "trainer.max_steps=30", "trainer.accelerator=cpu",
                     "+trainer.enable_progress_bar=false", "callbacks.progress=null",
                     "callbacks.index_refresh.every_n_steps=0", "callbacks.evaluation.every_n_steps=0",
-                    "callbacks.best_checkpoint=null", "callbacks.candidate_panels.projected=0", *overrides,
+                    "callbacks.best_checkpoint=null", *overrides,
                 ],
             )  # fmt: skip
 
@@ -44,7 +44,7 @@ def config(corpus_folder, llama_folder, tmp_path):
 
 
 def test_every_query_once_an_epoch_with_its_own_document(config, corpus):
-    data = assemble(config("data.batch_size=20")).data
+    data = build_text(config("data.batch_size=20")).data
     stream = data.stream(0, 1)
     labels = corpus.labels("dev")
     names = data.store.document_names
@@ -67,8 +67,8 @@ def test_every_query_once_an_epoch_with_its_own_document(config, corpus):
 
 def test_best_passage_holds_the_query_and_first_is_first(config):
     """A query's two words stand at the end of its document alone, sometimes in the first passage too."""
-    best = assemble(config()).data
-    first = assemble(config("data.passage=first")).data
+    best = build_text(config()).data
+    first = build_text(config("data.passage=first")).data
     store = best.store
     starts = np.searchsorted(store.passage_documents, np.arange(80))
     passages = best.pairs[1]
@@ -101,10 +101,10 @@ def test_a_supervised_run_learns_and_reports(config, capsys):
 
 def test_it_refuses_what_it_cannot_do(config):
     cfg = config("objective=kl_posterior")
-    parts = assemble(cfg)
+    parts = build_text(cfg)
     with pytest.raises(ConfigError, match="objective=.*needs targets for the language model"):
-        retriever(cfg, parts)
+        build_module(cfg, parts)
     with pytest.raises(InstantiationException, match="data.split=test: corpus jsonl has train, dev"):
-        assemble(config("data.split=test"))
+        build_text(config("data.split=test"))
     with pytest.raises(DataError, match="60 queries to train on, fewer than"):
-        _ = assemble(config("data.batch_size=64")).data.pairs
+        _ = build_text(config("data.batch_size=64")).data.pairs

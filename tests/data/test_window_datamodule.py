@@ -1,5 +1,5 @@
 """The stream of windows: every window once an epoch, ranks apart, workers without influence.
-Run: pytest tests/test_datamodule.py"""
+Run: pytest tests/data/test_window_datamodule.py"""
 
 import itertools
 

@@ -41,8 +41,8 @@ PHASES = {  # while this function of this module runs, the run is said to be …
     "refreshing": ("dream.indexes.snapshot", "IndexHandle.refresh"),
     "checkpointing": ("dream.utils.checkpoints", "SafeCheckpointIO.save_checkpoint"),
     "evaluating": ("dream.callbacks.evaluation", "RetrievalEvaluation._scores"),
-    "finishing": ("dream.runs.session", "finish"),
-    "evaluating at the end": ("dream.evaluation.compare", "Comparison.after_training"),
+    "finishing": ("dream.runs.session", "Run.finish"),
+    "evaluating at the end": ("dream.callbacks.final_report", "FinalReport.on_fit_end"),
 }
 STARTING = "starting"
 
@@ -80,7 +80,7 @@ def run(
     note_phases(log.with_suffix(".phases"), disturbance)
     count_writes(disturbance, log.with_suffix(".writes"))
     sys.argv = [f"dream-{script}", *arguments]
-    importlib.import_module(f"dream.{script}").main()
+    importlib.import_module(f"dream.commands.{script}").main()
 
 
 def obey_file_modes() -> None:

@@ -33,6 +33,7 @@ EXPECTED = {
     "**/events.out.tfevents*": "unread",  # curves
     "**/hparams.yaml": "unread",
     "**/*.tmp": "unread",
+    "**/train.log": "unread",
     "**/.snapshot-*.partial/index.*": "unread",  # whatever stands beside the shards is made again
     "**/.snapshot-*.partial/encoder.*": "unread",
     "**/.snapshot-*.partial/manifest.json": "unread",

@@ -44,7 +44,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
         shutil.rmtree(world.root / "data")
     assert world.run(phase=phase, time=time, fill=small_disk) == 1
     assert "the disk is full" in world.output()
-    assert "what was complete before is intact" in world.output()
+    assert "completed work is kept" in world.output()
     assert "Traceback" not in world.output()
     (small_disk / "filler").unlink()
     for checkpoint in world.root.rglob("*.ckpt"):

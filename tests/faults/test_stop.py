@@ -68,7 +68,7 @@ def test_a_signal_before_training_tells_how_to_go_on(world, reference_result, ph
     assert world.run(phase=phase, time=time, signum=signum) == 128 + signum
     output = world.output()
     name = signal.Signals(signum).name
-    told = f"{name}: stopped; nothing that was complete is lost. Go on with: dream-train "
+    told = f"{name}: stopped; completed work is kept. Resume with: dream-train "
     (line,) = [line for line in output.splitlines() if line.startswith(f"{name}: stopped;")]
     assert line.startswith(told), output[-3000:]
     assert shlex.split(line[len(told) :]) == world.arguments()

@@ -22,7 +22,7 @@ def test_a_sweep_goes_on(world):
     script = ["candidates.k=2,3,4", "-m"]
     code = world.run(*script, phase="checkpointing", time=6, signum=signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, world.output()[-3000:]
-    told = re.search(r"Go on with: dream-train (.*)", world.output())
+    told = re.search(r"Resume with: dream-train (.*)", world.output())
     arguments = shlex.split(told[1])
     (folder,) = (world.root / "logs" / "tiny").glob("*_sweep")
     assert arguments == ["-m", *world.arguments(), "candidates.k=2,3,4", f"hydra.sweep.dir={folder}"]

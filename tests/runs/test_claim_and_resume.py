@@ -1,4 +1,4 @@
-"""Whose folder it is, which run goes on, and what its config keeps to itself. Run: pytest tests/test_rundir.py"""
+"""Whose folder it is, which run goes on, and what its config keeps to itself. Run: pytest tests/runs/test_claim_and_resume.py"""
 
 import os
 import subprocess
@@ -9,7 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dream.runs.claim import claimed, find_checkpoint, read_config, save_config, tidy
+from dream.runs.claim import claimed, remove_unfinished
+from dream.runs.config_file import read_config, save_config
+from dream.runs.resume import find_checkpoint
 from dream.utils.errors import ConfigError, DamageError, DataError
 
 HOLD = """
@@ -23,10 +25,9 @@ with claimed(Path(sys.argv[1]), False) as folder:
 
 
 @pytest.fixture
-def config(tmp_path):
-    return lambda ckpt, name="mine": OmegaConf.create(
-        {"ckpt": ckpt, "name": name, "paths": {"logs": str(tmp_path), "run": str(tmp_path / "mine" / "new")}}
-    )
+def find(tmp_path):
+    """`find_checkpoint` among the runs below tmp_path."""
+    return lambda ckpt, name="mine": find_checkpoint(ckpt, name, tmp_path)
 
 
 def make_run(folder: Path, started: int, checkpoint: str | None = "checkpoints/last.ckpt", name: str = "mine") -> Path:
@@ -45,7 +46,7 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
         assert other.stdout.readline().strip() == str(wanted)
         with claimed(wanted, False) as folder:
             assert folder == wanted.with_name(f"{wanted.name}_2")
-        with pytest.raises(DataError, match="still going on"), claimed(wanted, True):
+        with pytest.raises(DataError, match="still training"), claimed(wanted, True):
             pass
         other.kill()
     with claimed(wanted, True) as folder:
@@ -55,32 +56,32 @@ def test_two_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
         assert folder.name == f"{wanted.name}_2"
 
 
-def test_last_is_the_newest_run_of_this_name_with_a_checkpoint(tmp_path, config):
+def test_last_is_the_newest_run_of_this_name_with_a_checkpoint(tmp_path, find):
     make_run(tmp_path / "mine" / "c", 100)
     wanted = make_run(tmp_path / "mine" / "sweep" / "0", 200)
     make_run(tmp_path / "mine" / "a", 300, checkpoint=None)
     make_run(tmp_path / "yours" / "a", 400, name="yours")
-    assert find_checkpoint(config("last")) == wanted / "checkpoints" / "last.ckpt"
-    assert find_checkpoint(config(None)) is None
+    assert find("last") == wanted / "checkpoints" / "last.ckpt"
+    assert find(None) is None
     with pytest.raises(ConfigError, match="no run named 'nobody'"):
-        find_checkpoint(config("last", "nobody"))
+        find("last", "nobody")
     with pytest.raises(ConfigError, match="no such checkpoint"):
-        find_checkpoint(config("nowhere.ckpt"))
+        find("nowhere.ckpt")
 
 
-def test_auto_begins_anew_where_the_newest_run_has_no_checkpoint(tmp_path, config):
+def test_auto_begins_anew_where_the_newest_run_has_no_checkpoint(tmp_path, find):
     older = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
-    assert find_checkpoint(config("auto")) == older
+    assert find("auto") == older
     make_run(tmp_path / "mine" / "b", 200, checkpoint=None)
-    assert find_checkpoint(config("auto")) is None
-    assert find_checkpoint(config("last")) == older
-    assert find_checkpoint(config("auto", "nobody")) is None
+    assert find("auto") is None
+    assert find("last") == older
+    assert find("auto", "nobody") is None
 
 
 @pytest.mark.parametrize("damage", ["deleted", "flipped"])
-def test_a_damaged_config_does_not_hide_its_run(tmp_path, config, damage):
+def test_a_damaged_config_does_not_hide_its_run(tmp_path, find, damage):
     run = make_run(tmp_path / "mine" / "a", 100)
-    save_config(config(None), run / "config.yaml")
+    save_config(OmegaConf.create({"name": "mine", "seed": 0}), run / "config.yaml")
     text = (run / "config.yaml").read_text()
     assert read_config(run / "config.yaml")["name"] == "mine"
     (run / "config.yaml").write_text(text.replace("mine", "mime"))
@@ -88,26 +89,26 @@ def test_a_damaged_config_does_not_hide_its_run(tmp_path, config, damage):
         (run / "config.yaml").unlink()
     with pytest.raises(DamageError, match=r"config\.yaml: "):
         read_config(run / "config.yaml")
-    assert find_checkpoint(config("last")) == run / "checkpoints" / "last.ckpt"
+    assert find("last") == run / "checkpoints" / "last.ckpt"
     (run / "config.yaml").write_text(text.partition("\n")[2].replace("mine", "other"))  # changed on purpose
     assert read_config(run / "config.yaml")["name"] == "other"
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_done(tmp_path, config):
+def test_a_damaged_checkpoint_is_refused_before_anything_is_done(tmp_path, find):
     file = make_run(tmp_path / "mine" / "a", 100) / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DamageError, match=str(file)):
-        find_checkpoint(config("last"))
+        find("last")
 
 
-def test_a_job_that_slurm_starts_again_goes_on(tmp_path, config, monkeypatch):
+def test_a_job_that_slurm_starts_again_goes_on(tmp_path, find, monkeypatch):
     run = make_run(tmp_path / "mine" / "a", 100, "hpc_ckpt_1.ckpt")
     (run / "slurm_job").write_text("77")
     make_run(tmp_path / "mine" / "b", 200)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert find_checkpoint(config(None)) is None
+    assert find(None) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert find_checkpoint(config(None)) == run / "hpc_ckpt_1.ckpt"
+    assert find(None) == run / "hpc_ckpt_1.ckpt"
 
 
 def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
@@ -119,7 +120,7 @@ def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
         (run / "index" / ".snapshot-00000000.partial").mkdir(parents=True)
     (tmp_path / "data" / "stores" / ".store.1234.tmp").mkdir(parents=True)
     (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will go on with
-    tidy(tmp_path / "data", tmp_path / "logs", mine)
+    remove_unfinished(tmp_path / "data", tmp_path / "logs", mine)
     assert not list((dead / "index").iterdir())
     assert not list(dead.glob(".*"))
     assert list((resumable / "index").iterdir())

@@ -1,4 +1,4 @@
-"""What is written is whole, and what is not whole is noticed. Run: pytest tests/test_files.py"""
+"""What is written is whole, and what is not whole is noticed. Run: pytest tests/utils/test_cached_folders.py"""
 
 import os
 import random
@@ -9,22 +9,23 @@ import time
 
 import pytest
 
-from dream import files
-from dream.utils.atomic_io import read_checked_json, write_checked_json, write_json
+from dream.utils import cached_folders
+from dream.utils.atomic_io import read_checked_json, try_lock, unlock, write_checked_json, write_json
 from dream.utils.cached_folders import (
     discard,
     exclusive_workdir,
     new_directory,
+    remove_leftovers,
     unfinished_directory,
     verify,
     verify_or_discard,
 )
-from dream.utils.errors import DamageError
+from dream.utils.errors import DamageError, DataError
 
 BEGIN = """
 import sys, time
 from pathlib import Path
-from dream.utils.atomic_io import {block}
+from dream.utils.cached_folders import {block}
 with {block}(Path(sys.argv[1]) / "thing") as unfinished:
     (unfinished / "half").write_text("x")
     print("ready", flush=True)
@@ -60,7 +61,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(writer, 
     assert len(names(tmp_path)) == 2
     dead.kill()
     dead.wait()
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     left = names(tmp_path)
     assert len(left) == 1
     with new_directory(tmp_path / "other") as unfinished:
@@ -68,13 +69,13 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(writer, 
     assert names(tmp_path) == sorted([*left, "other"])
     living.send_signal(signal.SIGKILL)
     living.wait()
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["other"]
 
 
 def test_an_unfinished_directory_waits_for_its_next_writer(writer, tmp_path):
     living = writer("unfinished_directory")
-    with pytest.raises(files.DataError, match="another process"), unfinished_directory(tmp_path / "thing"):
+    with pytest.raises(DataError, match="another process"), unfinished_directory(tmp_path / "thing"):
         pass
     living.kill()
     living.wait()
@@ -85,8 +86,8 @@ def test_an_unfinished_directory_waits_for_its_next_writer(writer, tmp_path):
 
 
 def test_one_process_at_a_time(writer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "WAIT_SECONDS", 0.05)
-    living = writer("alone")
+    monkeypatch.setattr(cached_folders, "WAIT_SECONDS", 0.05)
+    living = writer("exclusive_workdir")
     began = time.monotonic()
     os.kill(os.getppid(), 0)
     subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {living.pid}"])
@@ -98,17 +99,17 @@ def test_one_process_at_a_time(writer, tmp_path, monkeypatch, capsys):
 
 
 def test_a_forked_child_does_not_keep_a_lock(tmp_path):
-    lock = files.try_lock(tmp_path)
+    lock = try_lock(tmp_path)
     child = os.fork()
     if not child:
         time.sleep(30)
         os._exit(0)
     try:
         time.sleep(0.1)
-        files.unlock(lock)
-        again = files.try_lock(tmp_path)
+        unlock(lock)
+        again = try_lock(tmp_path)
         assert again is not None
-        files.unlock(again)
+        unlock(again)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole and hold no code, or they are refused by name. Run: pytest tests/test_checkpoints.py"""
+"""Checkpoints are whole and hold no code, or they are refused by name. Run: pytest tests/utils/test_checkpoints.py"""
 
 import random
 

@@ -11,7 +11,7 @@ from dream.evaluation.labelled_queries import LabelledQueries
 from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
 from dream.evaluation.results import flat_summary, summary_table
 from dream.indexes.bm25 import BM25Index
-from dream.runs.layout import UNTRAINED_ENCODER, UNTRAINED_SCORES
+from dream.runs.layout import CHECKPOINT_PATTERNS, UNTRAINED_ENCODER, UNTRAINED_SCORES
 from dream.utils.atomic_io import read_checked_json, write_checked_json
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.errors import DamageError
@@ -50,10 +50,10 @@ class FinalReport(L.Callback):
             return
         self.queries = LabelledQueries(corpus, pl_module.store, self.split)
         belongs_to = {"store": pl_module.store.hash, "split": self.split, "seed": pl_module.seed}
-        stored = self._stored_scores(run, belongs_to) if _is_resumed(trainer, run) else None
+        stored = self._stored_scores(run, belongs_to) if _is_resumed(run) else None
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
-            refresh.refresh(trainer, pl_module)
+            refresh.refresh(trainer, pl_module, prune=False)
         log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by BM25 and the untrained encoder")
         self.bm25 = self._add("bm25", self.queries.by_bm25(BM25Index.open_or_build(pl_module.store)))
         if stored is None:
@@ -93,6 +93,6 @@ class FinalReport(L.Callback):
         return scores if content == belongs_to else None
 
 
-def _is_resumed(trainer: L.Trainer, run: Path) -> bool:
-    """Whether the run continues from a checkpoint in its own folder."""
-    return trainer.ckpt_path is not None and run.resolve() in Path(trainer.ckpt_path).resolve().parents
+def _is_resumed(run: Path) -> bool:
+    """Whether the folder has a checkpoint already. Lightning sets `trainer.ckpt_path` only later."""
+    return any(path for pattern in CHECKPOINT_PATTERNS for path in run.glob(pattern))

@@ -76,8 +76,11 @@ class IndexRefresh(L.Callback):
         if current is None or current.step != trainer.global_step:
             self.refresh(trainer, pl_module)
 
-    def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Embed the corpus with the current encoder into a new snapshot, on rank 0, and let all ranks search it."""
+    def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule, prune: bool = True) -> None:
+        """Embed the corpus with the current encoder into a new snapshot, on rank 0, and let all ranks search it.
+
+        `prune`: delete snapshots that nothing needs any more.
+        """
         module: Any = pl_module
         handle = _handle(pl_module)
         metrics: dict[str, float] = {}
@@ -95,7 +98,7 @@ class IndexRefresh(L.Callback):
             if not trainer.is_global_zero:
                 handle.open(Path(path), module.store, module.encoder.width)
         self._remember(handle)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and prune:
             handle.prune(self._to_keep(handle))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)

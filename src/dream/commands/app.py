@@ -3,6 +3,7 @@
 import difflib
 import errno
 import functools
+import inspect
 import numbers
 import os
 import re
@@ -15,11 +16,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dream.commands.config_help import choices, help_text
+from dream.commands.config_help import choices, default_choices, help_text
+from dream.runs.paths import make_absolute
 from dream.utils.errors import ConfigError, DreamError
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted, interruptible
 
+HOME = re.compile(r"(?<![\w.~/])~(?=/|$)")  # not within a path
+PLUGINS = {"optuna": "hydra-optuna-sweeper", "submitit_slurm": "hydra-submitit-launcher",
+           "submitit_local": "hydra-submitit-launcher", "joblib": "hydra-joblib-launcher"}  # fmt: skip
+OVERRIDE_KEY = re.compile(r"[+~]{0,2}[\w./@:-]+")
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.ENOTDIR)
 
 
@@ -38,6 +44,7 @@ def command(
         @functools.wraps(task)
         def checked(cfg: DictConfig) -> Any:
             refuse_wrong_types(cfg)
+            make_absolute(cfg)
             return task(cfg)
 
         @functools.wraps(task)
@@ -49,6 +56,7 @@ def command(
 
             wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing its own text
+            sys.argv[1:] = [new for argument in sys.argv[1:] for new in parseable(argument, config_name)]
             try:
                 with interruptible():
                     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
@@ -64,6 +72,32 @@ def command(
         return main
 
     return decorate
+
+
+def parseable(argument: str, config_name: str) -> list[str]:
+    """The argument as Hydra can parse it.
+
+    Values with blanks, brackets or `=` get quotes, `~` becomes the home folder, and `group=null` leaves a group out.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, separator, value = argument.partition("=")
+    if not separator or not OVERRIDE_KEY.fullmatch(key):
+        return [argument]
+    groups = default_choices(CONFIG_DIR / f"{config_name}.yaml")
+    if value == "null" and key in groups:
+        return [] if groups[key] == "None" else [f"~{key}"]
+    if key != "query":
+        value = HOME.sub(str(Path.home()), value)
+    parser = OverridesParser.create()
+    for attempt in (f"{key}={value}", "{}='{}'".format(key, value.replace("\\", "\\\\").replace("'", "\\'"))):
+        try:
+            parser.parse_override(attempt)
+        except HydraException:
+            continue
+        return [attempt]
+    return [argument]
 
 
 def config_dirs(arguments: Sequence[str]) -> list[Path]:
@@ -146,6 +180,9 @@ def _unknown_option(text: str) -> str | None:
     if not match:
         return None
     group, value = match.groups()
+    if group.startswith("hydra/"):
+        package = PLUGINS.get(value)
+        return f"{group}={value}: not installed" + (f"; pip install {package}" if package else "")
     options = [name for folder in config_dirs(sys.argv) for name in choices(folder / group)]
     return f"{group}={value}: no such option; choose from {', '.join(sorted(set(options)))}"
 
@@ -155,9 +192,26 @@ def _unknown_key(text: str, config_name: str) -> str | None:
     if not match:
         return None
     key = match.group(1).rstrip(".")
+    if hint := _trainer_key(key):
+        return hint
     close = difflib.get_close_matches(key, sorted(_known_keys(config_name)), n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else "see all keys with --cfg job"
     return f"{key}: no such key; {hint}"
+
+
+def _trainer_key(key: str) -> str | None:
+    """For keys of Lightning's Trainer that the config does not have: how to add them, or why not."""
+    section, _, name = key.partition(".")
+    if section != "trainer":
+        return None
+    import lightning
+
+    from dream.build import REFUSED
+
+    if name in REFUSED:
+        return f"{key}: {REFUSED[name]}"
+    known = name in inspect.signature(lightning.Trainer.__init__).parameters
+    return f"{key}: no key of this config, but Lightning's Trainer has it; add it with +{key}=VALUE" if known else None
 
 
 def _known_keys(config_name: str) -> set[str]:

@@ -29,20 +29,21 @@ if TYPE_CHECKING:
 
 def heads(cfg: DictConfig) -> float:
     """Rank the heads, or find the ranking kept; table, picture, TensorBoard. Returns the best head's score."""
-    from hydra.utils import instantiate
     from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard.writer import SummaryWriter
 
     from dream.build import build_text
     from dream.evaluation.plots import pixels
+    from dream.objectives.attention import Attention
     from dream.utils.errors import require
 
     require(cfg.shown > 0, "shown", cfg.shown, "at least 1 head")
     log.info(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
-    finder = instantiate(cfg.objective.finder)
     text = build_text(cfg)
     text.scorer.load(text.store)
+    assert isinstance(text.objective, Attention)
+    finder = text.objective.finder
     ranked = finder.open_or_find(text.scorer, text.store)
     about = f"{ranked.windows} windows of {cfg.corpus.name}"
     title = f"Attention on the helpful passage above that on others and without a question, {about}"

@@ -30,16 +30,19 @@ def train(cfg: DictConfig) -> float | None:
     """One run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
     import lightning as L
 
-    from dream.build import build_components, build_trainer
+    from dream.build import build_module, build_text, build_trainer, check_config
     from dream.runs.session import start_run
 
+    check_config(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     with start_run(cfg) as run:
         if run.finished:
             return run.metric
-        components = build_components(cfg, run.folder)
-        trainer = build_trainer(cfg, components)
-        trainer.fit(components.module, components.data, ckpt_path=run.checkpoint, weights_only=True)
+        text = build_text(cfg)
+        run.begin(text.identity)
+        module = build_module(cfg, text)
+        trainer = build_trainer(cfg, text.corpus)
+        trainer.fit(module, text.data, ckpt_path=run.checkpoint, weights_only=True)
         return run.finish(trainer)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
-from dream.store.build import open_or_build
+from dream.store.build import expected_hash, open_or_build
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
 from dream.store.store import ENCODER, Store
@@ -150,6 +150,11 @@ class WindowDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.lengths)
+
+    @property
+    def store_hash(self) -> str:
+        """Hash of the store, without opening or building it."""
+        return expected_hash(self.corpus, *self.tokenizers, **self.lengths)
 
     @property
     def store(self) -> Store:

@@ -40,14 +40,21 @@ class Searcher:
         run: folder of a finished run.
         device: where the encoder works.
         trust: packages, besides dream, whose classes the run's config may name.
+        data: the data folder, if it is not where the run left it.
 
     Example:
         >>> retriever = dream.load("logs/latest")
         >>> [hit.id for hit in retriever.search("read a file line by line", k=3)]
     """
 
-    def __init__(self, run: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> None:
-        self.run = open_run(run, device, trust)
+    def __init__(
+        self,
+        run: str | Path,
+        device: str | torch.device = "cpu",
+        trust: Sequence[str] = (),
+        data: str | Path | None = None,
+    ) -> None:
+        self.run = open_run(run, device, trust, data)
         self.store, self.encoder = self.run.store, self.run.encoder
         self._bm25: BM25Index | None = None
 

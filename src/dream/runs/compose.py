@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from dream.runs.paths import make_absolute
 from dream.utils.runtime import CONFIG_DIR
 
 
@@ -24,4 +25,5 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | Path | None = N
         cfg = compose("train", [*search, *overrides])
     if not any(override.lstrip("+").startswith("paths.run=") for override in overrides):
         cfg.paths.run = str(Path(cfg.paths.logs) / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    make_absolute(cfg)
     return cfg

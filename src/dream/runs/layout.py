@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CONFIG = "config.yaml"  # the resolved config, with a checksum
+STORES = "stores"  # in the data folder, see conf/data
 CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"
 CHECKPOINT_PATTERNS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")  # Lightning's, and those it writes for SLURM

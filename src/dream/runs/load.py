@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dream.encoders.base import Encoder
 from dream.indexes.snapshot import IndexHandle
 from dream.runs.config_file import read_config
-from dream.runs.layout import BELONGS_TO, CONFIG, ENCODER, INDEX, LAST
+from dream.runs.layout import BELONGS_TO, CONFIG, ENCODER, INDEX, LAST, STORES
+from dream.runs.paths import relocate
 from dream.store.store import Store
 from dream.utils.cached_folders import verify
 from dream.utils.errors import ConfigError, DamageError, DataError
@@ -35,21 +36,27 @@ class FinishedRun:
     index: IndexHandle
 
 
-def open_run(folder: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> FinishedRun:
+def open_run(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
+    data: str | Path | None = None,
+) -> FinishedRun:
     """Encoder, store and last index snapshot of a run.
 
     Args:
         folder: the run's folder.
         device: where the encoder works.
         trust: packages, besides this one, whose classes the run's config may name.
+        data: the data folder, if it is not where the run left it.
 
     Raises:
         ConfigError: no finished run is there.
         DataError: one of its parts is missing, damaged or names code that is not trusted.
     """
-    folder = Path(folder)
-    cfg, encoder = open_encoder(folder, device, trust=trust)
-    snapshot, store = open_store(folder, cfg)
+    folder = Path(folder).expanduser()
+    cfg, encoder = open_encoder(folder, device, trust=trust, data=data)
+    snapshot, store = open_store(folder, cfg, data)
     index = IndexHandle(instantiate(cfg.index), folder / INDEX)
     with _add_remedy():
         index.open(snapshot, store, encoder.width)
@@ -57,10 +64,14 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", trust: Sequ
 
 
 def open_encoder(
-    folder: Path, device: str | torch.device, name: str = ENCODER, trust: Sequence[str] = ()
+    folder: Path,
+    device: str | torch.device,
+    name: str = ENCODER,
+    trust: Sequence[str] = (),
+    data: str | Path | None = None,
 ) -> tuple[DictConfig, Encoder]:
     """Config and encoder of a finished run: the trained encoder, or `UNTRAINED_ENCODER`."""
-    cfg = open_config(folder, trust)
+    cfg = open_config(folder, trust, data)
     if not (folder / name).exists():
         raise ConfigError("run", folder, f"this run did not keep its {name.replace('_', ' ')} "
                           "(callbacks.final_report.keep_untrained): leave untrained out of systems")  # fmt: skip
@@ -70,8 +81,8 @@ def open_encoder(
     return cfg, encoder_class.open(folder / name).eval().to(device)
 
 
-def open_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
-    """The config of a finished run.
+def open_config(folder: Path, trust: Sequence[str] = (), data: str | Path | None = None) -> DictConfig:
+    """The config of a finished run. If its data folder has moved, paths below it are those of `data` or beside logs/.
 
     Raises:
         ConfigError: no finished run is there.
@@ -84,11 +95,11 @@ def open_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
         cfg = _load_config(folder / CONFIG, trust)
     if not (folder / ENCODER).exists():
         raise ConfigError("run", folder, "this run did not finish: resume it with dream-train ckpt=last")
-    return cfg
+    return relocate(cfg, folder, Path(data) if data else None)
 
 
-def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
-    """Path of the run's last index snapshot, and the store it was made from."""
+def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) -> tuple[Path, Store]:
+    """Path of the run's last index snapshot, and the store it was made from, which is looked for in `data` first."""
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
     if not snapshots:
         raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
@@ -97,11 +108,11 @@ def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
         store_hash = json.loads(belongs_to.read_text())["store"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
-    stores = [path for path in Path(cfg.data.stores_dir).glob(f"*-{store_hash}") if path.is_dir()]
+    places = [*([Path(data) / STORES] if data else []), Path(cfg.data.stores_dir)]
+    stores = [path for place in places for path in place.glob(f"*-{store_hash}") if path.is_dir()]
     if not stores:
-        raise DataError(
-            f"{cfg.data.stores_dir}: the store {store_hash} of this run is gone; training again rebuilds it"
-        )
+        raise DataError(f"{places[-1]}: the store {store_hash} of this run is not there; name its data folder with "
+                        "paths.data=FOLDER, or train again, which rebuilds it")  # fmt: skip
     with _add_remedy():
         verify(stores[0])
     return snapshots[-1], Store(stores[0])

@@ -44,7 +44,7 @@ def find_checkpoint(ckpt: str | None, name: str, logs: Path) -> Path | None:
     elif ckpt:
         path = Path(ckpt)
         if not path.is_file():
-            raise ConfigError("ckpt", ckpt, f"no such checkpoint (looked for {path.absolute()})")
+            raise ConfigError("ckpt", ckpt, "no such checkpoint")
     else:
         path = _newest(logs, name, requeued) if requeued else None
     if path is not None:

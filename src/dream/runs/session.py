@@ -6,8 +6,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from dream.runs import resume
+from dream.runs.agreement import refuse_changes, refuse_other
 from dream.runs.claim import claimed, remove_unfinished
 from dream.runs.config_file import read_config, save_config
 from dream.runs.layout import (
@@ -32,7 +33,7 @@ from dream.runs.layout import (
 )
 from dream.utils.atomic_io import point_latest, read_checked_json, write_bytes, write_checked_json, write_json
 from dream.utils.cached_folders import new_directory, verify
-from dream.utils.checkpoints import verify_checkpoint
+from dream.utils.checkpoints import read_checkpoint, verify_checkpoint
 from dream.utils.errors import DamageError
 from dream.utils.logging import get_logger, log_to_file
 from dream.utils.signals import Interrupted
@@ -60,6 +61,29 @@ class Run:
     resumed: bool = False
     summary: dict[str, Any] | None = None
     began: float = field(default_factory=time.perf_counter)
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def begin(self, identity: Mapping[str, str]) -> None:
+        """Refuse a checkpoint that belongs to other data or another encoder; only then change an existing run.
+
+        Args:
+            identity: what the checkpoint must belong to, see `agreement.identity`.
+
+        Raises:
+            DataError: it belongs to something else. The run stays as it was.
+        """
+        if self.checkpoint is not None:
+            refuse_other(read_checkpoint(self.checkpoint).get("belongs_to", {}), identity)
+        if self.resumed:
+            self._write_start()
+        remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
+
+    def _write_start(self) -> None:
+        self._open.enter_context(log_to_file(self.folder / LOG))
+        save_config(self.cfg, self.folder / CONFIG)
+        if job := os.environ.get("SLURM_JOB_ID"):
+            write_bytes(self.folder / SLURM_JOB, job.encode())
+        point_latest(Path(self.cfg.paths.logs) / "latest", self.folder)
 
     @property
     def finished(self) -> bool:
@@ -128,18 +152,15 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
         checkpoint = _undamaged_checkpoint(own) or checkpoint
     if sweep:
         resume.announce_sweep(sweep)
-    with claimed(own or unused, own is not None) as folder, log_to_file(folder / LOG):
+    with claimed(own or unused, own is not None) as folder, ExitStack() as open_files:
         if folder != unused:
             with suppress(OSError):  # Hydra made it for a new run; if it is not empty, it belongs to another run
                 unused.rmdir()
         cfg.paths.run = str(folder)
-        remove_unfinished(Path(cfg.paths.data), logs, folder)
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
-        if not run.finished:
-            save_config(cfg, folder / CONFIG)
-            if job := os.environ.get("SLURM_JOB_ID"):
-                write_bytes(folder / SLURM_JOB, job.encode())
-        point_latest(logs / "latest", folder)
+        run._open = open_files
+        if not run.resumed and not run.finished:
+            run._write_start()
         _announce(run, sweep is not None)
         try:
             yield run
@@ -175,8 +196,9 @@ def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
         if file.resolve() != checkpoint:  # that one is verified already
             read_or_report(verify_checkpoint, file)
-    if read_or_report(read_config, folder / CONFIG) is None:
-        save_config(cfg, folder / CONFIG)
+    stored = read_or_report(read_config, folder / CONFIG)
+    if stored is not None and checkpoint is not None:
+        refuse_changes(stored, cfg)
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
     whole = [_is_whole(snapshot) for snapshot in snapshots][-1:]  # older ones belong to checkpoints
     if (folder / SUMMARY).exists() or (folder / ENCODER).exists():

@@ -71,16 +71,30 @@ def open_or_build_passages(
     return _open_or_build(folder, corpus, [tokenizer, tokenizer], cuts)
 
 
-def _open_or_build(
-    folder: Path, corpus: Corpus, tokenizers: list["PreTrainedTokenizerFast"], cuts: dict[str, Any]
-) -> Store:
-    description = {
+def expected_hash(
+    corpus: Corpus, encoder_tokenizer: "PreTrainedTokenizerFast", scorer_tokenizer: "PreTrainedTokenizerFast", *,
+    passage_tokens: int, context_tokens: int, min_context_tokens: int, target_tokens: int,
+) -> str:  # fmt: skip
+    """The hash of the store that `open_or_build` opens or builds, without doing so."""
+    lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
+    return fingerprint(_describe(corpus, [encoder_tokenizer, scorer_tokenizer], {"lengths": lengths}))
+
+
+def _describe(corpus: Corpus, tokenizers: list["PreTrainedTokenizerFast"], cuts: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a store depends on."""
+    return {
         "layout": LAYOUT,
         "corpus": corpus.fingerprint(),
         "deduplicate": corpus.deduplicate,
         "tokenizers": [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers],
         **cuts,
     }
+
+
+def _open_or_build(
+    folder: Path, corpus: Corpus, tokenizers: list["PreTrainedTokenizerFast"], cuts: dict[str, Any]
+) -> Store:
+    description = _describe(corpus, tokenizers, cuts)
     path = folder / f"{corpus.name}-{fingerprint(description)}"
     if not verify_or_discard(path):
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)

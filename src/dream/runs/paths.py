@@ -1,0 +1,73 @@
+"""Paths in a config: `~` expanded, saved absolute, and found again after data/ and logs/ have moved."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+FOLDERS = ("paths.root", "paths.data", "paths.logs")
+FILES = ("corpus.path", "corpus.queries")  # always files or folders
+MODELS = ("encoder.name", "scorer.name")  # folders, or names on a hub
+RESUME_WORDS = ("last", "auto")  # values of ckpt that are no file
+
+
+def make_absolute(cfg: DictConfig) -> None:
+    """Expand `~` and make all paths of a config absolute, in place. Names on a hub stay as they are."""
+    for key in (*FOLDERS, *FILES):
+        _replace(cfg, key, _absolute)
+    qrels = OmegaConf.select(cfg, "corpus.qrels")
+    for split in qrels or ():
+        _replace(cfg, f"corpus.qrels.{split}", _absolute)
+    for key in MODELS:
+        _replace(cfg, key, _absolute_folder)
+    if cfg.get("ckpt") not in (None, *RESUME_WORDS):
+        _replace(cfg, "ckpt", _absolute)
+    if isinstance(cfg.get("run"), ListConfig):
+        cfg.run = [_absolute(str(run)) for run in cfg.run]
+    elif cfg.get("run"):
+        _replace(cfg, "run", _absolute)
+
+
+def relocate(cfg: DictConfig, folder: Path, data: Path | None) -> DictConfig:
+    """The stored config of a run whose caches may have moved since: paths below the old data folder get the new one.
+
+    Args:
+        cfg: a resolved config.
+        folder: the run's folder now; a data folder beside logs/ moved with it.
+        data: the data folder now, if known.
+    """
+    old = Path(cfg.paths.data)
+    if old.is_dir():
+        return cfg
+    beside = folder.resolve().parents[2] / "data" if len(folder.resolve().parents) > 2 else None
+    new = next((path for path in (beside, data) if path is not None and path.is_dir()), None)
+    return OmegaConf.create(_moved(OmegaConf.to_container(cfg), str(old), str(new))) if new else cfg
+
+
+def _moved(node: Any, old: str, new: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _moved(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_moved(value, old, new) for value in node]
+    if isinstance(node, str) and (node == old or node.startswith(f"{old}/")):
+        return new + node[len(old) :]
+    return node
+
+
+def _replace(cfg: DictConfig, key: str, change: Any) -> None:
+    if OmegaConf.is_missing(cfg, key.partition(".")[0]):
+        return
+    value = OmegaConf.select(cfg, key, throw_on_missing=False)
+    if isinstance(value, str) and (changed := change(value)) != value:
+        with open_dict(cfg):
+            OmegaConf.update(cfg, key, changed)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_folder(name: str) -> str:
+    """A model's folder as an absolute path; a name that is no folder here may be one on a hub."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() or name.startswith("~") else name

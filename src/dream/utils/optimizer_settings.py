@@ -1,0 +1,71 @@
+"""Makes a resumed optimizer and schedule use the config's values, not those of the checkpoint."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+
+class OptimizerSettings:
+    """Learning rate, weight decay and the like of a new optimizer and its schedule, to be applied after a resume.
+
+    A checkpoint restores the optimizer's moments and the schedule's step, which are kept. It also restores the settings
+    of the run that wrote it, which `apply` replaces.
+
+    Args:
+        optimizer: as the config makes it.
+        schedule: likewise, of this optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
+        self.optimizer, self.schedule = optimizer, schedule
+        self.groups = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
+        ]
+        parameters = inspect.signature(type(schedule).__init__).parameters
+        self.arguments = {
+            k: v for k, v in vars(schedule).items() if k in parameters and k not in ("optimizer", "last_epoch")
+        }
+        self.base_lrs = list(schedule.base_lrs)
+
+    def apply(self) -> None:
+        """Use the remembered settings from here on; log what they change."""
+        changes = self._changes()
+        if not changes:
+            return
+        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group |= settings
+        for name, value in self.arguments.items():
+            setattr(self.schedule, name, value)
+        factors = [lr / base if base else 0.0 for lr, base in zip(self._lrs(), self.schedule.base_lrs, strict=True)]
+        self.schedule.base_lrs = list(self.base_lrs)
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
+        self.schedule._last_lr = self._lrs()  # type: ignore[assignment]
+        log.info(f"Resuming with other optimizer settings than before: {', '.join(changes)}")
+
+    def _lrs(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _changes(self) -> list[str]:
+        """`lr 0.01 → 0.0001`, of the first group that differs."""
+        found: dict[str, str] = {}
+        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
+            for name, value in settings.items():
+                if group.get(name) != value:
+                    shown = "lr" if name == "initial_lr" else name
+                    found.setdefault(shown, f"{shown} {group.get(name)} → {value}")
+        for name, value in self.arguments.items():
+            if _differs(old := getattr(self.schedule, name), value):
+                found.setdefault(name, f"{name} {old} → {value}")
+        return list(found.values())
+
+
+def _differs(old: Any, new: Any) -> bool:
+    """Functions, such as the factor of a LambdaLR, are never restored from a checkpoint: they are the config's."""
+    return not callable(new) and not (isinstance(new, list) and any(map(callable, new))) and old != new
