@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dream.utils.runtime  # noqa: F401  first, as in every entry point
@@ -17,6 +19,7 @@ from dream.corpora.jsonl import JsonlCorpus
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
 from dream.store.store import Store
+from dream.utils.runtime import CONFIG_DIR
 
 DOCUMENTS, TOPICS = 80, 8
 LENGTHS = {"passage_tokens": 24, "context_tokens": 12, "min_context_tokens": 6, "target_tokens": 8}
@@ -94,3 +97,48 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(corpus_folder, llama_folder) -> list[str]:
+    """Overrides of a tiny run of 6 steps with a refresh after step 3, without folders."""
+    return [
+        "corpus=jsonl",
+        f"corpus.path={corpus_folder / 'corpus.jsonl'}",
+        f"corpus.queries={corpus_folder / 'queries.jsonl'}",
+        f"corpus.qrels={{dev: {corpus_folder / 'dev.tsv'}}}",
+        "corpus.text_fields=[text]",
+        "evaluation.report_split=dev",
+        "scorer=hf",
+        f"scorer.name={llama_folder}",
+        "data.batch_size=4",
+        "data.passage_tokens=24",
+        "data.context_tokens=12",
+        "data.min_context_tokens=6",
+        "data.target_tokens=8",
+        "candidates.k=4",
+        "candidates.scored_windows=3",
+        "trainer.max_steps=6",
+        "trainer.log_every_n_steps=1",
+        "trainer.accelerator=cpu",
+        "+trainer.enable_progress_bar=false",
+        "callbacks.progress=null",
+        "callbacks.index_refresh.every_n_steps=3",
+        "callbacks.last_checkpoint.every_n_train_steps=2",
+    ]
+
+
+@pytest.fixture
+def config(tiny_overrides, tmp_path):
+    """Composes the training config of a tiny run; each call gets a run folder of its own."""
+
+    def make(run: str, *overrides: str) -> DictConfig:
+        folders = [
+            f"paths.data={tmp_path / 'data'}",
+            f"paths.logs={tmp_path / 'logs'}",
+            f"paths.run={tmp_path / 'logs' / run}",
+        ]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("train", [*tiny_overrides, *folders, *overrides])
+
+    return make

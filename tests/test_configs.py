@@ -87,7 +87,9 @@ def test_option_composes_and_instantiates(composed, option):
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
     if "scratch" in cfg.scorer._target_:
-        cfg.scorer = OmegaConf.merge(cfg.scorer, {"vocabulary": 400, "width": 32, "layers": 2, "training": {"max_steps": 2}})
+        cfg.scorer = OmegaConf.merge(
+            cfg.scorer, {"vocabulary": 400, "width": 32, "layers": 2, "training": {"max_steps": 2}}
+        )
     parts = build_text(cfg)
     module = build_module(cfg, parts)
     assert build_trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dream.utils.errors import DreamError
+
 if TYPE_CHECKING:
     import torch
 
     from dream.evaluation.searcher import Searcher
 
+__all__ = ["DreamError", "__version__", "load", "train"]
 __version__ = "0.2.0"
 
 

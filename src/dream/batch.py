@@ -1,4 +1,4 @@
-"""The records that flow from the store to the objective.
+"""Batches of windows and tokens, from the store to the objective.
 
 Shape suffixes, here and everywhere: B windows of a step, S those of them that the LM scores, P those that have
 candidates, K candidates of a window, U distinct candidates of the step, N passages of the corpus, T tokens (padded),
@@ -13,7 +13,12 @@ from torch import Tensor
 
 @dataclass
 class TokenBatch:
-    """Padded token ids, right-aligned padding: `ids_BT` int64, `mask_BT` bool (true where a token is)."""
+    """Token ids, padded at the end.
+
+    Attributes:
+        ids_BT: int64.
+        mask_BT: bool, true for tokens, false for padding.
+    """
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -30,13 +35,21 @@ class TokenBatch:
 
 @dataclass
 class WindowBatch:
-    """B training windows. `consumed` is how many windows the run has used once this batch is done: its whole state."""
+    """B training windows.
+
+    Attributes:
+        consumed: windows that the run has used after this batch, which is the whole state of the stream.
+        window_ids_B: rows of the store's window table.
+        document_ids_B: rows of the store's document table.
+        context: what the encoder embeds as the query.
+        continuation: the document's text from the target on, for objectives that embed it.
+    """
 
     consumed: int
-    window_ids_B: Tensor  # rows of the store's window table
-    document_ids_B: Tensor  # rows of the store's document table
-    context: TokenBatch  # what the encoder embeds as the query
-    continuation: TokenBatch  # the document's text from the target on, for objectives that embed it
+    window_ids_B: Tensor
+    document_ids_B: Tensor
+    context: TokenBatch
+    continuation: TokenBatch
 
     def __len__(self) -> int:
         return len(self.window_ids_B)

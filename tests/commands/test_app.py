@@ -70,7 +70,7 @@ def test_search_without_a_run_says_what_to_do(tmp_path):
 
 
 def test_evaluate_tells_mistakes_in_one_line_and_leaves_nothing(tmp_path):
-    """What is wrong with the command is told before anything is opened."""
+    """What is wrong with the command is reported before anything is opened."""
     paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
     for arguments, expected in (
         ([], "no run is there; train one with"),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig
 
@@ -13,50 +12,8 @@ from dream.build import build_module, build_text, build_trainer
 from dream.commands.train import train
 from dream.evaluation.searcher import Searcher
 from dream.utils.errors import ConfigError, DataError
-from dream.utils.runtime import CONFIG_DIR
 
-STEPS, REFRESH_EVERY = 6, 3
-
-
-@pytest.fixture
-def config(corpus_folder, llama_folder, tmp_path):
-    """Composes the training config of a tiny run; each call gets a run folder of its own."""
-
-    def make(run: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return compose(
-                "train",
-                [
-                    "corpus=jsonl",
-                    f"corpus.path={corpus_folder / 'corpus.jsonl'}",
-                    f"corpus.queries={corpus_folder / 'queries.jsonl'}",
-                    f"corpus.qrels={{dev: {corpus_folder / 'dev.tsv'}}}",
-                    "corpus.text_fields=[text]",
-                    "evaluation.report_split=dev",
-                    "scorer=hf",
-                    f"scorer.name={llama_folder}",
-                    f"paths.data={tmp_path / 'data'}",
-                    f"paths.logs={tmp_path / 'logs'}",
-                    f"paths.run={tmp_path / 'logs' / run}",
-                    "data.batch_size=4",
-                    "data.passage_tokens=24",
-                    "data.context_tokens=12",
-                    "data.min_context_tokens=6",
-                    "data.target_tokens=8",
-                    "candidates.k=4",
-                    "candidates.scored_windows=3",
-                    f"trainer.max_steps={STEPS}",
-                    "trainer.log_every_n_steps=1",
-                    "trainer.accelerator=cpu",
-                    "+trainer.enable_progress_bar=false",
-                    "callbacks.progress=null",
-                    f"callbacks.index_refresh.every_n_steps={REFRESH_EVERY}",
-                    "callbacks.last_checkpoint.every_n_train_steps=2",
-                    *overrides,
-                ],
-            )
-
-    return make
+STEPS = 6  # of the tiny run
 
 
 class Recorder(Callback):
@@ -223,7 +180,7 @@ def test_every_objective_learns_from_the_language_model_alone(config, objective)
 
 @pytest.mark.parametrize("objective", ["marginal", "attention", "in_batch_attention"])
 def test_other_objectives_take_continuations_too_and_resume_bitwise(config, objective):
-    """Of 4 windows 3 are scored; the fourth has its continuation alone. A run that stops at step 2 goes on exactly."""
+    """Of 4 windows 3 are scored; the fourth has its continuation alone. A run that stops at step 2 continues exactly."""
     options = [f"objective={objective}", *EVERY_OBJECTIVE[objective], "trainer.max_steps=4"]
     whole, final = fit(config("whole", *options))
     checkpoint = next(Path(config("whole").paths.run).glob("every/*step=2.ckpt"))

@@ -5,7 +5,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 
-from dream.build import build_module, build_text, build_trainer
+from dream.build import build_module, build_text
 from dream.commands.train import train
 from dream.corpora.base import Labels
 from dream.data.labelled_datamodule import relevant_documents, unshared

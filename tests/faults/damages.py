@@ -23,9 +23,9 @@ BLOCK = 512  # bytes that are zeroed
 SEARCH = ("dream", "mode=hybrid")
 
 # What is expected of the next command, by the first pattern that fits the file; new caches fall under the last one.
-# named:   its line tells the file; it is made anew, and the run ends bitwise equal
-# refused: its line tells the file, nothing is done; the run goes on from another checkpoint and ends bitwise equal
-# lossless: a bit of it may mean nothing; what is lost is worked out anew, told or not, and the run ends bitwise equal
+# named:   its line says the file; it is rebuilt, and the run ends bitwise equal
+# refused: its line says the file, nothing is done; the run continues from another checkpoint and ends bitwise equal
+# lossless: a bit of it may mean nothing; what is lost is worked out again, reported or not, and the run ends bitwise equal
 # unread:  nothing reads or needs it
 EXPECTED = {
     "data/loglik/**": "lossless",  # what it has lost costs forwards of the language model
@@ -41,7 +41,7 @@ EXPECTED = {
     "logs/*/*/checkpoints/last.ckpt": "refused",
     "**": "named",
 }
-UNKNOWN_WHEN_DELETED = ("best.ckpt", "*.training/last.ckpt")  # nothing tells that there was one
+UNKNOWN_WHEN_DELETED = ("best.ckpt", "*.training/last.ckpt")  # nothing says that there was one
 READ_BY_A_FINISHED_RUN = ("logs/*/*/config.yaml", "logs/*/*/summary.json", "logs/*/*/encoder/*", "logs/*/*/index/*/*",
                           "logs/*/*/checkpoints/best.ckpt", "data/stores/*/*", "data/bm25/*/*")  # fmt: skip
 READ_BY_SEARCH = ("logs/*/*/config.yaml", "logs/*/*/encoder/*", "logs/*/*/index/snapshot-00000010/*",
@@ -67,7 +67,7 @@ class Scene:
         assert world.run(phase="pretraining", at_write="last.ckpt", signum=signal.SIGKILL) == -signal.SIGKILL
         keep("killed while pretraining")
         begun = world.latest()
-        assert world.go_on() == 0, world.output()[-3000:]
+        assert world.resume() == 0, world.output()[-3000:]
         shutil.rmtree(begun)  # it had no checkpoint yet, and nobody comes back to it
         keep("finished")
         world.remove(world.latest())
@@ -87,7 +87,7 @@ class Scene:
         shutil.copytree(self.states[state], self.world.root, symlinks=True)
 
     def files(self, state: str) -> list[Path]:
-        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not gone on
+        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not continued
         with, and a finished one reads little."""
         root = self.states[state]
         files = [file.relative_to(root) for file in sorted(root.rglob("*")) if file.is_file()]
@@ -151,13 +151,13 @@ def names(output: str, file: Path) -> bool:
                for line in output.splitlines())  # fmt: skip
 
 
-def damage_and_go_on(scene: Scene, state: str, file: Path, kind: str, draw: random.Random) -> str:
+def damage_and_resume(scene: Scene, state: str, file: Path, kind: str, draw: random.Random) -> str:
     """Damage a file of this state, and do what a person does; returns what came of it. AssertionError: it is wrong."""
     scene.put(state)
     world, path = scene.world, scene.world.root / file
     what = f"{state}: {file}: {damage(path, kind, draw)}"
     if state == "finished" and search(world, file, path, kind, what):
-        return f"{what}: named by search and made anew"
+        return f"{what}: named by search and rebuilt"
     powerless = kind == "unreadable"
     code, expected = world.run("ckpt=auto", powerless=powerless), expectation(file)
     output = world.output()
@@ -166,25 +166,25 @@ def damage_and_go_on(scene: Scene, state: str, file: Path, kind: str, draw: rand
     assert silent or names(output, path), f"{what}: not named\n{output[-3000:]}"
     if code:
         assert expected == "refused" or kind in ("unreadable", "directory"), f"{what}\n{output[-3000:]}"
-        mend(world, path, kind)
+        fix(world, path, kind)
     assert world.result() == scene.undisturbed.result, f"{what}: the result differs"
     left = [path for path in world.forgotten() if not (code and path.startswith(str(file.parents[1])))]
-    assert not left, f"{what}: {left}"  # but for what a run that was refused can go on with, once that is mended
+    assert not left, f"{what}: {left}"  # but for what a run that was refused can continue with, once that is fixed
     return f"{what}: {'refused' if code else 'named' if not silent else 'unknown'}, ended bitwise equal"
 
 
 def search(world: World, file: Path, path: Path, kind: str, what: str) -> bool:
-    """A damaged part of a finished run is named before the run is searched. True where that made it anew: BM25."""
+    """A damaged part of a finished run is named before the run is searched. True where that made it again: BM25."""
     code = world.run(*SEARCH, f"run={world.latest()}", script="search", powerless=kind == "unreadable")
     output = world.output()
     assert "Traceback" not in output, f"{what}\n{output[-3000:]}"
     assert names(output, path) == fits(file, READ_BY_SEARCH), f"{what}: search\n{output[-3000:]}"
-    made_anew = "bm25" in file.parts and kind != "unreadable"
-    assert not made_anew or (code == 0 and path.is_file()), f"{what}\n{output[-3000:]}"
-    return made_anew
+    rebuilt = "bm25" in file.parts and kind != "unreadable"
+    assert not rebuilt or (code == 0 and path.is_file()), f"{what}\n{output[-3000:]}"
+    return rebuilt
 
 
-def mend(world: World, path: Path, kind: str) -> None:
+def fix(world: World, path: Path, kind: str) -> None:
     """What the message advises: make the file readable, remove the directory, or take another checkpoint."""
     more = "ckpt=auto"
     if kind == "unreadable":
@@ -207,7 +207,7 @@ def main() -> None:
     began, folders, kinds = time.perf_counter(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder, options.log.open("w") as log:
 
-        def tell(line: str) -> None:
+        def say(line: str) -> None:
             print(line, flush=True)
             print(line, file=log, flush=True)
 
@@ -220,16 +220,14 @@ def main() -> None:
             group = draw.choice(sorted({group_of(file) for file in files}))  # some have many files, others one
             file = draw.choice([file for file in files if group_of(file) == group])
             try:
-                tell(f"damage {number}: {damage_and_go_on(scene, state, file, kind, draw)}")
+                say(f"damage {number}: {damage_and_resume(scene, state, file, kind, draw)}")
             except AssertionError as error:
                 wrong += 1
-                tell(f"damage {number}: WRONG: {error}")
+                say(f"damage {number}: WRONG: {error}")
             folders[group] += 1
             kinds[kind] += 1
-        tell(f"  {dict(folders)}\n  {dict(kinds)}")
-        tell(
-            f"{options.damages - wrong} of {options.damages} damages as expected ({time.perf_counter() - began:.0f} s)"
-        )
+        say(f"  {dict(folders)}\n  {dict(kinds)}")
+        say(f"{options.damages - wrong} of {options.damages} damages as expected ({time.perf_counter() - began:.0f} s)")
 
 
 if __name__ == "__main__":

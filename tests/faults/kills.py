@@ -75,20 +75,20 @@ def kill_once(world: World, undisturbed: Undisturbed, draw: random.Random) -> tu
     return words, world.phases()[-1][-1]
 
 
-def kill_and_go_on(undisturbed: Undisturbed, root: Path, draw: random.Random, most: int) -> Iterator[tuple[str, str]]:
+def kill_and_resume(undisturbed: Undisturbed, root: Path, draw: random.Random, most: int) -> Iterator[tuple[str, str]]:
     """Yield (moment, phase) of each kill of one run; then AssertionError unless it ended as the undisturbed one did."""
-    world, told = World.new(root, *undisturbed.world.overrides), []
+    world, reported = World.new(root, *undisturbed.world.overrides), []
     for _ in range(draw.randint(1, min(most, MOST_KILLS))):
         killed = kill_once(world, undisturbed, draw)
         if killed is None:
             break
-        told.append(killed)
+        reported.append(killed)
     code = world.run(SAME_COMMAND)
-    assert code == 0, f"{told}: {world.output()[-3000:]}"
-    assert "Traceback" not in world.output(), told
-    assert world.result() == undisturbed.result, f"{told}: the result differs"
-    assert not world.left_over(undisturbed.world), f"{told}: {world.left_over(undisturbed.world)}"
-    yield from told
+    assert code == 0, f"{reported}: {world.output()[-3000:]}"
+    assert "Traceback" not in world.output(), reported
+    assert world.result() == undisturbed.result, f"{reported}: the result differs"
+    assert not world.left_over(undisturbed.world), f"{reported}: {world.left_over(undisturbed.world)}"
+    yield from reported
 
 
 def main() -> None:
@@ -101,23 +101,23 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, options.log.open("w") as log:
 
-        def tell(line: str) -> None:
+        def say(line: str) -> None:
             print(line, flush=True)
             print(line, file=log, flush=True)
 
         undisturbed = Undisturbed.run(Path(folder) / "undisturbed")
-        tell(f"undisturbed: {undisturbed.seconds:.1f} s, {undisturbed.writes} writes")
+        say(f"undisturbed: {undisturbed.seconds:.1f} s, {undisturbed.writes} writes")
         draw, runs = random.Random(options.seed), 0
         while phases.total() < options.kills:
             runs += 1
-            for moment, phase in kill_and_go_on(
+            for moment, phase in kill_and_resume(
                 undisturbed, Path(folder) / "world", draw, options.kills - phases.total()
             ):
                 phases[phase] += 1
-                tell(f"kill {phases.total()}: run {runs}, {moment}, killed while {phase}: went on, ended bitwise equal")
+                say(f"kill {phases.total()}: run {runs}, {moment}, killed while {phase}: went on, ended bitwise equal")
         for phase, count in phases.most_common():
-            tell(f"  {count:4} {phase}")
-        tell(f"{phases.total()} kills of {runs} runs: all ended bitwise equal, nothing left over "
+            say(f"  {count:4} {phase}")
+        say(f"{phases.total()} kills of {runs} runs: all ended bitwise equal, nothing left over "
              f"({time.perf_counter() - began:.0f} s)")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, options.log.open("w") as log:
 
-        def tell(line: str) -> None:
+        def say(line: str) -> None:
             print(line, flush=True)
             print(line, file=log, flush=True)
 
@@ -39,8 +39,8 @@ def main() -> None:
                     same = code == 0 and world.result() == undisturbed.result and not world.forgotten()
                     cases, equal = cases + 1, equal + same
                     verdict = "bitwise equal" if same else f"DIFFERS\n{world.output()[-3000:]}"
-                    tell(f"{workers} workers, {signum.name} in step {step}: {verdict}")
-        tell(f"{equal} of {cases} bitwise equal")
+                    say(f"{workers} workers, {signum.name} in step {step}: {verdict}")
+        say(f"{equal} of {cases} bitwise equal")
 
 
 if __name__ == "__main__":

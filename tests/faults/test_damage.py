@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tests.faults.damages import Scene, damage_and_go_on, fits
+from tests.faults.damages import Scene, damage_and_resume, fits
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def scene(undisturbed, tmp_path_factory) -> Scene:
         ("finished", "logs/*/*/encoder/*", "unreadable"),
     ],
 )
-def test_damage_is_named_and_what_can_be_made_anew_is(scene, state, pattern, kind):
+def test_damage_is_named_and_what_can_be_rebuilt_is(scene, state, pattern, kind):
     draw = random.Random(0)
     file = draw.choice([file for file in scene.files(state) if fits(file, (pattern,))])
-    assert "ended bitwise equal" in damage_and_go_on(scene, state, file, kind, draw)
+    assert "ended bitwise equal" in damage_and_resume(scene, state, file, kind, draw)

@@ -34,7 +34,7 @@ def small_disk(tmp_path):
         (False, "checkpointing", 4),
     ],
 )
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
+def test_a_full_disk_is_told_and_the_run_resumes_when_there_is_space(
     reference, reference_result, small_disk, tmp_path, from_nothing, phase, time
 ):
     world = reference.copy(small_disk / "world")
@@ -49,6 +49,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
     (small_disk / "filler").unlink()
     for checkpoint in world.root.rglob("*.ckpt"):
         verify_checkpoint(checkpoint)
-    assert world.go_on() == 0, world.output()[-3000:]
+    assert world.resume() == 0, world.output()[-3000:]
     assert world.result() == reference_result
     assert not world.left_over(reference)

@@ -37,16 +37,16 @@ def runs_of(world: World) -> list[Path]:
 
 
 @pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
-def test_a_signal_checkpoints_and_the_run_goes_on_in_its_folder(world, reference_result, signum, workers):
+def test_a_signal_checkpoints_and_the_run_resumes_in_its_folder(world, reference_result, signum, workers):
     world.overrides.append(f"data.workers={workers}")
     world.stop(signum)
     name = signal.Signals(signum).name
-    told = [line for line in world.output().splitlines() if line.startswith(f"{name}: stopped")]
-    assert len(told) == 1
-    assert "dream-train ckpt=last" in told[0]
+    reported = [line for line in world.output().splitlines() if line.startswith(f"{name}: stopped")]
+    assert len(reported) == 1
+    assert "dream-train ckpt=last" in reported[0]
     (run,) = runs_of(world)
     checkpoint = run / "checkpoints" / "last.ckpt"
-    assert f"the last checkpoint is {checkpoint}" in told[0]
+    assert f"the last checkpoint is {checkpoint}" in reported[0]
     assert read_checkpoint(checkpoint)["global_step"] == 6
     assert "Traceback" not in world.output()
     assert world.run("ckpt=last") == 0
@@ -63,15 +63,15 @@ def test_a_signal_checkpoints_and_the_run_goes_on_in_its_folder(world, reference
         ("measuring the scorer", 1, signal.SIGTERM),
     ],
 )
-def test_a_signal_before_training_tells_how_to_go_on(world, reference_result, phase, time, signum):
+def test_a_signal_before_training_says_how_to_resume(world, reference_result, phase, time, signum):
     shutil.rmtree(world.root / "data")
     assert world.run(phase=phase, time=time, signum=signum) == 128 + signum
     output = world.output()
     name = signal.Signals(signum).name
-    told = f"{name}: stopped; completed work is kept. Resume with: dream-train "
+    reported = f"{name}: stopped; completed work is kept. Resume with: dream-train "
     (line,) = [line for line in output.splitlines() if line.startswith(f"{name}: stopped;")]
-    assert line.startswith(told), output[-3000:]
-    assert shlex.split(line[len(told) :]) == world.arguments()
+    assert line.startswith(reported), output[-3000:]
+    assert shlex.split(line[len(reported) :]) == world.arguments()
     assert "Traceback" not in output
     assert world.run() == 0, world.output()[-3000:]
     assert world.result() == reference_result
@@ -99,5 +99,5 @@ def test_slurm_requeues_and_the_job_goes_on(world, reference_result, tmp_path, m
     assert list(run.glob("hpc_ckpt_*.ckpt"))
     assert world.run(environment=slurm | {"SLURM_RESTART_COUNT": "1"}) == 0
     assert runs_of(world) == [run]
-    assert "resumed from" in world.output()
+    assert "resuming from" in world.output()
     assert world.result() == reference_result

@@ -17,13 +17,13 @@ def world(reference, tmp_path):
     return copy
 
 
-def test_a_sweep_goes_on(world):
-    """Of three jobs the second is stopped; the command that is printed then skips the first and goes on with it."""
+def test_a_sweep_resumes(world):
+    """Of three jobs the second is stopped; the command that is printed then skips the first and continues with it."""
     script = ["candidates.k=2,3,4", "-m"]
     code = world.run(*script, phase="checkpointing", time=6, signum=signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, world.output()[-3000:]
-    told = re.search(r"Resume with: dream-train (.*)", world.output())
-    arguments = shlex.split(told[1])
+    reported = re.search(r"Resume with: dream-train (.*)", world.output())
+    arguments = shlex.split(reported[1])
     (folder,) = (world.root / "logs" / "tiny").glob("*_sweep")
     assert arguments == ["-m", *world.arguments(), "candidates.k=2,3,4", f"hydra.sweep.dir={folder}"]
     first = {file: file.read_bytes() for file in (folder / "0").rglob("*") if file.is_file()}
@@ -31,10 +31,10 @@ def test_a_sweep_goes_on(world):
     assert not (folder / "1" / "summary.json").exists()
     assert world.run(f"hydra.sweep.dir={folder}", *script) == 0, world.output()[-3000:]
     output = world.output()
-    assert output.count("of its jobs, 1 are finished and skipped, 1 go on from their last checkpoint") == 1
+    assert output.count("1 of its jobs are finished and skipped, 1 resume from their last checkpoint") == 1
     assert f"Skipped: this job is finished, in {folder / '0'}" in output
-    assert output.count(f"resumed from {folder / '1' / 'checkpoints'}") == 1
-    assert output.count("Training: ") == 2
+    assert output.count(f"resuming from {folder / '1' / 'checkpoints'}") == 1
+    assert output.count("DREAM: training") == 2
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
     assert {file: file.read_bytes() for file in (folder / "0").rglob("*") if file.is_file()} == first
     for job in ("1", "2"):

@@ -70,7 +70,7 @@ class World:
         if code != 128 + signum:
             raise RuntimeError(f"exit code {code} after signal {signum}: {self.output()[-3000:]}")
 
-    def go_on(self, *more: str) -> int:
+    def resume(self, *more: str) -> int:
         """Start the run again: from its last checkpoint, or from the beginning where it has none."""
         return self.run("ckpt=auto", *more)
 
@@ -113,7 +113,7 @@ class World:
         mine, theirs = (
             {str(path.relative_to(folder)) for folder in pair for path in folder.rglob("*")} for pair in folders
         )
-        return [*self.forgotten(), *sorted(path for path in mine - theirs if "tfevents" not in path)]
+        return [*self.forgotten(), *sorted(path for path in mine - theirs if not path.startswith("tensorboard"))]
 
     def remove(self, run: Path) -> None:
         shutil.rmtree(run)

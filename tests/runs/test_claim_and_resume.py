@@ -1,4 +1,4 @@
-"""Whose folder it is, which run goes on, and what its config keeps to itself. Run: pytest tests/runs/test_claim_and_resume.py"""
+"""Whose folder it is, which run continues, and what its config keeps to itself. Run: pytest tests/runs/test_claim_and_resume.py"""
 
 import os
 import subprocess
@@ -119,7 +119,7 @@ def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
     for run in (dead, resumable, mine):
         (run / "index" / ".snapshot-00000000.partial").mkdir(parents=True)
     (tmp_path / "data" / "stores" / ".store.1234.tmp").mkdir(parents=True)
-    (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will go on with
+    (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will continue with
     remove_unfinished(tmp_path / "data", tmp_path / "logs", mine)
     assert not list((dead / "index").iterdir())
     assert not list(dead.glob(".*"))

@@ -1,4 +1,4 @@
-"""Labelled queries and their relevant documents in place of windows: the supervised rival, in the same training loop.
+"""Labelled queries and their relevant documents instead of windows: the supervised baseline, in the same training loop.
 
 Shape suffixes: B examples of a step, Q labelled queries.
 """
@@ -20,9 +20,9 @@ log = get_logger(__name__)
 
 
 class PairStream(WindowStream):
-    """Every query once in an epoch, in a seeded order, with one of its relevant documents, each in its turn.
+    """Every query once an epoch, in a seeded order, with its relevant documents in turn, one an epoch.
 
-    The context is the query; the continuation is the document from the passage on that stands in `passages`.
+    The context is the query; the continuation is the start of the passage that represents the document.
     """
 
     def __init__(self, queries: list[np.ndarray], passages: list[np.ndarray], **stream: Any) -> None:
@@ -39,9 +39,15 @@ class PairStream(WindowStream):
 
 
 class LabelledDataModule(WindowDataModule):
-    """Streams (query, relevant passage) pairs of `split`. `passage`: a document's first, or its best one by BM25.
+    """Streams (query, relevant passage) pairs.
 
-    A query that another split asks too, by id or by text, is left out: nothing of dev and test is trained on.
+    A query that another split also has, by id or by text, is left out: nothing of dev and test is trained on.
+
+    Args:
+        split: the labels to train on.
+        passage: which passage represents a relevant document: its `first`, or its `best` by BM25.
+        corpus: with labels.
+        **windows: as of WindowDataModule.
     """
 
     has_targets = False

@@ -23,13 +23,23 @@ Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarr
 
 
 class WindowStream(IterableDataset):
-    """Whole batches of windows, without end, from the `start`-th window of the stream on.
+    """Endless stream of whole batches of windows.
 
-    Ranks take alternate batches of the global stream, loader workers alternate batches of their rank's, and the loader
-    takes from its workers in turn: the order does not depend on how many there are, and no rank runs out first.
+    Ranks take alternate batches of the global stream. Loader workers take alternate batches of their rank's, and the
+    loader takes from its workers in turn. So the order does not depend on the number of workers.
 
-    `document_start_fraction` of the positions take the windows that open a document, in an order of their own; the others take all
-    windows. `continuation_tokens` of the document's text from the target on, in encoder tokens, are the continuation.
+    Args:
+        store: where the windows are.
+        seed: of the order.
+        batch_size: windows of a batch.
+        max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
+        continuation_tokens: of the document's text from the target on, in encoder tokens.
+        document_start_fraction: share of the windows that start a document, in an order of their own; the others are
+            drawn from all windows.
+        limit: repeat the first n windows; None: all windows.
+        start: position of the first window, i.e. how many windows the run has consumed.
+        rank: number of this process.
+        world: number of processes.
     """
 
     def __init__(
@@ -74,14 +84,14 @@ class WindowStream(IterableDataset):
         )
 
     def examples_at(self, positions: np.ndarray) -> Examples:
-        """What stands at these positions of the stream."""
+        """The examples at these positions of the stream."""
         windows = self.windows_at(positions)
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
         return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
 
     def windows_at(self, positions: np.ndarray) -> np.ndarray:
-        """Window ids at these positions of the stream: two interleaved permutations, each of which ends for no one."""
+        """Window ids at these positions of the stream, which interleaves two infinite permutations."""
         leads_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
         is_lead = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > leads_before
         leads, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
@@ -91,9 +101,24 @@ class WindowStream(IterableDataset):
 
 
 class WindowDataModule(L.LightningDataModule):
-    """Builds the store of a corpus or opens it, and streams its windows.
+    """Opens or builds the store of a corpus, and streams its windows. State: `consumed`.
 
-    `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's. State: `consumed`.
+    Args:
+        corpus: where the documents come from.
+        encoder_tokenizer: for passages, contexts and continuations.
+        scorer_tokenizer: for passages, contexts and targets.
+        max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
+        stores_dir: where stores are cached.
+        batch_size: windows of a step.
+        workers: loader processes.
+        limit_windows: train on the first n windows of the order, again and again; None: all.
+        document_start_fraction: share of the windows that start a document.
+        continuation_tokens: encoder tokens of a continuation.
+        seed: of the order.
+        passage_tokens: encoder tokens of a passage, at most.
+        context_tokens: scorer tokens of a context, at most.
+        min_context_tokens: scorer tokens of a context, at least.
+        target_tokens: scorer tokens of a target.
     """
 
     has_targets = True  # for the language model to predict
@@ -158,7 +183,7 @@ class WindowDataModule(L.LightningDataModule):
 
     @property
     def store(self) -> Store:
-        """The store; opened, or built, at the first use."""
+        """The store, opened or built on first use."""
         if self._store is None:
             self.prepare_data()
         assert self._store is not None
@@ -170,7 +195,7 @@ class WindowDataModule(L.LightningDataModule):
         return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
 
     def stream(self, rank: int, world: int) -> WindowStream:
-        """This rank's share of the stream, from where the run stands."""
+        """This rank's share of the stream, from the first window that the run has not consumed."""
         return WindowStream(
             self.store,
             self.seed,

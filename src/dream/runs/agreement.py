@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.utils.errors import ConfigError, DataError
 
-# Keys that decide what a run learns: they cannot change in the middle of it. Corpora are compared by content (the store).
+# Keys that decide what a run learns: they cannot change in the middle of it. Corpora are compared by their content.
 FIXED = ("seed", "data", "encoder", "scorer", "objective", "candidates")
 # Keys below them that may: they only decide how it is computed, or follow from trainer.max_steps.
 FREE = {

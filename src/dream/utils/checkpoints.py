@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all, and read only when they are whole and hold no code."""
+"""Checkpoints that are written completely or not at all, verified before they are read, and never run code."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ from dream.utils.atomic_io import write_bytes
 from dream.utils.errors import DamageError, DataError
 
 PIECE = 1 << 22  # bytes read at a time
-MARK = b"sha256:"  # begins the archive's comment, which ends the file and carries the sum of all that stands before it
+MARK = b"sha256:"  # start of the archive's comment: the checksum of all bytes before it, at the end of the file
 COMMENT_BYTES = len(MARK) + 64
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: unfinished, then renamed; verified, and never unpickling code."""
+    """How Lightning writes checkpoints (temporary name, then renamed) and reads them (verified, without code)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -42,7 +42,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 class GracefulStop(Checkpoint):
     """At the end of the step in which a signal came, saves `checkpoint` and raises Interrupted.
 
-    It is a Checkpoint for Lightning to call it after all other callbacks, the last of the checkpoints.
+    A Checkpoint, because Lightning calls those after all other callbacks. Must be the last of them.
+
+    Args:
+        checkpoint: file to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -57,7 +60,7 @@ class GracefulStop(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
-            return  # gradients of a step that is not complete are in no checkpoint
+            return  # accumulated gradients of an incomplete step are in no checkpoint
         self._step = trainer.global_step
         while self._postponed:
             handler, signum = self._postponed.pop()
@@ -68,7 +71,7 @@ class GracefulStop(Checkpoint):
             raise signals.Interrupted(requested or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A signal that came after the last step was answered by nobody yet."""
+        """Handle a signal that came after the last step."""
         signum = signals.requested()
         signals.wait_for_the_step(False)
         if signum is not None:
@@ -79,27 +82,27 @@ class GracefulStop(Checkpoint):
 
     def _postpone(self, signum: int) -> None:
         handler = signal.getsignal(signum)
-        if callable(handler):  # Lightning's own, where it runs under SLURM
+        if callable(handler):  # Lightning's own, if it runs under SLURM
             signal.signal(signum, lambda number, _: self._postponed.append((handler, number)))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises DataError, naming the file, where it is damaged or holds code."""
+    """The content of a checkpoint, on the CPU. Raises DataError, naming the file, if it is damaged or holds code."""
     verify_checkpoint(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise DataError(f"{path}: refused, because it holds more than tensors and plain values, and loading it could "
-                        "run code; take a checkpoint that this project wrote") from error  # fmt: skip
+                        "run code; choose a checkpoint that this project wrote") from error  # fmt: skip
     except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
         raise _damaged(path, error) from error
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise DamageError where the file is not what was written.
+    """Raise DamageError if the file has changed since it was written.
 
-    This project's own checkpoints end with a checksum of every byte. Others have the CRC-32 that torch stores beside
-    each record, which leaves the padding between records unchecked.
+    Checkpoints of this project end with a checksum of all bytes. Others have only the CRC-32 that torch stores with
+    each record, which does not cover the padding between records.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -122,7 +125,7 @@ def verify_checkpoint(path: Path) -> None:
 def _append_checksum(buffer: io.BytesIO) -> None:
     """Give the archive a comment with the SHA-256 of all bytes before the comment."""
     with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = MARK + b"0" * 64  # of the final length, which the archive states before it
+        archive.comment = MARK + b"0" * 64  # of the final length, which the archive stores before the comment
     content = buffer.getbuffer()
     content[-64:] = hashlib.sha256(content[:-COMMENT_BYTES]).hexdigest().encode()
 
@@ -139,5 +142,5 @@ def _compare_checksum(path: Path, comment: bytes) -> None:
 
 def _damaged(path: Path, error: Exception) -> DamageError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DamageError(f"{path}: damaged checkpoint ({reason[:120]}); it cannot be mended: go on from another one, "
-                       "e.g. best.ckpt beside it (ckpt=FILE), or start without ckpt")  # fmt: skip
+    return DamageError(f"{path}: damaged checkpoint ({reason[:120]}), which cannot be repaired: resume from another "
+                       "one, e.g. best.ckpt in the same folder (ckpt=FILE), or start without ckpt")  # fmt: skip

@@ -7,7 +7,7 @@ from dream.utils.errors import require
 
 
 def warmup_then_linear(optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int) -> LambdaLR:
-    """Linear rise from 0 over `warmup_steps`, then linear fall to 0 at `max_steps`."""
+    """Linear rise from 0 over `warmup_steps` optimizer steps, then linear fall to 0 at `max_steps`."""
     require(warmup_steps >= 0, "optimizer.schedule.warmup_steps", warmup_steps, "0 or more steps")
 
     def factor(step: int) -> float:

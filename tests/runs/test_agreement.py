@@ -1,0 +1,117 @@
+"""What a resumed run must have in common with the run before; a refusal changes nothing.
+
+Run: pytest tests/runs/test_agreement.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dream.commands.train import train
+from dream.runs.agreement import changed_keys
+from dream.utils.errors import ConfigError, DataError
+from dream.utils.optimizer_settings import OptimizerSettings
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def finished(config, tmp_path) -> Path:
+    train(config("run"))
+    return tmp_path / "logs" / "run"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.temperature=0.2", "objective.temperature=0.2: the run to resume was started with 0.05"),
+        ("seed=1", "seed=1: the run to resume was started with 0"),
+        ("encoder.random_width=16", "encoder.random_width=16: the run to resume was started with 256"),
+        ("data.batch_size=8", "data.batch_size=8: the run to resume was started with 4"),
+    ],
+)
+def test_a_refused_resume_names_the_key_and_changes_no_byte(config, finished, override, message):
+    before = bytes_of(finished)
+    with pytest.raises(ConfigError, match=message):
+        train(config("other", "ckpt=last", "trainer.max_steps=8", override))
+    assert bytes_of(finished) == before
+
+
+@pytest.mark.parametrize("change", ["grown", "another"])
+def test_a_corpus_that_has_changed_is_refused_before_anything_of_the_run_changes(
+    config, finished, corpus_folder, tmp_path, change
+):
+    before = bytes_of(finished)
+    other = tmp_path / "other.jsonl"
+    text = (corpus_folder / "corpus.jsonl").read_text()
+    more = json.dumps({"_id": "new", "title": "", "text": "words " * 40}) + "\n"
+    other.write_text(text + more if change == "grown" else text.replace("Document", "Text").replace("a", "e"))
+    with pytest.raises(DataError, match="ckpt: the checkpoint was made with another store"):
+        train(config("other", "ckpt=last", "trainer.max_steps=8", f"corpus.path={other}"))
+    assert bytes_of(finished) == before
+
+
+def test_a_checkpoint_of_another_encoder_is_refused_before_the_scorer_is_loaded(config, finished, monkeypatch):
+    from dream.scorers.hf import HFScorer
+
+    monkeypatch.setattr(HFScorer, "load", lambda *_: pytest.fail("the scorer was loaded"))
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    with pytest.raises(DataError, match="another store"):
+        train(config("other", f"ckpt={checkpoint}", "data.passage_tokens=20"))
+
+
+def test_keys_that_only_decide_how_it_is_computed_may_change(config, finished, tmp_path):
+    free = ["trainer.max_steps=8", "data.workers=2", "scorer.scoring.tokens_per_forward=128", "scorer.cache_megabytes=0",
+            "callbacks.candidate_panels=null", "optimizer.optimizer.lr=0.01"]  # fmt: skip
+    train(config("unused", "ckpt=last", *free))
+    assert json.loads((finished / "summary.json").read_text())["steps"] == 8
+    assert not (tmp_path / "logs" / "unused").exists()
+
+
+def test_changed_keys_are_those_below_the_fixed_ones():
+    before = {"seed": 0, "encoder": {"name": "a", "max_tokens": 8}, "trainer": {"max_steps": 1}}
+    now = OmegaConf.create({"seed": 0, "encoder": {"name": "b", "max_tokens": 8, "pooling": "cls"}, "trainer": {}})
+    assert changed_keys(before, now) == {"encoder.name": ("a", "b"), "encoder.pooling": (None, "cls")}
+
+
+@pytest.mark.parametrize("where", ["ckpt=last", "ckpt=FILE"])
+def test_learning_rate_and_weight_decay_of_the_config_are_used_after_a_resume(
+    config, finished, tmp_path, where, capsys
+):
+    where = where.replace("FILE", str(finished / "checkpoints" / "last.ckpt"))
+    overrides = ["optimizer.optimizer.lr=0.0001", "optimizer.optimizer.weight_decay=0.1", "trainer.max_steps=8",
+                 "optimizer.schedule.warmup_steps=4"]  # fmt: skip
+    train(config("again", where, *overrides))
+    assert "Resuming with other optimizer settings than before: weight_decay 0.0 → 0.1" in capsys.readouterr().out
+    run = (tmp_path / "logs" / "latest").resolve()
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], group["initial_lr"]) == (0.1, 0.0001)
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.0001]
+    assert 0 <= group["lr"] <= 0.0001
+
+
+def test_settings_of_a_schedule_with_state_follow_the_config_and_its_step_does_not():
+    """A checkpoint with gamma 0.5 after 3 steps, resumed with gamma 0.1: step 3 stays, gamma is the new one."""
+
+    def make(gamma: float, lr: float):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr)
+        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=gamma)
+
+    old_optimizer, old_schedule = make(0.5, 1.0)
+    for _ in range(3):
+        old_optimizer.step()
+        old_schedule.step()
+    optimizer, schedule = make(0.1, 0.2)
+    settings = OptimizerSettings(optimizer, schedule)
+    optimizer.load_state_dict(old_optimizer.state_dict())
+    schedule.load_state_dict(old_schedule.state_dict())
+    assert schedule.gamma == 0.5
+    settings.apply()
+    assert (schedule.gamma, schedule.last_epoch, schedule.base_lrs) == (0.1, 3, [0.2])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * 0.5)  # what has decayed by step 3 has decayed

@@ -1,0 +1,51 @@
+"""The Python API, as in the README's first screen. Run: pytest tests/test_api.py"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import dream
+
+
+@pytest.fixture(scope="module")
+def run(tiny_overrides, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    return dream.train([*tiny_overrides, f"paths.data={folder / 'data'}", f"paths.logs={folder / 'logs'}"])
+
+
+def test_train_returns_the_folder_of_a_finished_run(run):
+    assert (run / "summary.json").is_file()
+    assert (run / "train.log").is_file()
+    assert (run.parents[1] / "latest").resolve() == run
+
+
+def test_load_searches_and_encodes(run):
+    retriever = dream.load(run)
+    hits = retriever.search("some words", k=4)
+    assert len(hits) == 4
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    queries, documents = retriever.encode_queries(["some words"]), retriever.encode_documents([hits[0].text, "b"])
+    assert (queries.dtype, documents.dtype) == (np.float32, np.float32)
+    assert (queries.shape, documents.shape) == ((1, retriever.encoder.width), (2, retriever.encoder.width))
+    np.testing.assert_allclose(np.linalg.norm(documents, axis=1), 1, atol=1e-5)
+
+
+def test_a_mistake_is_one_line(run):
+    with pytest.raises(dream.DreamError, match="no run is there"):
+        dream.load(run / "nowhere")
+    with pytest.raises(dream.DreamError, match="mode=fast: choose dense, bm25, hybrid"):
+        dream.load(run).search("some words", mode="fast")
+
+
+def test_the_log_of_a_run_has_levels_and_the_table(run):
+    text = (run / "train.log").read_text()
+    assert "INFO" in text
+    assert "DREAM: training the static encoder" in text
+    assert "hybrid" in text
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import dream, sys; print(dream.__version__); assert not {'torch', 'hydra', 'lightning'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
