@@ -5,11 +5,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test
+.PHONY: help setup train test test-all lint docs
 
 help:
 	@echo "make train   train the quickstart retriever on this machine's own Python documentation"
-	@echo "make test    ruff, mypy and the tests"
+	@echo "make test    ruff, mypy and the tests, without the slow ones"
+	@echo "make test-all  the same with the slow ones"
+	@echo "make docs    build the documentation into site/, strictly: a broken link or name is an error"
 	@echo "make setup   only create .venv with the pinned packages (train and test do it by themselves)"
 	@echo ""
 	@echo "PYTHON=python3.12  another interpreter than python3, to create .venv with"
@@ -21,15 +23,25 @@ train: $(READY)
 	@echo "Training: dream-train experiment=quickstart $(ARGS)"
 	@$(BIN)/dream-train experiment=quickstart $(ARGS)
 
-test: $(READY)
+test: $(READY) lint
+	@echo "4/4 pytest -m 'not slow' $(ARGS)"
+	@$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(READY) lint
+	@echo "4/4 pytest $(ARGS)"
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(READY)
 	@echo "1/4 ruff check"
 	@$(BIN)/ruff check
 	@echo "2/4 ruff format --check"
 	@$(BIN)/ruff format --check
 	@echo "3/4 mypy"
 	@$(BIN)/mypy
-	@echo "4/4 pytest $(ARGS)"
-	@$(BIN)/pytest $(ARGS)
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements-docs.lock
+	@$(BIN)/python -m mkdocs build --strict --site-dir site
 
 $(READY): requirements.lock pyproject.toml
 	@echo "Setting up .venv: some minutes the first time, a few seconds when the pinned packages are there already"
