@@ -13,8 +13,8 @@ def excluded(ids_BM: np.ndarray, windows: WindowBatch, store: Store, mode: str) 
 
     Args:
         ids_BM: passage ids of each window; or (1, U), to test the same U passages for each window.
-        mode: `document` excludes all passages of the window's own document (REALM, https://arxiv.org/abs/2002.08909,
-            excludes the trivial candidate in this way); `overlap` only those whose character range overlaps or touches
+        mode: `document` excludes all passages of the window's own document (like REALM's trivial candidates,
+            https://arxiv.org/abs/2002.08909); `overlap` only those whose character range overlaps or touches
             the window, which is its context and target.
     """
     first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), store, mode)
