@@ -2,6 +2,7 @@
 
 import random
 import re
+from itertools import pairwise
 from unicodedata import category, normalize
 
 import bm25s
@@ -99,7 +100,7 @@ def test_pairs_of_an_unspaced_text_give_the_text(script):
     draw = random.Random(0)
     for length in range(1, 20):
         letters = draw.choices(UNSPACED[script], k=length)
-        pairs = [first + second for first, second in zip(letters, letters[1:], strict=False)] or letters
+        pairs = [first + second for first, second in pairwise(letters)] or letters
         assert words("".join(letters)) == [normalize("NFC", pair) for pair in pairs]
 
 

@@ -13,7 +13,8 @@ import torch
 from dream.encoders.base import Encoder
 from dream.indexes.exact import ExactIndex
 from dream.indexes.faiss import FaissIndex
-from dream.indexes.snapshot import IndexHandle, IndexSnapshot, overlap
+from dream.indexes.overlap import overlap
+from dream.indexes.snapshot import IndexHandle, IndexSnapshot
 from dream.utils.errors import DataError, DreamError
 
 

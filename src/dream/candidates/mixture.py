@@ -80,7 +80,7 @@ class CandidateMixture:
         require(scored_windows is None or scored_windows >= 0, "candidates.scored_windows", scored_windows,
                 "choose null for all windows of a step, or 0 or more")  # fmt: skip
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
-        remedy = "choose 1 or more (it follows trainer.max_steps; give a number where that is -1)"
+        remedy = "choose 1 or more (by default it is trainer.max_steps; set it if that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
         names = sorted(sources)
         known = set(schedule) <= set(names)

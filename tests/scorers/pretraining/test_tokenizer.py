@@ -11,8 +11,14 @@ from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
 from dream.store.tokens import BatchTokenizer
 
-TEXTS = ["हिन्दी विकिपीडिया विद्यालय शिक्षक संग्रहालय", "Zürich café naïve Ünal señor", "한국어 위키백과 대학교", "ภาษาไทย สวัสดี",
-         "می\u200cخواهم العَرَبِيَّة", "Việt Nam tiếng Việt"]  # fmt: skip
+TEXTS = [
+    "हिन्दी विकिपीडिया विद्यालय शिक्षक संग्रहालय",
+    "Zürich café naïve Ünal señor",
+    "한국어 위키백과 대학교",
+    "ภาษาไทย สวัสดี",
+    "می\u200cخواهم العَرَبِيَّة",
+    "Việt Nam tiếng Việt",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,8 @@ def decomposed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_scripts(tmp_path_factory, decomposed):
-    return AutoTokenizer.from_pretrained(open_or_train_tokenizer(tmp_path_factory.mktemp("tokenizers"), decomposed, 600))
+    folder = open_or_train_tokenizer(tmp_path_factory.mktemp("tokenizers"), decomposed, 600)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def test_normal_forms_and_case_do_not_matter(many_scripts):
