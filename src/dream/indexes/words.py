@@ -20,13 +20,13 @@ PLAIN_WORD = re.compile(r"[^\W_]{2,}")
 # without a match has the same words by PLAIN_WORD as by WORD, and PLAIN_WORD is faster.
 NOT_PLAIN = re.compile("[^\0-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u200b\u200e-\u20cf\u2100-\u2bff]")
 
-# Scripts written without spaces. The signs after \p{Nl} are the long-vowel and voicing signs of Japanese, which
-# Unicode counts to no script.
+# Scripts written without spaces. \p{Nl} has 〇; ー and ﾞ are the long-vowel and voicing signs of Japanese, which belong
+# to several scripts.
 _SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _UNSPACED = rf"[[[\p{{L}}\p{{Nl}}]&&{_SCRIPTS}]ーｰﾞﾟ]"
 _SPACED = rf"[[\p{{L}}\p{{N}}]--{_UNSPACED}]"
 _WORD_ALONE = r"[\p{Lo}--[\p{Latin}\p{Common}]]"  # letters without case (Hindi, Arabic, Hangul …) that may be a word
-_JOINERS = "[\u200c\u200d]"  # ZWNJ and ZWJ shape the letters of a word; at its end they say nothing
+_JOINERS = "[\u200c\u200d]"  # ZWNJ and ZWJ shape the letters within a word; at its end they are dropped
 WORD = regex.compile(
     rf"(?V1)(?P<run>(?:{_UNSPACED}\p{{M}}*+)++)"
     rf"|(?={_WORD_ALONE}|{_SPACED}\p{{M}}*+{_JOINERS}*+{_SPACED})"
