@@ -1,4 +1,4 @@
-"""Which passages a window may not see. Run: pytest tests/candidates/test_exclusion.py
+"""Passages that may not be candidates of a window. Run: pytest tests/candidates/test_exclusion.py
 
 Each document has 12 one-letter words in passages of 2, so passages 0-5 and 6-11. Windows are 2 + 2 words: windows 0-2
 of document 0 span its passages 0-1, 2-3 and 4-5, windows 3-5 those of document 1.

@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from dream.candidates.bm25 import BM25Candidates
 from dream.candidates.exclusion import excluded
 from dream.candidates.index import IndexCandidates
 from dream.candidates.mixture import CandidateMixture, quotas, take
 from dream.candidates.random import RandomCandidates
 from dream.utils.errors import ConfigError
 
-CONF = Path(__file__).parents[2] / "conf" / "candidates"
+CONF = Path(__file__).parents[2] / "conf"
 SCHEDULE = {"a": {"start": 0.75, "end": 0.25}, "b": {"start": 0.25, "end": 0.75}}
 
 
@@ -36,7 +37,7 @@ class Forbidden(Fixed):
         raise AssertionError("a source without a share must not be searched")
 
 
-class NoGeneration:
+class NoSnapshot:
     current = None
 
 
@@ -52,7 +53,7 @@ def small(make_store):
 
 
 def proposal(made, store, batch, step=0):
-    made.prepare(store, NoGeneration())
+    made.prepare(store, NoSnapshot())
     return made.propose(batch, torch.zeros(len(batch), 2), step).tolist()
 
 
@@ -83,7 +84,7 @@ def test_shares_are_relative():
 
 
 def test_takes_each_share_best_first_without_the_own_document(small, batch_of):
-    """Window 1 owns passages 2 and 3. a gives 3 of 4 (4, 5, 6), b one: 4 is taken, so 8."""
+    """Window 1 owns passages 2 and 3. Source a gives three (4, 5, 6), b one: 8, because 4 is already taken."""
     made = mixture({"a": Fixed([2, 4, 5, 3, 6, 7]), "b": Fixed([4, 8, 9, -1])})
     assert proposal(made, small, batch_of(small, [1])) == [[4, 5, 6, 8]]
     assert made.propose(batch_of(small, [1]), torch.zeros(1, 2), 100).tolist() == [[4, 8, 9, 5]]
@@ -96,18 +97,17 @@ def test_fills_with_random_passages_never_with_excluded_ones(small, batch_of):
     assert sorted(row) == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
-def test_a_source_without_a_share_is_not_searched(small, batch_of):
-    schedule = {"a": {"start": 1, "end": 1}, "b": {"start": 0, "end": 0}}
+@pytest.mark.parametrize("entry", [{"b": {"start": 0, "end": 0}}, {}], ids=["share 0", "no entry"])
+def test_a_source_without_a_share_is_not_searched(small, batch_of, entry):
     never = Forbidden([])
-    assert proposal(mixture({"a": Fixed([4, 5, 6, 7]), "b": never}, schedule), small, batch_of(small, [0])) == [
-        [4, 5, 6, 7]
-    ]
+    made = mixture({"a": Fixed([4, 5, 6, 7]), "b": never}, {"a": {"start": 1, "end": 1}} | entry)
+    assert proposal(made, small, batch_of(small, [0])) == [[4, 5, 6, 7]]
     assert not hasattr(never, "prepared")
 
 
-def test_before_the_first_generation_the_index_proposes_nothing(small, batch_of):
+def test_before_the_first_snapshot_the_index_proposes_nothing(small, batch_of):
     schedule = {"index": {"start": 1, "end": 1}}
-    [row] = proposal(mixture({"index": IndexCandidates(4)}, schedule), small, batch_of(small, [0]))
+    [row] = proposal(mixture({"index": IndexCandidates()}, schedule), small, batch_of(small, [0]))
     assert len(set(row)) == 4
     assert min(row) > 1
 
@@ -119,22 +119,20 @@ def test_the_index_is_asked_for_more():
         def search(self, query_QD, k):
             return torch.zeros(2, k), torch.arange(2 * k).reshape(2, k)
 
-    source = IndexCandidates(3)
+    source = IndexCandidates()
     source.prepare(None, Handle())
-    assert source.propose([0, 1], torch.zeros(2, 4), 5, 0).shape == (2, 15)
+    assert source.propose([0, 1], torch.zeros(2, 4), 5, 0).shape == (2, 20)  # 4 times as many
 
 
 @pytest.mark.parametrize("exclude", ["document", "overlap"])
-def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude, tmp_path):
-    """On a store of 80 documents: whatever the sources give, and again with new objects at the same position."""
+def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude):
+    """On a store of 80 documents. New objects at the same position propose the same candidates."""
     schedule = {"bm25": {"start": 0.5, "end": 0.5}, "random": {"start": 0.5, "end": 0.5}}
 
     def run(seed, consumed):
-        from dream.indexes.bm25 import BM25Candidates
-
-        sources = {"bm25": BM25Candidates(str(tmp_path), None), "random": RandomCandidates(seed)}
+        sources = {"bm25": BM25Candidates(), "random": RandomCandidates(seed)}
         made = mixture(sources, schedule, k=8, exclude=exclude, seed=seed)
-        made.prepare(store, NoGeneration())
+        made.prepare(store, NoSnapshot())
         batch = batch_of(store, list(range(0, len(store.windows), 5)), consumed)
         ids_BK = made.propose(batch, torch.zeros(len(batch), 2), 3)
         assert ids_BK.dtype == torch.int64
@@ -161,7 +159,7 @@ def test_random_candidates_cover_the_corpus(store, batch_of):
 def test_too_many_candidates_for_the_corpus(small):
     made = mixture({"a": Fixed([]), "b": Fixed([])}, k=11)
     with pytest.raises(ConfigError, match=r"candidates\.k=11: .*only 10 passages"):
-        made.prepare(small, NoGeneration())
+        made.prepare(small, NoSnapshot())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_too_many_candidates_for_the_corpus(small):
         ({"k": 1}, "candidates.k=1"),
         ({"exclude": "none"}, "candidates.exclude=none"),
         ({"steps": -1}, "candidates.schedule_steps=-1"),
-        ({"schedule": {"a": {"start": 1, "end": 1}}}, "candidates.schedule="),
+        ({"schedule": SCHEDULE | {"c": {"start": 1, "end": 1}}}, "candidates.schedule=['a', 'b', 'c']: choose from"),
         ({"schedule": SCHEDULE | {"b": {"start": -0.1, "end": 1}}}, "candidates.schedule.b.start=-0.1"),
         ({"schedule": {"a": {"start": 0, "end": 1}, "b": {"start": 0, "end": 1}}}, "candidates.schedule.*.start=0"),
     ],
@@ -181,9 +179,10 @@ def test_bad_values_name_their_key(change, key):
     assert str(error.value).startswith(key)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_proposes(path, store, batch_of, tmp_path):
-    around = {"seed": 1, "trainer": {"max_steps": 10}, "paths": {"data": str(tmp_path)}}
-    made = instantiate(OmegaConf.create(around | {"candidates": OmegaConf.load(path)}).candidates)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "candidates").glob("*.yaml")))
+def test_every_config_proposes(name, store, batch_of):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(f"candidates/{name}", ["+seed=1", "+trainer.max_steps=10"])
+    made = instantiate(cfg.candidates)
     rows = proposal(made, store, batch_of(store, [0, 9]), step=5)
     assert [len(set(row)) for row in rows] == [8, 8]

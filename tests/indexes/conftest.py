@@ -1,4 +1,4 @@
-"""A tiny store and the real static encoder over it, for the tests of the indexes."""
+"""A tiny store and the static encoder over it, for the tests of the indexes."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def make_store(folder: Path, documents: int) -> tuple[Store, AutoTokenizer]:
             text = " ".join(WORDS[pick] for pick in picks)
             lines.write(json.dumps({"_id": f"d{number}", "title": f"Title {number}", "text": text}) + "\n")
     corpus = JsonlCorpus("animals", str(file), "_id", "title", ["text"], False, None, None, "error", 32)
-    tokenizer = AutoTokenizer.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", corpus, 400, 1))
+    tokenizer = AutoTokenizer.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", corpus, 400))
     store = open_or_build(
         folder / "stores",
         corpus,
@@ -44,17 +44,17 @@ def make_store(folder: Path, documents: int) -> tuple[Store, AutoTokenizer]:
 
 
 def make_encoder(store: Store, tokenizer: AutoTokenizer, width: int = 16, seed: int = 0) -> StaticEncoder:
-    """Initialised from a random table instead of a scorer's."""
+    """Initialised from random token embeddings instead of a scorer's."""
     table_VD = torch.randn(len(tokenizer), width, generator=torch.Generator().manual_seed(seed))
-    scorer = SimpleNamespace(tokenizer=tokenizer, token_embeddings=lambda: table_VD, load=lambda store: None)
-    encoder = StaticEncoder(scorer, max_tokens=6, random_width=0, scorer_share=1.0, seed=0)
-    encoder.load(store, scorer)
+    encoder = StaticEncoder(max_tokens=6, random_width=0, token_embedding_share=1.0, seed=0)
+    encoder.adopt_tokenizer(tokenizer)
+    encoder.initialize(store, lambda: table_VD)
     return encoder
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> SimpleNamespace:
-    """store, tokenizer, an encoder of width 16 that no test changes, and how to make more of them."""
+    """store, tokenizer, an encoder of width 16 that no test changes, and functions that make more of them."""
     store, tokenizer = make_store(tmp_path_factory.mktemp("world"), documents=40)
     return SimpleNamespace(
         store=store,

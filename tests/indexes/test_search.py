@@ -1,4 +1,4 @@
-"""Both indexes find the same passages in the same order, and say plainly what cannot be built.
+"""Both indexes find the same passages in the same order, and report what cannot be built.
 
 pytest tests/indexes/test_search.py
 """
@@ -15,7 +15,7 @@ from dream.utils.errors import ConfigError
 
 
 def flat() -> FaissIndex:
-    return FaissIndex("Flat", 1000, {})
+    return FaissIndex("Flat", {})
 
 
 def in_chunks(embeddings_ND: np.ndarray, rows: int) -> list[np.ndarray]:
@@ -50,7 +50,7 @@ def test_known_neighbours(make) -> None:
 
 
 @pytest.mark.parametrize("make", INDEXES)
-def test_pads_where_k_exceeds_the_corpus(make) -> None:
+def test_pads_if_k_exceeds_the_corpus(make) -> None:
     index = built(make(), np.eye(3, dtype=np.float16))
     sim_QK, ids_QK = index.search(torch.eye(3)[:2], 5)
     assert ids_QK.tolist() == [[0, 1, 2, -1, -1], [1, 0, 2, -1, -1]]
@@ -77,7 +77,7 @@ def test_flat_equals_torch(dtype: torch.dtype) -> None:
 def test_ties_go_to_the_lower_id(k: int) -> None:
     """Coordinates are small integers, so that products are exact and most similarities are shared by dozens of rows.
 
-    The expected order is a full sort by (−similarity, id), also where the k-th place falls amid equal ones.
+    The expected order is a full sort by (−similarity, id), also if several passages equal the k-th.
     """
     random = np.random.default_rng(0)
     embeddings = random.integers(-1, 2, size=(300, 4)).astype(np.float16)
@@ -122,27 +122,27 @@ def test_approximate_recall(factory: str, search_params: dict, at_least: float) 
     embeddings = clusters(4000, 32)
     query_QD = torch.from_numpy(clusters(50, 32, seed=1).astype(np.float32))
     _, exact = built(flat(), embeddings).search(query_QD, 10)
-    _, found = built(FaissIndex(factory, 2000, search_params), embeddings, 900).search(query_QD, 10)
+    _, found = built(FaissIndex(factory, search_params), embeddings, 900).search(query_QD, 10)
     recall = (exact[:, :, None] == found[:, None, :]).any(2).float().mean().item()
     assert recall >= at_least
 
 
 def test_search_params_matter() -> None:
-    """One list of twenty holds too few passages: what is missing is −1, never an id."""
+    """One list of twenty has fewer than 100 passages: the rest of the ids is −1."""
     embeddings = clusters(200, 32)
     query_QD = torch.from_numpy(embeddings[:5].astype(np.float32))
-    _, one = built(FaissIndex("IVF20,Flat", 200, {"nprobe": 1}), embeddings).search(query_QD, 100)
-    _, all_ = built(FaissIndex("IVF20,Flat", 200, {"nprobe": 20}), embeddings).search(query_QD, 100)
+    _, one = built(FaissIndex("IVF20,Flat", {"nprobe": 1}), embeddings).search(query_QD, 100)
+    _, all_ = built(FaissIndex("IVF20,Flat", {"nprobe": 20}), embeddings).search(query_QD, 100)
     assert (one == -1).any(1).all()
     assert (all_ >= 0).all()
-    sim_QK, ids_QK = built(FaissIndex("IVF20,Flat", 200, {"nprobe": 1}), embeddings).search(query_QD, 100)
+    sim_QK, ids_QK = built(FaissIndex("IVF20,Flat", {"nprobe": 1}), embeddings).search(query_QD, 100)
     assert torch.equal(sim_QK == -math.inf, ids_QK == -1)
 
 
 def test_save_and_load(tmp_path) -> None:
     embeddings = clusters(500, 16)
     query_QD = torch.from_numpy(embeddings[:9].astype(np.float32))
-    for make in (lambda: FaissIndex("IVF8,Flat", 500, {"nprobe": 8}), flat, lambda: ExactIndex(100, True)):
+    for make in (lambda: FaissIndex("IVF8,Flat", {"nprobe": 8}), flat, lambda: ExactIndex(100, True)):
         index = built(make(), embeddings)
         index.save(tmp_path)
         again = make()
@@ -162,12 +162,13 @@ def test_save_and_load(tmp_path) -> None:
 )
 def test_bad_values_are_named(factory: str, search_params: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as raised:
-        built(FaissIndex(factory, 500, search_params), clusters(500, 10))
+        built(FaissIndex(factory, search_params), clusters(500, 10))
     assert "\n" not in str(raised.value)
     assert "/faiss/" not in str(raised.value)
 
 
-def test_training_sample_is_bounded() -> None:
+def test_training_sample_is_bounded(monkeypatch) -> None:
     """100 of 1,000 points cannot train 200 lists, although 1,000 could."""
+    monkeypatch.setattr("dream.indexes.faiss.TRAIN_POINTS", 100)
     with pytest.raises(ConfigError, match="100 of 1,000 passages are too few"):
-        built(FaissIndex("IVF200,Flat", 100, {}), clusters(1000, 8), 33)
+        built(FaissIndex("IVF200,Flat", {}), clusters(1000, 8), 33)

@@ -1,4 +1,4 @@
-"""IndexSnapshot: what is written is what the encoder says, and a refresh that fails changes nothing.
+"""Snapshots hold the encoder's embeddings, and a refresh that fails changes nothing.
 
 pytest tests/indexes/test_snapshot.py
 """
@@ -13,7 +13,8 @@ import torch
 from dream.encoders.base import Encoder
 from dream.indexes.exact import ExactIndex
 from dream.indexes.faiss import FaissIndex
-from dream.indexes.snapshot import IndexHandle, IndexSnapshot, overlap
+from dream.indexes.overlap import overlap
+from dream.indexes.snapshot import IndexHandle, IndexSnapshot
 from dream.utils.errors import DataError, DreamError
 
 
@@ -26,7 +27,7 @@ def refresh(handle: IndexHandle, world, encoder=None, step: int = 0):
 
 
 def test_vectors_are_the_encoders(world, tmp_path) -> None:
-    """One passage at a time, without padding, tokens read one by one: the plain way to the same vectors."""
+    """Expected: each passage by itself, without padding, as the weighted sum of its tokens' embeddings."""
     handle = new_handle(tmp_path, rows_per_shard=50)
     report = refresh(handle, world, step=12)
     store, snapshot = world.store, handle.current
@@ -47,7 +48,7 @@ def test_vectors_are_the_encoders(world, tmp_path) -> None:
 
 
 def test_finds_itself_first(world, tmp_path) -> None:
-    for index in (ExactIndex(64, True), FaissIndex("Flat", 100, {})):
+    for index in (ExactIndex(64, True), FaissIndex("Flat", {})):
         handle = IndexHandle(index, tmp_path / type(index).__name__)
         refresh(handle, world)
         query_QD = torch.from_numpy(handle.current.rows(np.arange(20)))
@@ -56,7 +57,7 @@ def test_finds_itself_first(world, tmp_path) -> None:
 
 
 def test_search_before_the_first_refresh(tmp_path) -> None:
-    with pytest.raises(DreamError, match=r"callbacks\.refresh"):
+    with pytest.raises(DreamError, match=r"callbacks\.index_refresh"):
         new_handle(tmp_path).search(torch.zeros(1, 4), 3)
 
 
@@ -71,7 +72,7 @@ def test_modes_are_put_back(world, tmp_path) -> None:
 
 
 class Counting:
-    """The real encoder, until `limit` passages are embedded; counts them."""
+    """The real encoder. It counts the passages, and is interrupted after `limit` of them."""
 
     def __init__(self, encoder, limit: int) -> None:
         self.encoder, self.limit, self.embedded = encoder, limit, 0
@@ -89,8 +90,8 @@ class Counting:
         return Encoder.embed_passages(self, store, passage_ids, device)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("index", [ExactIndex(64, True), FaissIndex("Flat", 100, {})])
-def test_an_interrupted_refresh_changes_nothing_and_goes_on_with_the_missing_shards(world, tmp_path, index) -> None:
+@pytest.mark.parametrize("index", [ExactIndex(64, True), FaissIndex("Flat", {})])
+def test_an_interrupted_refresh_changes_nothing_and_resumes_with_the_missing_shards(world, tmp_path, index) -> None:
     handle = IndexHandle(index, tmp_path / "index", rows_per_shard=30)
     refresh(handle, world)
     before, count = handle.current, len(world.store.passages)
@@ -139,20 +140,20 @@ def test_shards_that_cannot_be_trusted_are_embedded_again(world, tmp_path, damag
 
 
 @pytest.mark.parametrize("file", ["shard-00001.npy", "index.faiss", "manifest.json", "checksums.json"])
-def test_a_flipped_bit_is_named_and_the_generation_made_anew(world, tmp_path, capsys, file) -> None:
-    handle = IndexHandle(FaissIndex("Flat", 100, {}), tmp_path, rows_per_shard=50)
+def test_a_flipped_bit_is_reported_and_the_snapshot_rebuilt(world, tmp_path, capsys, file) -> None:
+    handle = IndexHandle(FaissIndex("Flat", {}), tmp_path, rows_per_shard=50)
     refresh(handle, world)
     path = handle.current.path / file
     whole = path.read_bytes()
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
     with pytest.raises(DataError, match=file):
         handle.open(handle.current.path, world.store)
-    refresh(IndexHandle(FaissIndex("Flat", 100, {}), tmp_path, rows_per_shard=50), world)
+    refresh(IndexHandle(FaissIndex("Flat", {}), tmp_path, rows_per_shard=50), world)
     assert path.read_bytes() == whole
     assert len([line for line in capsys.readouterr().out.splitlines() if file in line]) == 1
 
 
-def test_diverged_encoder_is_told(world, tmp_path) -> None:
+def test_diverged_encoder_is_reported(world, tmp_path) -> None:
     encoder = world.make_encoder()
     with torch.no_grad():
         encoder.weight_V.fill_(float("nan"))
@@ -171,7 +172,7 @@ def test_another_store_or_width_is_refused(world, tmp_path) -> None:
         new_handle(tmp_path).open(path, world.store, 24)
 
 
-def test_incomplete_generation_is_named(world, tmp_path) -> None:
+def test_incomplete_snapshot_is_reported(world, tmp_path) -> None:
     handle = new_handle(tmp_path)
     refresh(handle, world)
     (handle.current.path / "shard-00000.npy").unlink()
@@ -183,13 +184,13 @@ def test_open_with_another_index_builds_it(world, tmp_path) -> None:
     handle = new_handle(tmp_path)
     refresh(handle, world)
     query_QD = torch.from_numpy(handle.current.rows(np.arange(9)))
-    other = IndexHandle(FaissIndex("Flat", 100, {}), handle.folder)
+    other = IndexHandle(FaissIndex("Flat", {}), handle.folder)
     other.open(handle.current.path, world.store)
     assert torch.equal(other.search(query_QD, 4)[1], handle.search(query_QD, 4)[1])
 
 
 def test_the_same_step_again(world, tmp_path) -> None:
-    """A resumed run that comes by with the same weights opens what is there; other weights leave it untouched."""
+    """A resumed run with the same weights opens the existing snapshot. Other weights leave it untouched."""
     refresh(new_handle(tmp_path), world, step=5)
     handle = new_handle(tmp_path)
     assert refresh(handle, world, step=5).passages_per_second == 0
@@ -221,8 +222,8 @@ def write_snapshot(folder: Path, rows: np.ndarray) -> IndexSnapshot:
 def test_overlap_by_hand(tmp_path) -> None:
     """Two bundles of 11 directions. A passage's 10 nearest are the rest of its bundle.
 
-    Swapping one member of each bundle with the other's: for the 20 passages that stay, 9 of 10 neighbours are shared;
-    for the 2 that move, none is: (20 × 0.9 + 2 × 0) / 22.
+    One member of each bundle is swapped with the other's: the 20 passages that stay share 9 of 10 neighbours; the 2
+    that move share none: (20 × 0.9 + 2 × 0) / 22.
     """
     angles = np.concatenate([np.linspace(0, 0.2, 11), np.linspace(1.4, 1.6, 11)])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)

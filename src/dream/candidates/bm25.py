@@ -1,4 +1,4 @@
-"""The passages that BM25 finds for a window's context: useful candidates before the encoder has learnt anything."""
+"""Candidates found by BM25: useful before the encoder has learned anything."""
 
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 class BM25Candidates:
-    """The query is the window's context. The target is not part of it."""
+    """Searches the passages with the words of the window's context. The target is not part of the query."""
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
         self.store = store
         self.index = BM25Index.open_or_build(store)
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
-        """(B, M) passage ids. M is k plus the most passages of any document of the batch, since a window's own
-        passages come first and are excluded."""
+        """(B, M) passage ids, best first, -1 at the end.
+
+        M is k plus the number of passages of the batch's longest document: a window's own passages usually come first,
+        and are excluded later.
+        """
         documents_B = windows.document_ids_B.cpu().numpy()
         owned_B = np.searchsorted(self.store.passage_documents, documents_B, side="right") - np.searchsorted(
             self.store.passage_documents, documents_B, side="left"

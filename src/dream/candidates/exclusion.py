@@ -1,4 +1,4 @@
-"""Which passages may not be put before a window: those that could show it its own target."""
+"""Passages that may not be candidates of a window, because they could contain its target."""
 
 import numpy as np
 
@@ -9,19 +9,23 @@ MODES = ("document", "overlap")
 
 
 def excluded(ids_BM: np.ndarray, windows: WindowBatch, store: Store, mode: str) -> np.ndarray:
-    """mask_BM, true where a passage may not be a candidate of the window, and where there is no passage (id -1).
+    """mask_BM bool, true if the passage may not be a candidate of the window or the id is -1.
 
-    Mode `document` bars all passages of the window's own document (as REALM does), `overlap` only those whose
-    character range overlaps or touches the window's span, context and target together. `ids_BM` may be (1, U), to test
-    U passages against each window.
+    Args:
+        ids_BM: passage ids of each window; or (1, U), to test the same U passages for each window.
+        mode: `document` excludes all passages of the window's own document (like REALM's trivial candidates,
+            https://arxiv.org/abs/2002.08909); `overlap` only those whose character range overlaps or touches
+            the window, which is its context and target.
     """
     first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), store, mode)
     return (ids_BM < 0) | ((ids_BM >= first_B[:, None]) & (ids_BM < end_B[:, None]))
 
 
 def excluded_ranges(window_ids_B: np.ndarray, store: Store, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """(first_B, end_B): the excluded passages of each window are first ≤ id < end, because a document's passages have
-    consecutive ids, in the order of its text."""
+    """(first_B, end_B): a window's excluded passages are first ≤ id < end.
+
+    They are one range, because a document's passages have consecutive ids, in the order of its text.
+    """
     windows = store.windows[window_ids_B]
     first_B = np.searchsorted(store.passage_documents, windows["document"], side="left")
     end_B = np.searchsorted(store.passage_documents, windows["document"], side="right")
@@ -36,7 +40,7 @@ def excluded_ranges(window_ids_B: np.ndarray, store: Store, mode: str) -> tuple[
 
 
 def fewest_allowed(store: Store, mode: str, enough: int) -> int:
-    """How many passages the worst-off window may use. Exact below `enough`, otherwise at least that."""
+    """The smallest number of allowed passages of any window. If it is `enough` or more, a lower bound ≥ `enough`."""
     passages = len(store.passage_documents)
     allowed = passages - int(np.bincount(store.passage_documents).max(initial=0))
     if mode == "document" or allowed >= enough:

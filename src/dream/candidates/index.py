@@ -1,4 +1,4 @@
-"""The passages nearest to the query in the current index snapshot: the retriever's own mistakes as negatives."""
+"""Candidates found by the retriever itself: the passages nearest to the query in the current index snapshot."""
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,14 @@ from dream.store.store import Store
 if TYPE_CHECKING:
     from dream.indexes.snapshot import IndexHandle
 
-OVER_RETRIEVE = 4  # passages searched for each one wanted, because those of the window's own document are excluded
+OVER_RETRIEVE = 4  # passages searched for each requested one, because those of the window's own document are excluded
 
 
 class IndexCandidates:
-    """Searches the current index snapshot. Before the first snapshot it proposes nothing.
+    """Searches the current index snapshot. Before the first snapshot, it proposes nothing.
 
-    A stale snapshot costs recall, not correctness: similarities in the loss come from the current encoder.
+    An old snapshot may miss good candidates, but the loss stays correct: its similarities come from the current
+    encoder.
     """
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:

@@ -1,4 +1,4 @@
-"""The candidates of a window: a mixture of sources whose shares move linearly over the run."""
+"""The candidates of a window: a mixture of sources whose shares change linearly during the run."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -21,25 +21,48 @@ FILL_STREAMS = range(1, 9)  # random streams for filling up; stream 0 belongs to
 
 
 class CandidateSource(Protocol):
-    """Where candidates come from. One file and one YAML add another."""
+    """Proposes candidates. To add a source, add a file here and a YAML file in conf/candidates."""
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
-        """Called once, before the first proposal."""
+        """Open what the source needs. Called once, before the first proposal."""
         ...
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
-        """(B, M ≥ k) int64 passage ids, best first, -1 where there is none. Exclusion and repetition are not its
-        concern, but it should give more than k where many of its ids will be excluded."""
+        """Passage ids for each window.
+
+        The mixture removes excluded passages and repetitions; a source should return more than k ids if many of them
+        are excluded.
+
+        Args:
+            query_BD: embeddings of the windows' contexts.
+            k: how many candidates are needed.
+            step: optimizer step.
+
+        Returns:
+            (B, M) int64 with M ≥ k, best first, padded with -1.
+        """
         ...
 
 
 class CandidateMixture:
-    """Takes from each source its share of the K candidates, best first, without repetition or excluded passages.
+    """Fills the K candidates of each window from several sources, without repetitions and excluded passages.
 
-    `schedule` gives each source's share at step 0 (`start`) and from step `schedule_steps` on (`end`); shares are
-    relative. What a source cannot give is given by the others in their order, then by random passages. Of a step's
-    windows the first `scored_windows`, or all where it is null, are scored by the LM; the others get candidates, which
-    are negatives to them, where `hard_negatives` is true.
+    Each source gives its share, best candidates first. If a source has too few, the other sources fill its places, in
+    the order of `schedule`, and then random passages.
+
+    Args:
+        sources: by name.
+        schedule: by name, the source's share at step 0 (`start`) and from step `schedule_steps` on (`end`). Shares are
+            relative; a source without an entry is not used.
+        schedule_steps: optimizer steps of the linear change.
+        k: candidates of a window, K.
+        scored_windows: how many windows of a step the LM scores, the first ones; None: all.
+        hard_negatives: the other windows get candidates, too, as negatives.
+        exclude: passages that may not be candidates, `document` or `overlap` (see exclusion.py).
+        seed: of the random passages.
+
+    Raises:
+        ConfigError: a value is out of range, `schedule` names an unknown source, or no source has a share.
     """
 
     def __init__(
@@ -53,11 +76,11 @@ class CandidateMixture:
         exclude: str,
         seed: int,
     ) -> None:
-        require(k >= 2, "candidates.k", k, "choose 2 or more: a posterior over one candidate says nothing")
+        require(k >= 2, "candidates.k", k, "choose 2 or more: a posterior over one candidate is always 1")
         require(scored_windows is None or scored_windows >= 0, "candidates.scored_windows", scored_windows,
-                "null for all windows of a step, or how many")  # fmt: skip
+                "choose null for all windows of a step, or 0 or more")  # fmt: skip
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
-        remedy = "choose 1 or more (it follows trainer.max_steps; give a number where that is -1)"
+        remedy = "choose 1 or more (by default it is trainer.max_steps; set it if that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
         names = sorted(sources)
         known = set(schedule) <= set(names)
@@ -75,7 +98,11 @@ class CandidateMixture:
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
-        """Opens what the sources need, except of those that never have a share. ConfigError: K is too many."""
+        """Prepare the sources that ever have a share.
+
+        Raises:
+            ConfigError: some window has fewer than K allowed passages.
+        """
         self.store = store
         allowed = fewest_allowed(store, self.exclude, self.k)
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
@@ -85,7 +112,7 @@ class CandidateMixture:
                 source.prepare(store, index)
 
     def counts(self, windows: int) -> tuple[int, int]:
-        """How many of a step's windows the LM scores, and how many get candidates."""
+        """(number of a step's windows that the LM scores, number that get candidates)"""
         scored = windows if self.scored_windows is None else min(self.scored_windows, windows)
         return scored, windows if self.hard_negatives else scored
 
@@ -96,7 +123,7 @@ class CandidateMixture:
         return {name: share / sum(raw.values()) for name, share in raw.items()}
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, step: int) -> Tensor:
-        """candidate_ids_BK, int64, where the query is: distinct, none excluded, never -1, grouped by source."""
+        """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source."""
         asked = {name: quota for name, quota in quotas(self.shares(step), self.k).items() if quota}
         ranked_by_source = [self._allowed(self.sources[name], windows, query_BD, step) for name in asked]
         rows = [
@@ -106,13 +133,13 @@ class CandidateMixture:
         return torch.tensor(rows, dtype=torch.int64, device=query_BD.device)
 
     def _allowed(self, source: CandidateSource, windows: WindowBatch, query_BD: Tensor, step: int) -> list[list[int]]:
-        """For each window the source's ids that may be used. 2K suffice: repetitions apart, K others can be taken."""
+        """The source's allowed ids of each window, best first. 2K are enough: at most K of them are repetitions."""
         ids_BM = source.propose(windows, query_BD, self.k, step)
         usable_BM = ~excluded(ids_BM, windows, self.store, self.exclude)
         return [ids[usable][: 2 * self.k].tolist() for ids, usable in zip(ids_BM, usable_BM, strict=True)]
 
     def _fill(self, rows: list[list[int]], windows: WindowBatch) -> None:
-        """Random passages into the rows shorter than K, in place."""
+        """Fill rows shorter than K with random passages, in place."""
         passages = len(self.store.passage_documents)
         for stream in FILL_STREAMS:
             if all(len(row) == self.k for row in rows):
@@ -122,7 +149,7 @@ class CandidateMixture:
             for row, drawn, barred in zip(rows, drawn_BM, barred_BM, strict=True):
                 extend(row, drawn[~barred].tolist(), self.k)
         first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), self.store, self.exclude)
-        for b, row in enumerate(rows):  # only where nearly every passage is excluded or taken
+        for b, row in enumerate(rows):  # still short only if nearly every passage is excluded or taken
             if len(row) < self.k:
                 allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
                 position = windows.consumed - len(windows) + b
@@ -130,7 +157,12 @@ class CandidateMixture:
 
 
 def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
-    """Integers that sum to k, by largest remainder; equal remainders are served in the order of the sources."""
+    """Numbers of candidates that sum to k, by the largest-remainder method. Of equal remainders the first source wins.
+
+    Example:
+        >>> quotas({"bm25": 0.5, "index": 0.25, "random": 0.25}, 5)
+        {'bm25': 3, 'index': 1, 'random': 1}
+    """
     exact = {name: share * k for name, share in shares.items()}
     whole = {name: int(value + 1e-9) for name, value in exact.items()}
     by_remainder = sorted(exact, key=lambda name: -round(exact[name] - whole[name], 9))
@@ -140,7 +172,7 @@ def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
 
 
 def take(ranked: list[list[int]], wanted: list[int], k: int) -> list[int]:
-    """At most k distinct ids: first `wanted[s]` of each ranked list, then what is missing, from the lists in order."""
+    """At most k distinct ids: first `wanted[s]` from each ranked list s, then more from the lists in order."""
     taken: list[int] = []
     for ids, quota in zip(ranked, wanted, strict=True):
         extend(taken, ids, min(k, len(taken) + quota))
@@ -150,7 +182,7 @@ def take(ranked: list[list[int]], wanted: list[int], k: int) -> list[int]:
 
 
 def extend(taken: list[int], ids: list[int], length: int) -> None:
-    """Append the ids that are not in `taken` yet, until it has this length."""
+    """Append ids that are not in `taken` yet, until it has this length."""
     for passage in ids:
         if len(taken) >= length:
             return

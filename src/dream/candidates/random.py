@@ -1,4 +1,4 @@
-"""Passages drawn at random: what a helpful passage is compared with."""
+"""Random candidates, to compare helpful passages with."""
 
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, passages: int) -> np.ndarray:
     """(B, count) int64 ids below `passages`, uniform, with repetitions.
 
-    They depend on the seed, the number of the random stream, the window and its position in the run, so that a resumed
-    run draws the same.
+    They depend only on the arguments and on the windows' positions in the run, so a resumed run draws the same ones.
+
+    Args:
+        stream: number of the random stream; different streams are independent.
     """
     window_ids_B = windows.window_ids_B.cpu().numpy()
     positions_B = windows.consumed - len(windows) + np.arange(len(windows))
@@ -26,7 +28,11 @@ def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, pass
 
 
 class RandomCandidates:
-    """Uniform over the passages of the corpus."""
+    """Draws uniformly from all passages of the corpus.
+
+    Args:
+        seed: of the draws.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -35,5 +41,5 @@ class RandomCandidates:
         self.passages = len(store.passage_documents)
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
-        """Twice as many as asked for, because the window's own document and repetitions fall away."""
+        """2k passage ids, because passages of the window's own document and repetitions are dropped later."""
         return draw_passages(self.seed, 0, windows, 2 * k, self.passages)

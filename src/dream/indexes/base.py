@@ -1,4 +1,4 @@
-"""What an index is, and the one order in which every index returns its results.
+"""The interface of an index, and the one order in which every index returns its results.
 
 Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
 """
@@ -11,42 +11,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOTHING = -1  # passage id where fewer than k passages were found; its similarity is -inf
+NOTHING = -1  # id that fills up results if fewer than k passages were found; its similarity is -inf
 
 
 class Index(Protocol):
-    """Finds the passages whose embeddings have the largest inner product with a query. One file and one YAML add one.
+    """Finds the passages whose embeddings have the largest inner product with a query.
 
-    A snapshot copies the object (`copy.copy`) and builds the copy, so `build` and `load` must assign new attributes
-    and not change what the old ones hold.
+    To add an index, add a file here and a YAML file in conf/index. Each snapshot builds a shallow copy of the object
+    (`copy.copy`) while the original is still searched: `build` and `load` must assign new attributes and must not
+    change the objects that the old attributes hold.
     """
 
     def description(self) -> dict[str, Any]:
-        """JSON-able knobs that the built index depends on; an index with another description is built anew."""
+        """JSON-able settings that the built index depends on. A saved index with another description is rebuilt."""
         ...
 
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
-        """Index `count` rows of `width`, given as consecutive chunks of float16 or float32; the row is the id."""
+        """Index all embeddings.
+
+        Args:
+            embeddings_ND: consecutive chunks (rows, D) of float16 or float32. The row number over all chunks is the
+                passage id.
+            count: N, rows of all chunks together.
+            width: D.
+        """
         ...
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(sim_QK float32, ids_QK int64) on the queries' device, best first, equal similarities by lower id.
+        """The k most similar passages of each query.
 
-        Where fewer than k passages are found, ids are -1 and similarities -inf, last.
+        Returns:
+            sim_QK float32 and ids_QK int64 on the queries' device, best first, equal similarities by lower id. If fewer
+            than k passages are found, the last ids are -1 and their similarities -inf.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what `load` needs besides the embeddings, if anything."""
+        """Write the files that `load` needs in addition to the embeddings, if any."""
         ...
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
-        """Become the index that was saved in `folder`, built over these embeddings."""
+        """Take over the index saved in `folder`, which was built over these embeddings."""
         ...
 
 
 def best_first(sim_QK: Tensor, ids_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort by falling similarity, then by rising id."""
+    """Sort each row by descending similarity, then by ascending id."""
     by_id = ids_QK.argsort(dim=1)
     sim_QK, ids_QK = sim_QK.gather(1, by_id), ids_QK.gather(1, by_id)
     sim_QK, by_sim = sim_QK.sort(dim=1, descending=True, stable=True)
@@ -54,7 +64,7 @@ def best_first(sim_QK: Tensor, ids_QK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_results(sim_QK: Tensor, ids_QK: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Append nothing, found nowhere, until each query has k results."""
+    """Pad or cut the results of each query to k. Padding has id -1 and similarity -inf."""
     missing = k - ids_QK.shape[1]
     if missing <= 0:
         return sim_QK[:, :k], ids_QK[:, :k]

@@ -1,11 +1,10 @@
 """BM25 over the store's passages: a candidate source for the cold start, and the baseline of every evaluation.
 
-Stop words and formula are bm25s' defaults (Lucene's BM25, k1 1.5, b 0.75, English stop words, no stemming). So are the
-words, except that an underscore ends one: nDCG@10 on CoSQA .290 → .363, on docstrings .363 → .402, on prose unchanged.
+The formula is bm25s' default (Lucene's BM25, k1 1.5, b 0.75): https://arxiv.org/abs/2407.03618. `words.py` says what
+a word is.
 """
 
 import logging
-import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Literal
 
 import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 
+from dream.indexes.words import words
 from dream.store.store import Store
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.errors import DataError
@@ -23,23 +22,15 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which Hydra's root handler would print
 
 Unit = Literal["passage", "document"]  # what a row of the index is
 
-LAYOUT = 2  # raise when words or formula change, so that cached indexes are made anew
-WORD = re.compile(r"[^\W_]{2,}")
-STOP_WORDS = frozenset(STOPWORDS_EN)
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased runs of two or more letters and digits that are not stop words."""
-    return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
+LAYOUT = 3  # raise when the words or the formula change, so that cached indexes are rebuilt
 
 
 def passage_texts(store: Store) -> Iterator[str]:
-    """All passages in order; each document is decoded once."""
+    """Texts of all passages in the order of their ids. Each document is decoded once."""
     document, text = -1, ""
     for row in store.passages:
         if row["document"] != document:
@@ -50,7 +41,7 @@ def passage_texts(store: Store) -> Iterator[str]:
 
 
 class _TermRows:
-    """Term ids of each passage, 4 bytes a word, in the shape that bm25s takes: `ids` gives one list at a time."""
+    """Term ids of each passage, 4 bytes a word. bm25s reads `vocab` and iterates over `ids`, one list a passage."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self.vocab: dict[str, int] = {}
@@ -75,7 +66,18 @@ class _TermRows:
 
 
 class BM25Index:
-    """An inverted index on disk, memory-mapped. Scores of all (term, passage) pairs are computed when it is built."""
+    """A memory-mapped inverted index. The scores of all (term, passage) pairs are computed when it is built.
+
+    Args:
+        path: folder of a built index; `open_or_build` builds it first if needed.
+        unit: what the rows are: passages, or whole documents.
+
+    Raises:
+        DataError: the folder is not a complete index.
+
+    Example:
+        >>> scores_QK, ids_QK = BM25Index.open_or_build(store).search(["who wrote Emma"], k=10)
+    """
 
     def __init__(self, path: Path, unit: Unit = "passage") -> None:
         self.unit = unit
@@ -85,16 +87,16 @@ class BM25Index:
             raise DataError(f"{path}: not a complete BM25 index ({error}); delete the folder and run again") from error
         self.vocabulary: dict[str, int] = index.vocab_dict
         self.passages: int = index.scores["num_docs"]
-        self.scores = np.asarray(index.scores["data"])  # still mapped; slices of a plain array are made faster
+        self.scores = np.asarray(index.scores["data"])  # still memory-mapped; slicing a plain array is faster
         self.rows = np.asarray(index.scores["indices"])
         self.ends = np.asarray(index.scores["indptr"])
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
-        """The index of this store's passages, from the cache beside the store; built first if it is not there.
+        """The index of this store from the cache folder next to the stores; built first if it is missing or damaged.
 
-        While it is built, memory holds 4 bytes for each word of the corpus and about 50 for each distinct word of each
-        passage; afterwards only the vocabulary. With `unit="document"` the rows are whole documents instead.
+        Building takes 4 bytes of memory for each word of the corpus and about 50 for each distinct word of each
+        passage. Searching keeps only the vocabulary in memory.
         """
         path = store.cache_folder("bm25") / f"bm25-{store.hash}-v{LAYOUT}{'' if unit == 'passage' else '-documents'}"
         if not verify_or_discard(path):
@@ -111,7 +113,12 @@ class BM25Index:
         return cls(path, unit)
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores_QK float32, ids_QK int64), best first, ties by lower id; id -1 and score -inf where nothing matches."""
+        """The k best rows of each query.
+
+        Returns:
+            scores_QK float32 and ids_QK int64, best first, equal scores by lower id. If fewer than k rows share a word
+            with the query, the rest has id -1 and score -inf.
+        """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
         for q, text in enumerate(texts):
@@ -121,12 +128,12 @@ class BM25Index:
         return scores_QK, ids_QK
 
     def _terms(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct known term ids, how often each occurs)"""
+        """(distinct term ids of the text's known words, how often each occurs)"""
         known = [term for word in words(text) if (term := self.vocabulary.get(word)) is not None]
         return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
 
     def scores_of(self, text: str) -> np.ndarray:
-        """scores_N float32 of all rows; 0 where nothing matches."""
+        """scores_N float32 of all rows; 0 if a row shares no word with the text."""
         scores_N = np.zeros(self.passages, dtype=np.float32)
         for term, count in zip(*self._terms(text), strict=True):
             postings = slice(self.ends[term], self.ends[term + 1])
@@ -135,7 +142,7 @@ class BM25Index:
 
 
 def top_k(scores_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, rows) of the at most k highest positive scores, best first, ties by lower row."""
+    """(scores, rows) of at most k positive scores, highest first, equal scores by lower row."""
     matches = np.flatnonzero(scores_N > 0)
     if len(matches) > k > 0:
         least = np.partition(scores_N[matches], -k)[-k]

@@ -1,4 +1,4 @@
-"""Embeds the whole corpus, shard by shard: one that is killed goes on with the missing shards.
+"""Embeds the whole corpus, shard by shard. After an interruption, only the missing shards are embedded.
 
 Shape suffixes: B passages of a batch, D embedding width.
 """
@@ -23,8 +23,8 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-ROWS_PER_BLOCK = 16_384  # sorted by length among themselves, so that a batch has little padding
-PROGRESS = "progress.json"  # what the shards are made of, and the checksums of those that are complete
+ROWS_PER_BLOCK = 16_384  # passages sorted by length together, so that a batch has little padding
+PROGRESS = "progress.json"  # the inputs of the shards, and the checksums of the complete ones
 
 
 def embed_corpus(
@@ -36,10 +36,23 @@ def embed_corpus(
     rows_per_shard: int,
     encoder_fingerprint: str,
 ) -> list[str]:
-    """Write the embeddings of all passages as float16 shards into `folder`, which exists; returns the shards' names.
+    """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
-    Shards that an earlier call with the same store, weights and batches completed there are taken as they are. The
-    encoder is in eval mode meanwhile. Memory: one batch; the shards are memory maps.
+    Complete shards of an earlier call with the same arguments are reused. Memory: one batch; shards are memory-mapped.
+
+    Args:
+        folder: an existing folder for the shards and `progress.json`. Other files in it are deleted.
+        device: where the encoder is.
+        batch_passages: passages of a forward pass.
+        rows_per_shard: passages of a file.
+        encoder_fingerprint: hash of the encoder's weights.
+
+    Returns:
+        File names of the shards, in the order of the passage ids.
+
+    Raises:
+        DreamError: an embedding is not finite.
+        OSError: the disk is full.
     """
     count = len(store.passages)
     made_of = {"store_hash": store.hash, "encoder_fingerprint": encoder_fingerprint, "width": encoder.width,
@@ -67,24 +80,24 @@ def embed_corpus(
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """Memory map. Copy-on-write instead of read-only: PyTorch warns of read-only arrays."""
+    """Memory-map a shard. Copy-on-write, because PyTorch warns about read-only arrays."""
     return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
-    """Checksums of the shards that are there, whole, and made of the same; everything else is removed."""
+    """Checksums of the undamaged shards that were made from the same inputs. All other files are deleted."""
     shards: dict[str, str] = {}
     try:
         content = read_checked_json(folder / PROGRESS) if any(folder.iterdir()) else {}
         listed = content["shards"] if content.get("made_of") == made_of else {}
         shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
     except DamageError as damage:
-        log.info(f"{damage}: embedding the corpus from its beginning")
+        log.warning(f"{damage}: embedding the whole corpus again")
     for file in folder.iterdir():
         if file.name not in shards:
             discard(file)
     if shards:
-        log.info(f"Embedding the corpus goes on: {len(shards)} shards of an interrupted refresh are there ({folder})")
+        log.info(f"Resuming an interrupted refresh: {len(shards)} shards are complete ({folder})")
         write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": shards})
     return shards
 
@@ -92,12 +105,12 @@ def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
 def _is_whole(shard: Path, digest: str) -> bool:
     whole = shard.is_file() and checksum(shard) == digest
     if not whole:
-        log.info(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
+        log.warning(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
     return whole
 
 
 def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
-    """A memory map whose space on disk is reserved: a full disk raises OSError here, instead of a signal later."""
+    """A memory map with its disk space reserved: a full disk raises OSError here instead of SIGBUS later."""
     shard = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, width))
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
@@ -109,7 +122,7 @@ def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
 
 
 def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device | str) -> np.ndarray:
-    """embedding_BD of these passages, float32."""
+    """embedding_BD of these passages, float32 on the CPU."""
     embedding_BD = encoder.embed_passages(store, ids, device).float().cpu()
     if not embedding_BD.isfinite().all():
         raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
@@ -118,7 +131,7 @@ def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device
 
 
 def _batches_by_length(store: Store, first: int, end: int, longest: int, batch_passages: int) -> Iterator[np.ndarray]:
-    """Passage ids of [first, end), each once, in batches of passages of about equal length."""
+    """The passage ids from `first` to `end` - 1, in batches of passages of similar length."""
     for start in range(first, end, ROWS_PER_BLOCK):
         ranges = store.passages["tokens"][start : min(end, start + ROWS_PER_BLOCK), ENCODER]
         order = np.argsort(np.minimum(ranges[:, 1] - ranges[:, 0], longest), kind="stable") + start

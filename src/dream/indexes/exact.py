@@ -1,7 +1,6 @@
-"""Nearest passages by one matrix product: exact, and on a GPU where the queries are on one.
+"""Exact nearest passages by matrix products in PyTorch, on a GPU if the queries are there.
 
-On CPUs PyTorch's product is faster than FAISS's `Flat`: it is the index to take until the corpus is too large for
-exact search.
+On CPUs this is faster than FAISS's `Flat`. Use it unless the corpus is too large for exact search.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,11 +19,21 @@ QUERIES = 1_024  # queries at a time
 
 
 class ExactIndex:
-    """Keeps the float16 embeddings as they are and computes in float32, `rows_per_chunk` passages at a time.
+    """Keeps the embeddings in float16 and computes inner products in float32, one chunk of passages at a time.
 
-    Memory beside the embeddings: rows_per_chunk × (D + number of queries, at most 1,024) × 4 bytes. Queries on an
-    accelerator make it copy the embeddings there, once per build (2·N·D bytes), unless `keep_on_device` is false:
-    then each search sends them again, chunk by chunk.
+    Args:
+        rows_per_chunk: passages of a matrix product. In addition to the embeddings, a search takes
+            rows_per_chunk × (D + number of queries, at most 1,024) × 4 bytes.
+        keep_on_device: if queries come on an accelerator, copy the embeddings there once per build (2·N·D bytes).
+            False: each search copies them again, chunk by chunk.
+
+    Raises:
+        ConfigError: `rows_per_chunk` is below 1.
+
+    Example:
+        >>> index = ExactIndex(rows_per_chunk=65_536, keep_on_device=True)
+        >>> index.build([np.eye(3, dtype=np.float16)], count=3, width=3)
+        >>> sim_QK, ids_QK = index.search(torch.tensor([[0.0, 1.0, 0.0]]), k=2)  # ids [[1, 0]]
     """
 
     def __init__(self, rows_per_chunk: int, keep_on_device: bool) -> None:
@@ -34,7 +43,7 @@ class ExactIndex:
         self._chunks: list[Tensor] = []
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "torch"}
+        return {"kind": "exact"}
 
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         self._chunks = [
@@ -52,7 +61,7 @@ class ExactIndex:
         return torch.cat([sim for sim, _ in parts]), torch.cat([ids for _, ids in parts])
 
     def save(self, folder: Path) -> None:
-        """Nothing: the embeddings are the index."""
+        """Write nothing: the index needs only the embeddings."""
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
         self.build(embeddings_ND, 0, 0)
@@ -70,7 +79,7 @@ class ExactIndex:
 
 
 def _top(sim_QR: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, and of equal ones the first, which `topk` alone does not promise."""
+    """The k largest of each row; of equal ones those with the lowest column, which `topk` does not guarantee."""
     k = min(k, sim_QR.shape[1])
     sim_QK, rows_QK = sim_QR.topk(k, dim=1)
     tied = (sim_QR >= sim_QK[:, -1:]).sum(1) > k
@@ -82,7 +91,7 @@ def _top(sim_QR: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 and no bf16 inside products, whatever the trainer has chosen: they would reorder near neighbours."""
+    """Compute products without TF32 and bf16, whatever the trainer has set: rounding would reorder close neighbours."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

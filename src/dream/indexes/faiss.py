@@ -1,7 +1,7 @@
-"""Nearest passages with FAISS: exact, or any approximation that an index_factory string names.
+"""Nearest passages with FAISS: exact, or any approximation that has an index_factory string.
 
-Only the main process searches. A data loader worker that is forked after the parent's first search and then searches
-itself hangs in OpenMP; whoever has to search there calls `faiss.omp_set_num_threads(1)` first.
+Search only in the main process. A data loader worker that was forked after the parent's first search hangs in OpenMP
+when it searches, unless `faiss.omp_set_num_threads(1)` was called before.
 """
 
 import re
@@ -18,20 +18,27 @@ from dream.indexes.base import NOTHING, best_first, pad_results
 from dream.utils.errors import ConfigError, require
 
 FILE = "index.faiss"
-TRAIN_POINTS = 262_144  # rows, spread evenly over the corpus, that IVF and PQ are trained on, at most
-ADD_ROWS = 65_536  # rows in float32 at a time
-SPARE = 8  # results fetched beyond k, to see whether the k-th is tied
-MOST_TIES = 4_096  # beyond so many equal similarities around the k-th, FAISS chooses which of them are returned
+TRAIN_POINTS = 262_144  # IVF and PQ are trained on at most this many rows, spread evenly over the corpus
+ADD_ROWS = 65_536  # rows that are converted to float32 at a time
+SPARE = 8  # results fetched beyond k, to see whether others equal the k-th
+MOST_TIES = 4_096  # if more results than this equal the k-th, FAISS decides which of them are returned
 
 
 class FaissIndex:
-    """`faiss.index_factory(width, factory, METRIC_INNER_PRODUCT)` in RAM, float32.
+    """`faiss.index_factory(width, factory, METRIC_INNER_PRODUCT)` in RAM, over float32 embeddings.
 
-    `search_params`: what `faiss.ParameterSpace` can set, such as nprobe and efSearch. Everything but HNSW's graph, which threads build
-    together, comes out the same each time.
+    Building is deterministic, except for HNSW: several threads build its graph.
 
-    Raises ConfigError for a factory string that FAISS does not know, that does not go with the width, or that needs
-    more passages for training than there are, and for a search parameter that the index does not have.
+    Args:
+        factory: FAISS index_factory string, e.g. `Flat`, `IVF1024,Flat` or `HNSW32`.
+        search_params: parameters that `faiss.ParameterSpace` can set, e.g. nprobe or efSearch. None: FAISS's defaults.
+
+    Raises:
+        ConfigError: FAISS does not know the factory string, it does not fit the width, the corpus has too few passages
+            to train it, or the index does not have a search parameter. `build` checks all but an empty string.
+
+    Example:
+        >>> index = FaissIndex("IVF1024,Flat", {"nprobe": 16})
     """
 
     def __init__(self, factory: str, search_params: dict[str, Any] | None) -> None:
@@ -69,7 +76,9 @@ class FaissIndex:
         return sim_QK.to(query_QD.device), ids_QK.to(query_QD.device)
 
     def save(self, folder: Path) -> None:
-        with (folder / FILE).open("wb") as file:  # FAISS's own writer does not notice when the last bytes do not fit
+        with (folder / FILE).open(
+            "wb"
+        ) as file:  # FAISS's own writer does not report a disk that is full at the last bytes
             faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
@@ -82,9 +91,10 @@ class FaissIndex:
             raise ConfigError("index.factory", self.factory, f"FAISS cannot build it for width {width}: "
                               f"{_reason(error)}; try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
 
-        # Orders PQ's centroids for a filter that only `ht` turns on, and takes 100 times as long as all other training.
+        # Polysemous training orders PQ's centroids for a filter that only `ht` turns on. It takes 100 times as long as
+        # the rest of the training.
         inner = index
-        while hasattr(inner, "index"):  # behind OPQ and the like
+        while hasattr(inner, "index"):  # inside OPQ and other transforms
             inner = faiss.downcast_index(inner.index)
         if hasattr(inner, "do_polysemous_training") and "ht" not in self.search_params:
             inner.do_polysemous_training = False
@@ -122,6 +132,6 @@ def _float32(rows: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """What FAISS says went wrong, without the C++ function, file and condition around it."""
-    said = re.search(r"\.cpp:\d+: (?:Error: )?(?:'.*' failed: )?(.*)", str(error))
-    return said[1] if said and said[1] else str(error)
+    """FAISS's error message without the C++ function, file and condition."""
+    message = re.search(r"\.cpp:\d+: (?:Error: )?(?:'.*' failed: )?(.*)", str(error))
+    return message[1] if message and message[1] else str(error)

@@ -1,10 +1,10 @@
-"""The corpus embedded by one state of the encoder, on disk, and the handle through which a run searches the newest one.
+"""Index snapshots: the corpus embedded by one state of the encoder, on disk. A handle searches the newest one.
 
-    <folder>/snapshot-00000500/
-        manifest.json      store_hash, encoder_fingerprint, step, count, width, index, shards
-        shard-00000.npy    (rows, D) float16; passage ids run on from shard to shard
-        index.faiss        what the index needs besides
-        encoder.safetensors    the weights that made it, by which it is made again where it is damaged
+    <folder>/snapshot-00000500/    optimizer step
+        manifest.json              store_hash, encoder_fingerprint, step, count, width, index, shards
+        shard-00000.npy            (rows, D) float16, in the order of the passage ids; the next shard continues
+        index.faiss                only with index=faiss
+        encoder.safetensors        the encoder's weights: a damaged snapshot is rebuilt from them
 
 Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
 """
@@ -26,8 +26,7 @@ from torch import Tensor
 from dream.encoders.base import Encoder
 from dream.indexes.base import Index
 from dream.indexes.embedding import PROGRESS, embed_corpus, open_shard
-from dream.indexes.exact import ExactIndex
-from dream.store.permutation import permute
+from dream.indexes.overlap import overlap
 from dream.store.store import Store
 from dream.utils.atomic_io import write_json
 from dream.utils.cached_folders import discard, unfinished_directory, verify, verify_or_discard
@@ -38,13 +37,17 @@ log = get_logger(__name__)
 
 ROWS_PER_SHARD = 262_144
 WEIGHTS = "encoder.safetensors"
-PROBES, POOL, NEIGHBOURS = 256, 16_384, 10  # of `overlap`
-SEED = 20_260_627  # of the passages that `overlap` looks at: the same in every run
 
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What a refresh took. `overlap_at_10` is None for the first snapshot."""
+    """Measurements of a refresh.
+
+    Args:
+        seconds: of the whole refresh, wall time.
+        overlap_at_10: `overlap` of the old and the new snapshot; None for the first snapshot.
+        passages_per_second: speed of embedding; 0 if the snapshot existed already.
+    """
 
     seconds: float
     overlap_at_10: float | None
@@ -52,7 +55,14 @@ class RefreshReport:
 
 
 class IndexSnapshot:
-    """Read-only view of a snapshot. Raises DataError where the folder is not a complete one."""
+    """Read-only view of a snapshot.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        DataError: the folder is not a complete snapshot.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,13 +78,13 @@ class IndexSnapshot:
         self.encoder_fingerprint: str = self.manifest["encoder_fingerprint"]
 
     def refuse_other(self, store: Store, width: int | None) -> None:
-        """Raise DataError unless it was made from this store and with embeddings of this width, where one is given."""
+        """Raise DataError unless it was made from this store and, if a width is given, has this width."""
         if self.manifest["store_hash"] != store.hash:
             raise DataError(f"{self.path}: made from store {self.manifest['store_hash']}, but this is {store.hash} "
-                            f"({store.path}): its passage ids mean other passages")  # fmt: skip
+                            f"({store.path}), with other passages; build the index of this store again")  # fmt: skip
         if width not in (None, self.width):
             raise DataError(f"{self.path}: embeddings of width {self.width}, but the encoder's width is {width}; "
-                            "take the encoder it was made with")  # fmt: skip
+                            "use the encoder it was made with")  # fmt: skip
 
     def rows(self, passage_ids: np.ndarray) -> np.ndarray:
         """(len(passage_ids), D) float32 embeddings of these passages."""
@@ -90,10 +100,22 @@ class IndexSnapshot:
 
 
 class IndexHandle:
-    """The newest snapshot below `folder` and the index over it. Everybody who searches does it through here.
+    """The newest snapshot in `folder` and the index over it. All searches of a run use this object.
 
-    `index` says which kind to build; each snapshot builds its own copy of it, and the old one is searched until the
-    new one is complete on disk.
+    Each snapshot builds its own copy of `index`. The old snapshot is searched until the new one is complete on disk.
+
+    Args:
+        index: the kind of index to build.
+        folder: where the snapshots are.
+        rows_per_shard: passages of a file of embeddings.
+
+    Raises:
+        ConfigError: `rows_per_shard` is below 1.
+
+    Example:
+        >>> handle = IndexHandle(ExactIndex(65_536, True), run / "index")
+        >>> handle.refresh(encoder, store, step=0, device="cpu", batch_passages=256)
+        >>> sim_QK, ids_QK = handle.search(query_QD, k=10)
     """
 
     def __init__(self, index: Index, folder: Path, rows_per_shard: int = ROWS_PER_SHARD) -> None:
@@ -104,27 +126,40 @@ class IndexHandle:
         self.current: IndexSnapshot | None = None
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(sim_QK float32, ids_QK int64), best first; -inf and -1 where fewer than k passages are found."""
+        """(sim_QK float32, ids_QK int64), best first. If fewer than k passages are found, the rest is -inf and -1.
+
+        Raises:
+            DreamError: there is no snapshot yet.
+        """
         if self.current is None:
-            raise DreamError("the corpus is not embedded yet, so that there is nothing to search; keep the callback "
-                             "callbacks.index_refresh, or take candidates=bm25")  # fmt: skip
+            raise DreamError("the corpus is not embedded yet, so there is nothing to search; keep the callback "
+                             "callbacks.index_refresh, or use candidates=bm25")  # fmt: skip
         return self.index.search(query_QD, k)
 
     def open(self, path: Path, store: Store, width: int | None = None, fingerprint: str | None = None) -> None:
-        """Search an existing snapshot from now on; where the configured index is another one, it is built anew.
+        """Search an existing snapshot from now on. If it was saved with another kind of index, the index is rebuilt.
 
-        Raises DataError where it is damaged, was made from another store or, if they are given, by an encoder of
-        another width or other weights.
+        Args:
+            path: folder of the snapshot.
+            store: the store that it must have been made from.
+            width: the embedding width that it must have; None accepts any.
+            fingerprint: hash of the encoder weights that it must have been made by; None accepts any.
+
+        Raises:
+            DataError: the snapshot is damaged, or does not match one of these.
         """
         try:
             verify(Path(path))
         except DamageError as damage:
             verify(Path(path), ignore=WEIGHTS)
-            log.info(f"{damage}: not needed, because the embeddings are whole")
+            log.warning(f"{damage}: not needed, because the embeddings are undamaged")
         snapshot = IndexSnapshot(Path(path))
         snapshot.refuse_other(store, width)
         if fingerprint not in (None, snapshot.encoder_fingerprint):
-            raise DataError(f"{path}: made by the weights {snapshot.encoder_fingerprint}, not by {fingerprint}")
+            raise DataError(
+                f"{path}: made by encoder weights {snapshot.encoder_fingerprint}, but these are {fingerprint}; "
+                "refresh the index"
+            )
         index = copy.copy(self.index)
         if snapshot.manifest["index"] == index.description():
             index.load(snapshot.path, snapshot.embeddings)
@@ -135,16 +170,21 @@ class IndexHandle:
     def refresh(
         self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int
     ) -> RefreshReport:
-        """Embed every passage, build the index over it, and search that from now on.
+        """Embed every passage, build the index, and search the new snapshot from now on.
 
-        Until it is complete, the old snapshot stays as it is, on disk and in memory. One that was interrupted goes on
-        with the missing shards.
+        The old snapshot is unchanged, on disk and in memory, until the new one is complete. After an interruption, only
+        the missing shards are embedded.
+
+        Args:
+            step: optimizer step, for the folder's name.
+            device: where the encoder is.
+            batch_passages: passages of a forward pass.
         """
         began = time.perf_counter()
         old, fingerprint = self.current, encoder.fingerprint()
         name, exists = self._name(fingerprint, store.hash, step)
         speed = 0.0
-        if exists:  # a run resumed from an earlier checkpoint comes by here again
+        if exists:  # a run resumed from an earlier checkpoint repeats this step
             self.open(self.folder / name, store, encoder.width)
         else:
             index = copy.copy(self.index)
@@ -176,9 +216,18 @@ class IndexHandle:
         device: torch.device | str,
         batch_passages: int,
     ) -> bool:
-        """Embed a damaged snapshot anew by the weights that it holds, and search that; False where they are damaged.
+        """Rebuild a damaged snapshot from the encoder weights that are saved in it, and search it from now on.
 
-        `encoder` is of the same kind, and stays as it is; `fingerprint` is that of the weights.
+        Args:
+            path: folder of the snapshot.
+            fingerprint: the expected hash of the saved weights.
+            step: the snapshot's optimizer step.
+            encoder: an encoder of the same architecture; it is copied and not changed.
+            device: where the encoder is.
+            batch_passages: passages of a forward pass.
+
+        Returns:
+            False if the saved weights are damaged, too.
         """
         then = copy.deepcopy(encoder)
         try:
@@ -187,12 +236,12 @@ class IndexHandle:
             return False
         if then.fingerprint() != fingerprint:
             return False
-        log.info(f"Embedding the corpus again by the encoder of step {step:,}, whose weights are in {path}")
+        log.info(f"Embedding the corpus again with the encoder of step {step:,}, whose weights are in {path}")
         self.refresh(then, store, step, device, batch_passages)
         return True
 
     def prune(self, keep: set[Path]) -> None:
-        """Delete the snapshots below the folder, other than `keep` and the current one, and what a crash left."""
+        """Delete all snapshots in the folder except `keep` and the current one, and unfinished ones."""
         kept = {path.resolve() for path in keep} | ({self.current.path.resolve()} if self.current else set())
         for path in self.snapshots():
             if path.resolve() not in kept:
@@ -201,11 +250,11 @@ class IndexHandle:
             shutil.rmtree(path, ignore_errors=True)
 
     def snapshots(self) -> list[Path]:
-        """Complete snapshots below the folder, oldest first."""
+        """Complete snapshots in the folder, oldest first."""
         return sorted(path.parent for path in self.folder.glob("snapshot-*/manifest.json"))
 
     def _name(self, encoder_fingerprint: str, store_hash: str, step: int) -> tuple[str, bool]:
-        """Name of the snapshot, and whether it is there. One of other weights at this step is left untouched."""
+        """Name of the snapshot, and whether it exists. A snapshot of this step by other weights is left untouched."""
         plain = f"snapshot-{step:08d}"
         for name in (plain, f"{plain}-{encoder_fingerprint}"):
             if not verify_or_discard(self.folder / name):
@@ -213,35 +262,9 @@ class IndexHandle:
             manifest = IndexSnapshot(self.folder / name).manifest
             if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
                 return name, True
-        raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it")
+        raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it and run again")
 
 
 def _save_weights(encoder: Encoder, file: Path) -> None:
-    # Cloned, because the format takes no two tensors that share memory.
+    # Cloned, because safetensors refuses tensors that share memory.
     save_file({name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}, file)
-
-
-def overlap(old: IndexSnapshot, new: IndexSnapshot) -> float:
-    """How alike two snapshots' neighbourhoods are, 0 to 1: how far the encoder has moved between them.
-
-    For up to 256 seeded passages, the mean share of their 10 nearest passages by the old embeddings that are also among
-    the 10 nearest by the new ones. Neighbours are searched exactly, among the same seeded 16,384 passages of the corpus
-    (all of them where there are fewer), so that the cost does not grow with it.
-    """
-    count = min(old.count, new.count)
-    pool = permute(SEED, np.arange(min(POOL, count)), count)
-    k = min(NEIGHBOURS, len(pool) - 1)
-    if k < 1:
-        return 1.0
-    near_old, near_new = (_neighbours(snapshot.rows(pool), k) for snapshot in (old, new))
-    return float((near_old[:, :, None] == near_new[:, None, :]).any(2).float().mean())
-
-
-def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:
-    """Rows (P, k) of the k nearest of the first P rows, other than itself."""
-    index = ExactIndex(rows_per_chunk=POOL, keep_on_device=False)
-    index.build([embedding_ND], *embedding_ND.shape)
-    _, rows_PK = index.search(torch.from_numpy(embedding_ND[:PROBES]), k + 1)
-    itself = rows_PK == torch.arange(len(rows_PK))[:, None]
-    itself[:, -1] |= ~itself.any(1)  # copies of it may have crowded it out
-    return rows_PK[~itself].view(len(rows_PK), k)

@@ -1,4 +1,4 @@
-"""The byte-pair encoding of the scratch scorer, trained on the corpus itself."""
+"""The byte-pair encoding of the scratch scorer, trained on the corpus."""
 
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 BOS, SEP, PAD = "<bos>", "<sep>", "<pad>"
-TOKENIZATION = 2  # raise when the pipeline below changes, so that cached tokenizers are trained again
+TOKENIZATION = 3  # raise when the pipeline below changes, so that cached tokenizers are trained again
 SAMPLE_MEGABYTES = 30  # text to train on, at most, spread over the corpus
-# A word is the same token wherever it stands: after a space, a bracket or an underscore, in capitals or not. Retrieval
-# lives on that; white space is dropped, and a language model hardly misses it.
-WORD_OR_SIGN = Regex(r"[^\W_]+|[^\w\s]|_")
+# A word has the same tokens everywhere: after a space, a bracket or an underscore, in upper and lower case, composed
+# (NFC) and decomposed (NFD). Retrieval needs that. White space is dropped; a language model hardly needs it. \w
+# includes combining marks here; ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
+WORD_OR_SIGN = Regex(r"[^\W_]+(?:[\x{200c}\x{200d}]+[^\W_]+)*|[^\w\s]|_")
 
 
 def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Path:
-    """Path of a byte-level BPE trained on a sample of the corpus; trained first where it is not cached."""
+    """Path of a byte-level BPE tokenizer for this corpus. If it is not cached, it is trained on a sample of the corpus.
+
+    Args:
+        folder: of the cached tokenizers.
+        vocabulary: number of tokens.
+    """
     description = {
         "tokenization": TOKENIZATION,
         "corpus": corpus.fingerprint(),
@@ -31,9 +37,9 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Pa
     }
     path = folder / f"{corpus.name}-{fingerprint(description)}"
     if not verify_or_discard(path):
-        log.info(f"Training a tokenizer of {vocabulary:,} entries on corpus {corpus.name}")
+        log.info(f"Training a tokenizer with {vocabulary:,} tokens on corpus {corpus.name}")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(WORD_OR_SIGN, behavior="removed", invert=True),

@@ -1,0 +1,42 @@
+"""How much the neighbourhoods of passages change from one index snapshot to the next."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.indexes.exact import ExactIndex
+from dream.store.permutation import permute
+
+if TYPE_CHECKING:
+    from dream.indexes.snapshot import IndexSnapshot
+
+PROBES, POOL, NEIGHBOURS = 256, 16_384, 10
+SEED = 20_260_627  # of the passages that are compared, the same in every run
+
+
+def overlap(old: "IndexSnapshot", new: "IndexSnapshot") -> float:
+    """Similarity of two snapshots' neighbourhoods, 0 to 1: low if the encoder has changed much between them.
+
+    The mean share of a passage's 10 nearest passages by the old embeddings that are also among the 10 nearest by the
+    new ones, over up to 256 random passages. Neighbours are searched exactly, among the same 16,384 random passages (or
+    the whole corpus if it is smaller), so the cost does not grow with the corpus. The seed is fixed.
+    """
+    count = min(old.count, new.count)
+    pool = permute(SEED, np.arange(min(POOL, count)), count)
+    k = min(NEIGHBOURS, len(pool) - 1)
+    if k < 1:
+        return 1.0
+    near_old, near_new = (_neighbours(snapshot.rows(pool), k) for snapshot in (old, new))
+    return float((near_old[:, :, None] == near_new[:, None, :]).any(2).float().mean())
+
+
+def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:
+    """rows_PK: the k nearest rows of each of the first P = `PROBES` rows, without itself."""
+    index = ExactIndex(rows_per_chunk=POOL, keep_on_device=False)
+    index.build([embedding_ND], *embedding_ND.shape)
+    _, rows_PK = index.search(torch.from_numpy(embedding_ND[:PROBES]), k + 1)
+    itself = rows_PK == torch.arange(len(rows_PK))[:, None]
+    itself[:, -1] |= ~itself.any(1)  # more than k copies of it may have taken its place
+    return rows_PK[~itself].view(len(rows_PK), k)

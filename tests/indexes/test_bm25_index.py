@@ -1,0 +1,98 @@
+"""BM25 over passages. Run: pytest tests/indexes/test_bm25_index.py
+
+By hand, with Lucene's formula, k1 = 1.5 and b = 0.75: idf = ln(1 + (N - df + 0.5) / (df + 0.5)), and a term's weight is
+idf · tf / (tf + k1 · (1 - b + b · length / average length)).
+"""
+
+from functools import partial
+from math import log
+
+import numpy as np
+import pytest
+from tests.word_store import word_store
+
+from dream.indexes.bm25 import BM25Index
+from dream.utils.errors import DataError
+
+FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 passages
+
+
+def weight(df, tf, length):
+    return log(1 + (3 - df + 0.5) / (df + 0.5)) * tf / (tf + 1.5 * (0.25 + 0.75 * length / (7 / 3)))
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    return partial(word_store, tmp_path)
+
+
+@pytest.fixture
+def fruit(make_store):
+    return BM25Index.open_or_build(make_store(FRUIT))
+
+
+def test_scores_are_lucenes(fruit):
+    scores_QK, ids_QK = fruit.search(["Apple cherry", "cherry cherry"], 3)
+    assert ids_QK.tolist() == [[1, 0, -1], [1, -1, -1]]
+    expected = [weight(2, 2, 3) + weight(1, 1, 3), weight(2, 1, 2)]
+    assert scores_QK[0, :2] == pytest.approx(expected, rel=1e-6)
+    assert scores_QK[1, 0] == pytest.approx(2 * weight(1, 1, 3), rel=1e-6)  # a repeated query word counts twice
+    assert scores_QK[0, 2] == -np.inf
+    assert (scores_QK.dtype, ids_QK.dtype) == (np.float32, np.int64)
+
+
+def test_queries_without_a_known_word_find_nothing(fruit):
+    scores_QK, ids_QK = fruit.search(["", "the of and", "zebra"], 5)
+    assert (ids_QK == -1).all()
+    assert (scores_QK == -np.inf).all()
+
+
+def test_k_beyond_the_corpus_and_no_queries(fruit):
+    assert fruit.search(["banana date"], 10)[1].tolist() == [[0, 2] + [-1] * 8]
+    assert fruit.search([], 4)[1].shape == (0, 4)
+
+
+def test_ties_are_ordered_by_lower_id(make_store):
+    index = BM25Index.open_or_build(make_store(["fox hen"] * 6 + ["fox fox"]))
+    assert index.search(["fox"], 3)[1].tolist() == [[6, 0, 1]]
+
+
+def test_long_documents_count_by_passage_or_as_a_whole(make_store):
+    store = make_store(["ant bee cat dog", "elk fox"], passage=2)
+    assert BM25Index.open_or_build(store).search(["cat", "fox"], 1)[1].tolist() == [[1], [2]]
+    documents = BM25Index.open_or_build(store, unit="document")
+    assert documents.search(["cat", "fox"], 1)[1].tolist() == [[0], [1]]
+
+
+def test_the_second_open_builds_nothing(make_store, monkeypatch):
+    store = make_store(FRUIT)
+    first = BM25Index.open_or_build(store).search(["apple"], 2)
+    monkeypatch.setattr("dream.indexes.bm25.passage_texts", None)
+    again = BM25Index.open_or_build(store).search(["apple"], 2)
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    [folder] = store.cache_folder("bm25").iterdir()
+    assert store.hash in folder.name
+    assert {file.suffix for file in folder.iterdir()} == {".npy", ".json"}
+
+
+def test_an_index_of_other_words_is_rebuilt(make_store, monkeypatch):
+    store = make_store(FRUIT)
+    monkeypatch.setattr("dream.indexes.bm25.words", lambda text: ["other"])
+    monkeypatch.setattr("dream.indexes.bm25.LAYOUT", 0)
+    assert BM25Index.open_or_build(store).vocabulary == {"other": 0}
+    monkeypatch.undo()
+    assert "apple" in BM25Index.open_or_build(store).vocabulary
+
+
+def test_a_damaged_index_is_reported_and_rebuilt(make_store, capsys):
+    store = make_store(FRUIT)
+    BM25Index.open_or_build(store)
+    [file] = store.cache_folder("bm25").glob("*/params.index.json")
+    whole = file.read_bytes()
+    file.write_text("{")
+    with pytest.raises(DataError, match="not a complete BM25 index"):
+        BM25Index(file.parent)
+    BM25Index.open_or_build(store)
+    assert f"{file}: damaged" in capsys.readouterr().out
+    assert file.read_bytes() == whole
