@@ -172,3 +172,9 @@ def test_training_sample_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr("dream.indexes.faiss.TRAIN_POINTS", 100)
     with pytest.raises(ConfigError, match="100 of 1,000 passages are too few"):
         built(FaissIndex("IVF200,Flat", {}), clusters(1000, 8), 33)
+
+
+@pytest.mark.parametrize("factory", ["IDMap,Flat", "IVF4,IDMap,Flat"])
+def test_an_index_with_ids_of_its_own_is_refused_before_anything_is_embedded(factory):
+    with pytest.raises(ConfigError, match=f"index.factory={factory}: leave IDMap out"):
+        FaissIndex(factory, None)

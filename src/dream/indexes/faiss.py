@@ -43,6 +43,7 @@ class FaissIndex:
 
     def __init__(self, factory: str, search_params: dict[str, Any] | None) -> None:
         require(isinstance(factory, str) and bool(factory), "index.factory", factory, "e.g. Flat or IVF1024,Flat")
+        require("IDMap" not in factory, "index.factory", factory, "leave IDMap out: rows of the store are the ids")
         self.factory = factory
         self.search_params = dict(search_params or {})
         self._index: Any = None
@@ -55,9 +56,13 @@ class FaissIndex:
         index = self._new(width)
         if not index.is_trained:
             self._train(index, chunks, count)
-        for chunk in chunks:
-            for start in range(0, len(chunk), ADD_ROWS):
-                index.add(_float32(chunk[start : start + ADD_ROWS]))
+        try:
+            for chunk in chunks:
+                for start in range(0, len(chunk), ADD_ROWS):
+                    index.add(_float32(chunk[start : start + ADD_ROWS]))
+        except RuntimeError as error:
+            raise ConfigError("index.factory", self.factory, f"FAISS cannot add passages to it ({_reason(error)}); "
+                              "try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
         self._index = self._tuned(index)
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
