@@ -9,7 +9,8 @@ from typing import NamedTuple
 import yaml
 
 KEY_LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w@/.]+):(?: +(?P<value>[^#\s].*?))??(?:\s+# (?P<comment>.*))?$")
-WIDTH = 38  # columns of key and value
+WIDTH = 40  # columns of key and value
+COLUMNS = 110
 
 
 class Key(NamedTuple):
@@ -58,20 +59,21 @@ def help_text(config_dirs: Sequence[Path], command: str, about: str, keys: Seque
     main = config_dirs[0] / f"{command}.yaml"
     groups = default_choices(main)
     lines = [about.strip(), ""]
-    shown = {group: default for group, default in groups.items() if "@" not in group}
-    if shown:
+    plain = {group: default for group, default in groups.items() if "@" not in group}
+    if plain:
         lines += ["Choices (group=choice, the default first):"]
-        for group, default in shown.items():
+        for group, default in plain.items():
             names = [name for folder in config_dirs for name in choices(folder / group)]
             rest = [name for name in dict.fromkeys(names) if name != default]
             listed = ", ".join([*([default] if default != "None" else []), *rest])
-            lines += textwrap.wrap(listed, 100, initial_indent=f"  {group:<12} ", subsequent_indent=" " * 15)
+            lines += textwrap.wrap(listed, COLUMNS, initial_indent=f"  {group:<12} ", subsequent_indent=" " * 15)
         lines.append("")
     lines.append("Often changed (key=value):")
     for name in keys:
         key = _find(config_dirs[0], main, groups, name)
         comment = key.comment.partition(";")[0].partition(". ")[0]
-        lines.append(f"  {f'{name}={key.value}':<{WIDTH}} {comment}".rstrip())
+        shown = f"  {name}={key.value}".replace("${paths.logs}", "logs").ljust(WIDTH)
+        lines += textwrap.wrap(f"{shown} {comment}", COLUMNS, subsequent_indent=" " * (WIDTH + 1), drop_whitespace=True)
     more = "All keys: --cfg job    Your own configs: --config-dir FOLDER    Hydra: --hydra-help"
     return "\n".join([*lines, "", more])
 
