@@ -43,6 +43,18 @@ def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
         (["corpus=jsonl", "corpus.path=few.jsonl", "candidates.k=500"], "candidates.k=500"),
         (["corpus=jsonl", "corpus.path=broken.jsonl"], "broken.jsonl:2: not valid JSON"),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["ckpt=epoch=3.ckpt"], "epoch=3.ckpt: no such checkpoint"),
+        (["corpus=jsonl", "corpus.path=my (1).jsonl"], "my (1).jsonl: no such file"),
+        (["+trainer.limit_train_batches=2"], "trainer.limit_train_batches=2: it would repeat the same windows"),
+        (["+trainer.val_check_interval=5"], "trainer.val_check_interval=5: dev queries are ranked every"),
+        (["+trainer.max_epochs=3"], "trainer.max_epochs=3: runs are counted in steps"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs: runs are counted in steps"),
+        (["+trainer.overfit_batches=3"], "trainer.overfit_batches=3: to train on a few windows again and again use"),
+        (["trainer.fast_dev_run=true"], "trainer.fast_dev_run: to try every part in seconds use debug=smoke"),
+        (["trainer.max_time=00:00:01:00"], "add it with +trainer.max_time=VALUE"),
+        (["trainer.detreministic=true"], "trainer.detreministic: no such key"),
+        (["seed=null"], "seed=None: a whole number"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; pip install hydra-optuna-sweeper"),
     ],
 )
 def test_a_mistake_ends_in_one_clear_line(arguments, expected, tmp_path, llama_folder):

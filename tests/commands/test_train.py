@@ -189,3 +189,28 @@ def test_other_objectives_take_continuations_too_and_resume_bitwise(config, obje
     assert all(torch.equal(weights[name], final[name]) for name in final)
     alone, _ = fit(config("alone", *options, "candidates.scored_windows=0"))
     assert all(loss > 0 for loss, _ in alone.steps.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "folders"),
+    [("logger=[csv,tensorboard]", {"csv", "tensorboard"}), ("~logger", set()), ("logger=csv", {"csv"})],
+)
+def test_a_run_has_the_loggers_that_are_chosen(config, tmp_path, override, folders):
+    """Several at once, or none; csv/metrics.csv and tensorboard/events… are in the run's folder."""
+    train(config("run", override, "trainer.max_steps=2"))
+    run = tmp_path / "logs" / "run"
+    assert {name for name in ("csv", "tensorboard", "lightning_logs") if (run / name).exists()} == folders
+
+
+def test_a_run_without_callbacks_says_what_it_lacks(config, tmp_path, capsys):
+    train(config("run", "~callbacks", "trainer.max_steps=2"))
+    assert "without callbacks.index_refresh the run has no index" in capsys.readouterr().out
+    assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_run_with_a_time_limit_stops_early_and_resumes(config, tmp_path):
+    """Lightning's max_time works: it ends at a step, and the run is not finished."""
+    train(config("run", "+trainer.max_time={seconds: 0}"))
+    assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] < STEPS
+    train(config("again", "ckpt=last"))
+    assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] == STEPS
