@@ -18,14 +18,11 @@ from dream.commands.train import train
 from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
-from dream.evaluation import plots
 from dream.evaluation.benchmark import Benchmark
-from dream.evaluation.metrics import METRICS, Ranking
+from dream.evaluation.metrics import METRICS
 from dream.evaluation.mteb_adapter import DreamEncoder
-from dream.evaluation.outputs import strictly_falling
-from dream.evaluation.results import Results, rows_of
-from dream.evaluation.statistics import Sampling
-from dream.evaluation.systems import find_runs, short_names
+from dream.evaluation.system_names import short_names
+from dream.evaluation.systems import find_runs
 from dream.indexes.exact import ExactIndex
 from dream.utils.errors import ConfigError, DataError
 from dream.utils.runtime import CONFIG_DIR
@@ -98,7 +95,7 @@ def test_a_run_on_its_own_corpus_gives_the_figures_of_its_own_table(config, worl
     assert "tuned on 30 queries of split dev" in printed
 
 
-def test_every_file_tells_the_same(config, tmp_path):
+def test_every_file_has_the_same_figures(config, tmp_path):
     """Means of the single queries, and of the run files read again, are those of the table; the plots are pictures."""
     evaluate(config("systems=[bm25,run]"))
     folder, found = tmp_path / "evaluation", results(tmp_path)
@@ -156,23 +153,11 @@ def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     assert (tmp_path / "evaluation" / "runs" / "run_seed=1.run").exists()
 
 
-def test_a_picture_has_one_bar_and_one_curve_for_a_system_of_several_seeds(tmp_path):
-    metrics = {metric: np.full(6, 0.5) for metric in METRICS}
-    better = {metric: np.full(6, 0.75) for metric in METRICS}
-    rows = rows_of({"bm25": [metrics], "run": [better, metrics], "run2": [better]}, ["seed=0", "seed=1"])
-    found = Results.of(rows, "ndcg_at_10", "bm25", Sampling(20, 0.95, 0), [])
-    axes = plots.bars(found, "title").axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "run", "run2"]
-    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.625, 0.75]
-    curves = [line.get_label() for line in plots.gains(found, "title").axes[0].get_lines()]
-    assert curves[:2] == ["run (better 100%, worse 0%)", "run2 (better 100%, worse 0%)"]
-
-
 def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
     """Half of the 80 relevant documents are not there; one query has no relevant document at all."""
     labels = beir / "qrels" / "test.tsv"
     labels.write_text(labels.read_text().replace("q79\td79\t1", "q79\td79\t0"))
-    evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25,run]"))
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
     printed = capsys.readouterr().out
     assert "Means over 79 queries. 1 further queries of the split have no relevant document" in printed
     assert "40 relevant documents, of 40 queries, are not in the corpus: they count as not found" in printed
@@ -183,7 +168,7 @@ def test_a_transformers_model_is_embedded_once(config, beir, llama_folder, tmp_p
     embedded = []
     original = HFEncoder.embed_passages
     monkeypatch.setattr(HFEncoder, "embed_passages", lambda *a: embedded.append(len(a[2])) or original(*a))
-    chosen = ["benchmark=beir", f"benchmark.path={beir}", "hf.pooling=last", f"paths.data={tmp_path / 'data'}"]
+    chosen = ["corpus=beir", f"corpus.path={beir}", "hf.pooling=last", f"paths.data={tmp_path / 'data'}"]
     systems = f"systems=[bm25,hf:{llama_folder},hybrid:hf:{llama_folder}]"
     evaluate(config(*chosen, systems))
     first, count = results(tmp_path)["flat"], sum(embedded)
@@ -201,7 +186,7 @@ def test_a_sentence_transformers_model_ranks_by_its_own_embeddings(config, beir,
     transformer = modules.Transformer(str(llama_folder), max_seq_length=512)
     model = models.SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu")
     model.save(str(tmp_path / "model"))
-    evaluate(config("benchmark=beir", f"benchmark.path={beir}", f"systems=[bm25,st:{tmp_path / 'model'}]",
+    evaluate(config("corpus=beir", f"corpus.path={beir}", f"systems=[bm25,st:{tmp_path / 'model'}]",
                     "passages_per_document=1"))  # fmt: skip
     documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
     passages_ND = model.encode([d["title"] + "\n" + d["text"] for d in documents], normalize_embeddings=True)
@@ -214,24 +199,18 @@ def test_a_sentence_transformers_model_ranks_by_its_own_embeddings(config, beir,
     assert [scores[d["_id"]] for d in documents] == pytest.approx(sims.tolist(), abs=2e-3)
 
 
-def test_ties_stand_in_the_order_that_was_scored():
-    falling = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], np.float32))
-    assert (np.diff(falling) < 0).all()
-    assert falling == pytest.approx([2, 2, 2, 1], rel=1e-6)
-
-
-def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_path, monkeypatch):
-    other = ["benchmark=beir", f"benchmark.path={beir}"]
+def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, tmp_path, monkeypatch):
+    other = ["corpus=beir", f"corpus.path={beir}"]
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for overrides, message in (
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
-        (["systems=[run]"], "baseline=bm25: is none of systems"),
-        (["run_dtype=int8"], "run_dtype=int8: a torch type"),
+        (["systems=[run]"], "baseline=bm25: not one of systems"),
+        (["run_dtype=int8"], "run_dtype=int8: not a torch type"),
         (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
         (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
-        (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; take another split"),
-        ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, and beir has test; take hybrid"),
+        (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; choose another split"),
+        ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, but corpus beir only has test; use hybrid"),
         ([*other, "systems=[bm25,st:some/model]"], r"pip install 'dream-retrieval\[export\]'"),
         ([*other, f"systems=[bm25,hf:{beir}]"], "cannot be loaded"),
         ([f"run=[{world / 'logs/sweep/0'},{world / 'logs/sweep/0'}]"], "two of the runs have the same seed"),
@@ -251,7 +230,7 @@ def test_documents_that_share_an_id_are_refused(config, beir):
     corpus = (beir / "corpus.jsonl").read_text().replace('"d50"', '"d51"')
     (beir / "corpus.jsonl").write_text(corpus)
     with pytest.raises(DataError, match="d51"):
-        evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25]"))
+        evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25]"))
 
 
 def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_path):
@@ -320,17 +299,3 @@ def test_paths_are_shortened_where_that_tells_them_apart():
 
 def test_a_sweeps_folder_names_its_finished_runs(world):
     assert find_runs(str(world / "logs/sweep")) == [world / "logs/sweep/0", world / "logs/sweep/1"]
-
-
-def test_weighted_fusion_by_hand():
-    """BM25: a 4, b 2; dense: b 0.9, c 0.5. Min-max: a (1, 0), b (0, 1), c (0, 0)."""
-    from dream.evaluation.fusion import weighted_sum
-
-    lexical = Ranking(np.array([[1, 2, -1]]), np.array([[4.0, 2.0, -np.inf]], np.float32))
-    dense = Ranking(np.array([[2, 3, -1]]), np.array([[0.9, 0.5, -np.inf]], np.float32))
-    fused = weighted_sum(lexical, dense, 0.7, "minmax", depth=4)
-    assert fused.rows_QR.tolist() == [[2, 1, 3, -1]]
-    assert fused.score_QR[0, :3] == pytest.approx([0.7, 0.3, 0.0])
-    scores = weighted_sum(lexical, dense, 0.5, "zscore", depth=3)
-    assert scores.rows_QR.tolist() == [[1, 2, 3]]
-    assert scores.score_QR[0] == pytest.approx([0.0, 0.0, -1.0])

@@ -35,13 +35,19 @@ class FinishedRun:
     index: IndexHandle
 
 
-def open_run(folder: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> FinishedRun:
+def open_run(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    trust: Sequence[str] = (),
+    data: str | Path | None = None,
+) -> FinishedRun:
     """Encoder, store and last index snapshot of a run.
 
     Args:
         folder: the run's folder.
         device: where the encoder works.
         trust: packages, besides this one, whose classes the run's config may name.
+        data: folder of caches where the store is looked for first, in case it was moved.
 
     Raises:
         ConfigError: no finished run is there.
@@ -49,7 +55,7 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", trust: Sequ
     """
     folder = Path(folder)
     cfg, encoder = open_encoder(folder, device, trust=trust)
-    snapshot, store = open_store(folder, cfg)
+    snapshot, store = open_store(folder, cfg, data)
     index = IndexHandle(instantiate(cfg.index), folder / INDEX)
     with _add_remedy():
         index.open(snapshot, store, encoder.width)
@@ -87,8 +93,8 @@ def open_config(folder: Path, trust: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
-def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
-    """Path of the run's last index snapshot, and the store it was made from."""
+def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) -> tuple[Path, Store]:
+    """Path of the run's last index snapshot, and the store it was made from, looked for in `data`/stores first."""
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
     if not snapshots:
         raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
@@ -97,7 +103,8 @@ def open_store(folder: Path, cfg: DictConfig) -> tuple[Path, Store]:
         store_hash = json.loads(belongs_to.read_text())["store"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
-    stores = [path for path in Path(cfg.data.stores_dir).glob(f"*-{store_hash}") if path.is_dir()]
+    places = [*([Path(data) / "stores"] if data else []), Path(cfg.data.stores_dir)]
+    stores = [path for place in places for path in place.glob(f"*-{store_hash}") if path.is_dir()]
     if not stores:
         raise DataError(
             f"{cfg.data.stores_dir}: the store {store_hash} of this run is gone; training again rebuilds it"
