@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dream.commands.evaluate import evaluate
@@ -22,60 +21,9 @@ from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS
 from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.evaluation.system_names import short_names
-from dream.evaluation.systems import find_runs
+from dream.evaluation.systems import _corpus_of, find_runs
 from dream.indexes.exact import ExactIndex
 from dream.utils.errors import ConfigError, DataError
-from dream.utils.runtime import CONFIG_DIR
-
-
-def composed(script: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(script, list(overrides))
-
-
-@pytest.fixture(scope="module")
-def world(corpus_folder, llama_folder, tmp_path_factory) -> Path:
-    """Two finished runs, seeds of one another, on the tiny corpus: logs/sweep/0 and logs/sweep/1."""
-    root = tmp_path_factory.mktemp("world")
-    lines = (corpus_folder / "dev.tsv").read_text().splitlines(keepends=True)
-    (root / "dev.tsv").write_text("".join(lines[:31]))
-    (root / "test.tsv").write_text("".join([lines[0], *lines[31:]]))
-    for seed in (0, 1):
-        train(composed(
-            "train", "corpus=jsonl", f"corpus.path={corpus_folder / 'corpus.jsonl'}",
-            f"corpus.queries={corpus_folder / 'queries.jsonl'}", "corpus.text_fields=[text]",
-            f"corpus.qrels={{dev: {root / 'dev.tsv'}, test: {root / 'test.tsv'}}}", "objective=info_nce",
-            "scorer=hf", f"scorer.name={llama_folder}", "encoder.random_width=32", f"seed={seed}",
-            f"paths.data={root / 'data'}", f"paths.logs={root / 'logs'}", f"paths.run={root / f'logs/sweep/{seed}'}",
-            "data.batch_size=16", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6",
-            "data.target_tokens=8", "trainer.max_steps=8", "trainer.accelerator=cpu",
-            "+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.index_refresh.every_n_steps=0",
-            "callbacks.evaluation.every_n_steps=0", "callbacks.best_checkpoint=null",
-            "callbacks.candidate_panels.projected=0",
-        ))  # fmt: skip
-    return root
-
-
-@pytest.fixture
-def config(world, tmp_path):
-    def make(*overrides: str) -> DictConfig:
-        return composed("evaluate", f"paths.data={world / 'data'}", f"paths.logs={world / 'logs'}",
-                        f"paths.run={tmp_path / 'evaluation'}", f"run={world / 'logs/sweep/0'}", "device=cpu",
-                        "statistics.resamples=200", *overrides)  # fmt: skip
-
-    return make
-
-
-@pytest.fixture
-def beir(corpus_folder, tmp_path) -> Path:
-    """Another corpus in BEIR's layout: the second half of the tiny one, its labels those of a split `test`."""
-    folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    lines = (corpus_folder / "corpus.jsonl").read_text().splitlines(keepends=True)
-    (folder / "corpus.jsonl").write_text("".join(lines[40:]))
-    shutil.copy(corpus_folder / "queries.jsonl", folder)
-    shutil.copy(corpus_folder / "dev.tsv", folder / "qrels" / "test.tsv")
-    return folder
 
 
 def results(tmp_path) -> dict:
@@ -206,6 +154,14 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
         (["systems=[run]"], "baseline=bm25: not one of systems"),
+        (["device=cudaa"], "device=cudaa: no such device; choose auto, cpu or cuda"),
+        (["device=cuda:99"], "device=cuda:99: this machine has no such GPU"),
+        (["passage_tokens=0"], "passage_tokens=0: at least 1, or null"),
+        (["embedding.batch_passages=0"], "embedding.batch_passages=0: at least 1"),
+        (["hybrid_weighted.step=0"], "hybrid_weighted.step=0: above 0"),
+        (["hybrid_weighted.normalisation=max"], "hybrid_weighted.normalisation=max: choose minmax or zscore"),
+        (["statistics.confidence=1"], "statistics.confidence=1: between 0 and 1"),
+        (["systems=[bm25,run,run]"], "names a system twice"),
         (["run_dtype=int8"], "run_dtype=int8: not a torch type"),
         (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
         (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
@@ -224,6 +180,82 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
     with pytest.raises(DataError, match="no line with a label"):
         evaluate(config(*other, "systems=[bm25]"))
+
+
+@pytest.mark.parametrize(("deduplicate", "documents"), [("false", 41), ("true", 40)])
+def test_copies_in_another_corpus_are_kept_unless_deduplicated(config, beir, tmp_path, deduplicate, documents):
+    """40 documents and a copy of the last one. The file with the settings says what was used."""
+    lines = (beir / "corpus.jsonl").read_text()
+    (beir / "corpus.jsonl").write_text(lines + lines.splitlines()[-1].replace('"d79"', '"copy"') + "\n")
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25]", f"deduplicate={deduplicate}"))
+    assert results(tmp_path)["documents"] == documents
+    used = OmegaConf.load(tmp_path / "evaluation" / "evaluation.yaml").corpus
+    assert str(used.deduplicate).lower() == deduplicate
+
+
+def test_another_corpus_may_have_no_copies_to_keep(config, tmp_path):
+    """pydocs has no key `deduplicate`."""
+    cfg = config("corpus=pydocs", "corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3",
+                 "systems=[bm25]", "deduplicate=true", f"paths.data={tmp_path / 'data'}")  # fmt: skip
+    evaluate(cfg)
+    assert results(tmp_path)["corpus"] == "pydocs"
+    assert results(tmp_path)["split"] == "test"
+
+
+def test_labels_that_name_no_document_are_refused(config, beir):
+    """The corpus has d40 to d79; the labels' ids are those of another field, or of another corpus."""
+    labels = beir / "qrels" / "test.tsv"
+    labels.write_text(labels.read_text().replace("\td", "\tDocument "))
+    message = (r"split test of corpus beir: none of the 80 relevant documents is in the corpus: .* 'Document 0', "
+               r".* 'd40'; set corpus\.id_field")  # fmt: skip
+    with pytest.raises(DataError, match=message):
+        evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
+
+
+def test_missing_documents_are_warned_of_once(config, beir, capsys):
+    """BM25 and the run search two stores of the corpus, with the same labels."""
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: split test of corpus beir: 50.0% of the relevant documents (40 of 80) are not in the corpus, e.g. "
+        "'d0', 'd1', 'd2': they count as not found"
+    ]
+
+
+def test_an_encoder_of_an_own_package_is_opened_if_the_package_is_trusted(config, run_of_an_own_encoder, tmp_path):
+    chosen = [f"run={run_of_an_own_encoder}", "systems=[bm25,untrained,run,hybrid]"]
+    with pytest.raises(DataError, match=r"refused, because it names my_encoders\.MyEncoder.*add trust=\[my_encoders\]"):
+        evaluate(config(*chosen))
+    evaluate(config(*chosen, "trust=[my_encoders]"))
+    import my_encoders
+
+    names = [folder.name for folder in my_encoders.MyEncoder.opened]
+    assert names == ["untrained_encoder", "encoder"]
+    own = results(tmp_path)["flat"]
+    evaluate(config(chosen[1]))
+    assert own == results(tmp_path)["flat"]
+
+
+def test_stores_and_embeddings_that_were_moved_are_used(config, moved, world, tmp_path, monkeypatch):
+    """The run's config names the old folder; the command's paths.data is the new one."""
+    before = sorted((moved / "data").rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
+        evaluate(config(f"run={moved / 'logs/sweep/0'}", f"paths.data={moved / 'data'}", "systems=[bm25,run]",
+                        "bm25.unit=passage"))  # fmt: skip
+    assert sorted((moved / "data").rglob("*")) == before
+    summary = json.loads((world / "logs/sweep/0/summary.json").read_text())
+    assert results(tmp_path)["flat"]["run/ndcg_at_10"] == summary["trained/ndcg_at_10"]
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_corpus_cache_that_was_moved_is_used(tmp_path):
+    """The run's corpus, such as pydocs, was cached in the old folder of data."""
+    old, new = tmp_path / "old" / "corpora", tmp_path / "new" / "corpora"
+    run = OmegaConf.create({"corpus": {"_target_": "types.SimpleNamespace", "cache_dir": str(old)}})
+    assert _corpus_of(run, new.parent).cache_dir == str(new)
+    old.mkdir(parents=True)
+    assert _corpus_of(run, new.parent).cache_dir == str(old)
 
 
 def test_documents_that_share_an_id_are_refused(config, beir):

@@ -48,7 +48,7 @@ class LabelledQueries:
         if len(missing) == count:
             raise DataError(
                 f"split {self.name} of corpus {corpus}: none of the {count:,} relevant documents is in the corpus: the "
-                f"labels name documents such as {missing[0]!r}, the corpus such as {self.store.document_names[0]!r}; "
+                f"labels name {missing[0]!r}, for example, but the corpus has ids such as {self.store.document_names[0]!r}; "
                 "set corpus.id_field to the field with the labels' ids, or use the labels (qrels) of this corpus"
             )
         if missing:

@@ -88,10 +88,10 @@ def open_benchmark(
 
 
 def _corpus_of(config: DictConfig, data: Path) -> Corpus:
-    """The corpus of a run. If its cache was moved with the other data, the corpus is read from the new place."""
-    cache, current = config.corpus.get("cache_dir"), data / "corpora"
-    moved = cache is not None and (current.exists() or not Path(cache).exists())
-    return instantiate(config.corpus, **({"cache_dir": str(current)} if moved else {}))
+    """The corpus of a run. If its cache is no longer where the config says, use `data`, where it may have moved."""
+    cache = config.corpus.get("cache_dir")
+    moved = cache is not None and not Path(cache).exists()
+    return instantiate(config.corpus, **({"cache_dir": str(data / "corpora")} if moved else {}))
 
 
 @dataclass
