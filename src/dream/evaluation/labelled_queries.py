@@ -46,10 +46,11 @@ class LabelledQueries:
         missing = [document for absent in self.judgements.missing for document in absent]
         count = len(missing) + sum(map(len, self.judgements.grades))
         if len(missing) == count:
+            own = self.store.document_names[0]
             raise DataError(
                 f"split {self.name} of corpus {corpus}: none of the {count:,} relevant documents is in the corpus: the "
-                f"labels name {missing[0]!r}, for example, but the corpus has ids such as {self.store.document_names[0]!r}; "
-                "set corpus.id_field to the field with the labels' ids, or use the labels (qrels) of this corpus"
+                f"labels name {missing[0]!r}, for example, but the corpus has ids such as {own!r}; set corpus.id_field "
+                "to the field with the labels' ids, or use the labels (qrels) of this corpus"
             )
         if missing:
             examples = ", ".join(map(repr, list(dict.fromkeys(missing))[:EXAMPLES]))
