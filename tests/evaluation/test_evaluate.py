@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from PIL import Image
@@ -63,8 +64,8 @@ def test_every_file_has_the_same_figures(config, tmp_path):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
-def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch):
-    """The run's own embeddings are those of other weights, and are not searched."""
+def test_a_run_ranks_with_the_requested_type_of_weights(config, tmp_path, monkeypatch):
+    """The run's own embeddings were made by weights of another type, and are not searched."""
     seen = []
     original = StaticEncoder.embed_passages
     monkeypatch.setattr(StaticEncoder, "embed_passages", lambda *a: seen.append(a[0].table_VD.dtype) or original(*a))
@@ -77,7 +78,7 @@ def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch
 
 
 def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, world, tmp_path, monkeypatch):
-    """For encoders that are slow on a large corpus, with objectives or candidates that search no index."""
+    """For encoders that are slow on a large corpus, if neither objective nor candidates search an index."""
     cfg = OmegaConf.load(world / "logs/sweep/0/config.yaml")
     cfg.paths.run, cfg.seed = str(tmp_path / "run"), 2
     cfg.callbacks.index_refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
@@ -90,7 +91,7 @@ def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, wor
     assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
 
 
-def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
+def test_each_seed_has_a_row_and_all_seeds_have_one(config, world, tmp_path):
     evaluate(config(f"run={world / 'logs/sweep'}", "systems=[bm25,run,hybrid]"))
     flat = results(tmp_path)["flat"]
     rows = [name.removesuffix("/ndcg_at_10") for name in flat if name.endswith("/ndcg_at_10")]
@@ -101,7 +102,7 @@ def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
 
 
 def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
-    """Half of the 80 relevant documents are not there; one query has no relevant document at all."""
+    """Half of the 80 relevant documents are not in the corpus; one query has no relevant document in the labels."""
     labels = beir / "qrels" / "test.tsv"
     labels.write_text(labels.read_text().replace("q79\td79\t1", "q79\td79\t0"))
     evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
@@ -183,13 +184,22 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
 
 @pytest.mark.parametrize(("deduplicate", "documents"), [("false", 41), ("true", 40)])
 def test_copies_in_another_corpus_are_kept_unless_deduplicated(config, beir, tmp_path, deduplicate, documents):
-    """40 documents and a copy of the last one. The file with the settings says what was used."""
+    """40 documents and a copy of the last one. evaluation.yaml has the value that was used."""
     lines = (beir / "corpus.jsonl").read_text()
     (beir / "corpus.jsonl").write_text(lines + lines.splitlines()[-1].replace('"d79"', '"copy"') + "\n")
     evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25]", f"deduplicate={deduplicate}"))
     assert results(tmp_path)["documents"] == documents
     used = OmegaConf.load(tmp_path / "evaluation" / "evaluation.yaml").corpus
     assert str(used.deduplicate).lower() == deduplicate
+
+
+def test_deduplicate_of_the_corpus_itself_is_refused(config, beir, monkeypatch):
+    """It would be ignored; the message names the key that is read."""
+    overrides = ["corpus=beir", f"corpus.path={beir}", "corpus.deduplicate=true"]
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": overrides}}))
+    with pytest.raises(ConfigError, match=r"corpus\.deduplicate=true: .* write deduplicate=true"):
+        evaluate(config(*overrides, "systems=[bm25]"))
 
 
 def test_another_corpus_may_have_no_copies_to_keep(config, tmp_path):
@@ -265,7 +275,7 @@ def test_documents_that_share_an_id_are_refused(config, beir):
 
 
 def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_path):
-    """A run whose encoder folder was exchanged: its snapshot says what it was made with."""
+    """The run's encoder folder was replaced by another; its snapshot records the width of its embeddings."""
     run = tmp_path / "run"
     shutil.copytree(world / "logs/sweep/0", run)
     belongs_to = (run / "encoder" / "belongs_to.json").read_text()
@@ -285,12 +295,12 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
     seal(run / "encoder")
     with pytest.raises(DataError, match="embeddings of width 64, but the encoder's width is 8"):
         open_run(run)
-    evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with what is there now
+    evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with the new encoder
     assert results(tmp_path)["flat"]["run/recall_at_100"] > 0
 
 
 def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
-    """One vector a document: of its beginning, as long as the encoder reads."""
+    """One vector a document: that of its first `max_tokens` tokens."""
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
     corpus = BeirCorpus("beir", str(beir), False, "error", 32)
     benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
@@ -311,14 +321,14 @@ def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
     assert encoder.similarity_pairwise(embedding_ND, embedding_ND).numpy() == pytest.approx(np.ones(40), abs=1e-3)
 
 
-def test_mteb_takes_it_for_an_encoder(world):
+def test_mteb_accepts_the_adapter_as_an_encoder(world):
     mteb = pytest.importorskip("mteb")
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
     assert isinstance(encoder, mteb.EncoderProtocol)
     assert encoder.mteb_model_meta.embed_dim == encoder.encoder.width
 
 
-def test_paths_are_shortened_where_that_tells_them_apart():
+def test_paths_are_shortened_if_the_names_still_differ():
     assert short_names(["bm25", "st:/a/b/model", "hybrid:st:/a/b/model", "st:org/name"]) == {
         "bm25": "bm25",
         "st:/a/b/model": "st:b/model",

@@ -141,7 +141,7 @@ def _published(cfg: DictConfig) -> "dict[str, Callable[[str], Encoder]]":
 def _other_corpus(cfg: DictConfig) -> "Corpus | None":
     """The corpus of the command line; None: the run's own. `deduplicate` replaces the corpus's own key.
 
-    The replaced value is also written into `cfg`, so that evaluation.yaml says what was used.
+    The replaced value is also written into `cfg`, so that evaluation.yaml has the value that was used.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
