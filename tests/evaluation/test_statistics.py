@@ -10,7 +10,7 @@ SAMPLING = Sampling(resamples=10_000, confidence=0.95, seed=0)
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors():
-    """400 values of standard deviation 1: the standard error of the mean is 1/20, the interval ±1.96 standard errors."""
+    """400 values of standard deviation 1: the standard error of the mean is 1/20, the interval ±1.96 times that."""
     values_Q = np.random.default_rng(1).standard_normal(400)
     low, high = intervals([values_Q[None]], SAMPLING)[0]
     reach = 1.96 * values_Q.std() / 20
