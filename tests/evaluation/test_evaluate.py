@@ -3,14 +3,13 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dream.commands.evaluate import evaluate
@@ -18,67 +17,13 @@ from dream.commands.train import train
 from dream.corpora.jsonl import BeirCorpus
 from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
-from dream.evaluation import plots
 from dream.evaluation.benchmark import Benchmark
-from dream.evaluation.metrics import METRICS, Ranking
+from dream.evaluation.metrics import METRICS
 from dream.evaluation.mteb_adapter import DreamEncoder
-from dream.evaluation.outputs import strictly_falling
-from dream.evaluation.results import Results, rows_of
-from dream.evaluation.statistics import Sampling
-from dream.evaluation.systems import find_runs, short_names
+from dream.evaluation.system_names import short_names
+from dream.evaluation.systems import _corpus_of, find_runs
 from dream.indexes.exact import ExactIndex
 from dream.utils.errors import ConfigError, DataError
-from dream.utils.runtime import CONFIG_DIR
-
-
-def composed(script: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(script, list(overrides))
-
-
-@pytest.fixture(scope="module")
-def world(corpus_folder, llama_folder, tmp_path_factory) -> Path:
-    """Two finished runs, seeds of one another, on the tiny corpus: logs/sweep/0 and logs/sweep/1."""
-    root = tmp_path_factory.mktemp("world")
-    lines = (corpus_folder / "dev.tsv").read_text().splitlines(keepends=True)
-    (root / "dev.tsv").write_text("".join(lines[:31]))
-    (root / "test.tsv").write_text("".join([lines[0], *lines[31:]]))
-    for seed in (0, 1):
-        train(composed(
-            "train", "corpus=jsonl", f"corpus.path={corpus_folder / 'corpus.jsonl'}",
-            f"corpus.queries={corpus_folder / 'queries.jsonl'}", "corpus.text_fields=[text]",
-            f"corpus.qrels={{dev: {root / 'dev.tsv'}, test: {root / 'test.tsv'}}}", "objective=info_nce",
-            "scorer=hf", f"scorer.name={llama_folder}", "encoder.random_width=32", f"seed={seed}",
-            f"paths.data={root / 'data'}", f"paths.logs={root / 'logs'}", f"paths.run={root / f'logs/sweep/{seed}'}",
-            "data.batch_size=16", "data.passage_tokens=24", "data.context_tokens=12", "data.min_context_tokens=6",
-            "data.target_tokens=8", "trainer.max_steps=8", "trainer.accelerator=cpu",
-            "+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.index_refresh.every_n_steps=0",
-            "callbacks.evaluation.every_n_steps=0", "callbacks.best_checkpoint=null",
-            "callbacks.candidate_panels.projected=0",
-        ))  # fmt: skip
-    return root
-
-
-@pytest.fixture
-def config(world, tmp_path):
-    def make(*overrides: str) -> DictConfig:
-        return composed("evaluate", f"paths.data={world / 'data'}", f"paths.logs={world / 'logs'}",
-                        f"paths.run={tmp_path / 'evaluation'}", f"run={world / 'logs/sweep/0'}", "device=cpu",
-                        "statistics.resamples=200", *overrides)  # fmt: skip
-
-    return make
-
-
-@pytest.fixture
-def beir(corpus_folder, tmp_path) -> Path:
-    """Another corpus in BEIR's layout: the second half of the tiny one, its labels those of a split `test`."""
-    folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    lines = (corpus_folder / "corpus.jsonl").read_text().splitlines(keepends=True)
-    (folder / "corpus.jsonl").write_text("".join(lines[40:]))
-    shutil.copy(corpus_folder / "queries.jsonl", folder)
-    shutil.copy(corpus_folder / "dev.tsv", folder / "qrels" / "test.tsv")
-    return folder
 
 
 def results(tmp_path) -> dict:
@@ -98,7 +43,7 @@ def test_a_run_on_its_own_corpus_gives_the_figures_of_its_own_table(config, worl
     assert "tuned on 30 queries of split dev" in printed
 
 
-def test_every_file_tells_the_same(config, tmp_path):
+def test_every_file_has_the_same_figures(config, tmp_path):
     """Means of the single queries, and of the run files read again, are those of the table; the plots are pictures."""
     evaluate(config("systems=[bm25,run]"))
     folder, found = tmp_path / "evaluation", results(tmp_path)
@@ -119,8 +64,8 @@ def test_every_file_tells_the_same(config, tmp_path):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
-def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch):
-    """The run's own embeddings are those of other weights, and are not searched."""
+def test_a_run_ranks_with_the_requested_type_of_weights(config, tmp_path, monkeypatch):
+    """The run's own embeddings were made by weights of another type, and are not searched."""
     seen = []
     original = StaticEncoder.embed_passages
     monkeypatch.setattr(StaticEncoder, "embed_passages", lambda *a: seen.append(a[0].table_VD.dtype) or original(*a))
@@ -133,7 +78,7 @@ def test_a_run_ranks_in_the_type_that_is_asked_for(config, tmp_path, monkeypatch
 
 
 def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, world, tmp_path, monkeypatch):
-    """For encoders that are slow on a large corpus, with objectives or candidates that search no index."""
+    """For encoders that are slow on a large corpus, if neither objective nor candidates search an index."""
     cfg = OmegaConf.load(world / "logs/sweep/0/config.yaml")
     cfg.paths.run, cfg.seed = str(tmp_path / "run"), 2
     cfg.callbacks.index_refresh = cfg.callbacks.evaluation = cfg.callbacks.best_checkpoint = None
@@ -146,7 +91,7 @@ def test_a_run_without_refresh_embeds_no_corpus_and_can_be_ranked_by(config, wor
     assert (runs / "untrained.run").read_text().split()[4::6] != (runs / "run.run").read_text().split()[4::6]
 
 
-def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
+def test_each_seed_has_a_row_and_all_seeds_have_one(config, world, tmp_path):
     evaluate(config(f"run={world / 'logs/sweep'}", "systems=[bm25,run,hybrid]"))
     flat = results(tmp_path)["flat"]
     rows = [name.removesuffix("/ndcg_at_10") for name in flat if name.endswith("/ndcg_at_10")]
@@ -156,23 +101,11 @@ def test_seeds_have_rows_of_their_own_and_one_together(config, world, tmp_path):
     assert (tmp_path / "evaluation" / "runs" / "run_seed=1.run").exists()
 
 
-def test_a_picture_has_one_bar_and_one_curve_for_a_system_of_several_seeds(tmp_path):
-    metrics = {metric: np.full(6, 0.5) for metric in METRICS}
-    better = {metric: np.full(6, 0.75) for metric in METRICS}
-    rows = rows_of({"bm25": [metrics], "run": [better, metrics], "run2": [better]}, ["seed=0", "seed=1"])
-    found = Results.of(rows, "ndcg_at_10", "bm25", Sampling(20, 0.95, 0), [])
-    axes = plots.bars(found, "title").axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["bm25", "run", "run2"]
-    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.625, 0.75]
-    curves = [line.get_label() for line in plots.gains(found, "title").axes[0].get_lines()]
-    assert curves[:2] == ["run (better 100%, worse 0%)", "run2 (better 100%, worse 0%)"]
-
-
 def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
-    """Half of the 80 relevant documents are not there; one query has no relevant document at all."""
+    """Half of the 80 relevant documents are not in the corpus; one query has no relevant document in the labels."""
     labels = beir / "qrels" / "test.tsv"
     labels.write_text(labels.read_text().replace("q79\td79\t1", "q79\td79\t0"))
-    evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25,run]"))
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
     printed = capsys.readouterr().out
     assert "Means over 79 queries. 1 further queries of the split have no relevant document" in printed
     assert "40 relevant documents, of 40 queries, are not in the corpus: they count as not found" in printed
@@ -183,7 +116,7 @@ def test_a_transformers_model_is_embedded_once(config, beir, llama_folder, tmp_p
     embedded = []
     original = HFEncoder.embed_passages
     monkeypatch.setattr(HFEncoder, "embed_passages", lambda *a: embedded.append(len(a[2])) or original(*a))
-    chosen = ["benchmark=beir", f"benchmark.path={beir}", "hf.pooling=last", f"paths.data={tmp_path / 'data'}"]
+    chosen = ["corpus=beir", f"corpus.path={beir}", "hf.pooling=last", f"paths.data={tmp_path / 'data'}"]
     systems = f"systems=[bm25,hf:{llama_folder},hybrid:hf:{llama_folder}]"
     evaluate(config(*chosen, systems))
     first, count = results(tmp_path)["flat"], sum(embedded)
@@ -201,7 +134,7 @@ def test_a_sentence_transformers_model_ranks_by_its_own_embeddings(config, beir,
     transformer = modules.Transformer(str(llama_folder), max_seq_length=512)
     model = models.SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu")
     model.save(str(tmp_path / "model"))
-    evaluate(config("benchmark=beir", f"benchmark.path={beir}", f"systems=[bm25,st:{tmp_path / 'model'}]",
+    evaluate(config("corpus=beir", f"corpus.path={beir}", f"systems=[bm25,st:{tmp_path / 'model'}]",
                     "passages_per_document=1"))  # fmt: skip
     documents = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
     passages_ND = model.encode([d["title"] + "\n" + d["text"] for d in documents], normalize_embeddings=True)
@@ -214,24 +147,26 @@ def test_a_sentence_transformers_model_ranks_by_its_own_embeddings(config, beir,
     assert [scores[d["_id"]] for d in documents] == pytest.approx(sims.tolist(), abs=2e-3)
 
 
-def test_ties_stand_in_the_order_that_was_scored():
-    falling = strictly_falling(np.array([2.0, 2.0, 2.0, 1.0], np.float32))
-    assert (np.diff(falling) < 0).all()
-    assert falling == pytest.approx([2, 2, 2, 1], rel=1e-6)
-
-
-def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_path, monkeypatch):
-    other = ["benchmark=beir", f"benchmark.path={beir}"]
+def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, tmp_path, monkeypatch):
+    other = ["corpus=beir", f"corpus.path={beir}"]
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for overrides, message in (
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
-        (["systems=[run]"], "baseline=bm25: is none of systems"),
-        (["run_dtype=int8"], "run_dtype=int8: a torch type"),
+        (["systems=[run]"], "baseline=bm25: not one of systems"),
+        (["device=cudaa"], "device=cudaa: no such device; choose auto, cpu or cuda"),
+        (["device=cuda:99"], "device=cuda:99: this machine has no such GPU"),
+        (["passage_tokens=0"], "passage_tokens=0: at least 1, or null"),
+        (["embedding.batch_passages=0"], "embedding.batch_passages=0: at least 1"),
+        (["hybrid_weighted.step=0"], "hybrid_weighted.step=0: above 0"),
+        (["hybrid_weighted.normalisation=max"], "hybrid_weighted.normalisation=max: choose minmax or zscore"),
+        (["statistics.confidence=1"], "statistics.confidence=1: between 0 and 1"),
+        (["systems=[bm25,run,run]"], "names a system twice"),
+        (["run_dtype=int8"], "run_dtype=int8: not a torch type"),
         (["metric=ndcg"], "metric=ndcg: choose from ndcg_at_10"),
         (["split=train"], "split=train: corpus jsonl has the splits dev, test"),
-        (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; take another split"),
-        ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, and beir has test; take hybrid"),
+        (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; choose another split"),
+        ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, but corpus beir only has test; use hybrid"),
         ([*other, "systems=[bm25,st:some/model]"], r"pip install 'dream-retrieval\[export\]'"),
         ([*other, f"systems=[bm25,hf:{beir}]"], "cannot be loaded"),
         ([f"run=[{world / 'logs/sweep/0'},{world / 'logs/sweep/0'}]"], "two of the runs have the same seed"),
@@ -247,15 +182,100 @@ def test_mistakes_are_told_in_one_line(config, world, beir, corpus_folder, tmp_p
         evaluate(config(*other, "systems=[bm25]"))
 
 
+@pytest.mark.parametrize(("deduplicate", "documents"), [("false", 41), ("true", 40)])
+def test_copies_in_another_corpus_are_kept_unless_deduplicated(config, beir, tmp_path, deduplicate, documents):
+    """40 documents and a copy of the last one. evaluation.yaml has the value that was used."""
+    lines = (beir / "corpus.jsonl").read_text()
+    (beir / "corpus.jsonl").write_text(lines + lines.splitlines()[-1].replace('"d79"', '"copy"') + "\n")
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25]", f"deduplicate={deduplicate}"))
+    assert results(tmp_path)["documents"] == documents
+    used = OmegaConf.load(tmp_path / "evaluation" / "evaluation.yaml").corpus
+    assert str(used.deduplicate).lower() == deduplicate
+
+
+def test_deduplicate_of_the_corpus_itself_is_refused(config, beir, monkeypatch):
+    """It would be ignored; the message names the key that is read."""
+    overrides = ["corpus=beir", f"corpus.path={beir}", "corpus.deduplicate=true"]
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": overrides}}))
+    with pytest.raises(ConfigError, match=r"corpus\.deduplicate=true: .* write deduplicate=true"):
+        evaluate(config(*overrides, "systems=[bm25]"))
+
+
+def test_another_corpus_may_have_no_copies_to_keep(config, tmp_path):
+    """pydocs has no key `deduplicate`."""
+    cfg = config("corpus=pydocs", "corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3",
+                 "systems=[bm25]", "deduplicate=true", f"paths.data={tmp_path / 'data'}")  # fmt: skip
+    evaluate(cfg)
+    assert results(tmp_path)["corpus"] == "pydocs"
+    assert results(tmp_path)["split"] == "test"
+
+
+def test_labels_that_name_no_document_are_refused(config, beir):
+    """The corpus has d40 to d79; the labels' ids are those of another field, or of another corpus."""
+    labels = beir / "qrels" / "test.tsv"
+    labels.write_text(labels.read_text().replace("\td", "\tDocument "))
+    message = (r"split test of corpus beir: none of the 80 relevant documents is in the corpus: .* 'Document 0', "
+               r".* 'd40'; set corpus\.id_field")  # fmt: skip
+    with pytest.raises(DataError, match=message):
+        evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
+
+
+def test_missing_documents_are_warned_of_once(config, beir, capsys):
+    """BM25 and the run search two stores of the corpus, with the same labels."""
+    evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: split test of corpus beir: 50.0% of the relevant documents (40 of 80) are not in the corpus, e.g. "
+        "'d0', 'd1', 'd2': they count as not found"
+    ]
+
+
+def test_an_encoder_of_an_own_package_is_opened_if_the_package_is_trusted(config, run_of_an_own_encoder, tmp_path):
+    chosen = [f"run={run_of_an_own_encoder}", "systems=[bm25,untrained,run,hybrid]"]
+    with pytest.raises(DataError, match=r"refused, because it names my_encoders\.MyEncoder.*add trust=\[my_encoders\]"):
+        evaluate(config(*chosen))
+    evaluate(config(*chosen, "trust=[my_encoders]"))
+    import my_encoders
+
+    names = [folder.name for folder in my_encoders.MyEncoder.opened]
+    assert names == ["untrained_encoder", "encoder"]
+    own = results(tmp_path)["flat"]
+    evaluate(config(chosen[1]))
+    assert own == results(tmp_path)["flat"]
+
+
+def test_stores_and_embeddings_that_were_moved_are_used(config, moved, world, tmp_path, monkeypatch):
+    """The run's config names the old folder; the command's paths.data is the new one."""
+    before = sorted((moved / "data").rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
+        evaluate(config(f"run={moved / 'logs/sweep/0'}", f"paths.data={moved / 'data'}", "systems=[bm25,run]",
+                        "bm25.unit=passage"))  # fmt: skip
+    assert sorted((moved / "data").rglob("*")) == before
+    summary = json.loads((world / "logs/sweep/0/summary.json").read_text())
+    assert results(tmp_path)["flat"]["run/ndcg_at_10"] == summary["trained/ndcg_at_10"]
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_corpus_cache_that_was_moved_is_used(tmp_path):
+    """The run's corpus, such as pydocs, was cached in the old folder of data."""
+    old, new = tmp_path / "old" / "corpora", tmp_path / "new" / "corpora"
+    run = OmegaConf.create({"corpus": {"_target_": "types.SimpleNamespace", "cache_dir": str(old)}})
+    assert _corpus_of(run, new.parent).cache_dir == str(new)
+    old.mkdir(parents=True)
+    assert _corpus_of(run, new.parent).cache_dir == str(old)
+
+
 def test_documents_that_share_an_id_are_refused(config, beir):
     corpus = (beir / "corpus.jsonl").read_text().replace('"d50"', '"d51"')
     (beir / "corpus.jsonl").write_text(corpus)
     with pytest.raises(DataError, match="d51"):
-        evaluate(config("benchmark=beir", f"benchmark.path={beir}", "systems=[bm25]"))
+        evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25]"))
 
 
 def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_path):
-    """A run whose encoder folder was exchanged: its snapshot says what it was made with."""
+    """The run's encoder folder was replaced by another; its snapshot records the width of its embeddings."""
     run = tmp_path / "run"
     shutil.copytree(world / "logs/sweep/0", run)
     belongs_to = (run / "encoder" / "belongs_to.json").read_text()
@@ -275,12 +295,12 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
     seal(run / "encoder")
     with pytest.raises(DataError, match="embeddings of width 64, but the encoder's width is 8"):
         open_run(run)
-    evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with what is there now
+    evaluate(config(f"run={run}", "systems=[bm25,run]"))  # embeds the corpus with the new encoder
     assert results(tmp_path)["flat"]["run/recall_at_100"] > 0
 
 
 def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
-    """One vector a document: of its beginning, as long as the encoder reads."""
+    """One vector a document: that of its first `max_tokens` tokens."""
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
     corpus = BeirCorpus("beir", str(beir), False, "error", 32)
     benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
@@ -301,14 +321,14 @@ def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
     assert encoder.similarity_pairwise(embedding_ND, embedding_ND).numpy() == pytest.approx(np.ones(40), abs=1e-3)
 
 
-def test_mteb_takes_it_for_an_encoder(world):
+def test_mteb_accepts_the_adapter_as_an_encoder(world):
     mteb = pytest.importorskip("mteb")
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
     assert isinstance(encoder, mteb.EncoderProtocol)
     assert encoder.mteb_model_meta.embed_dim == encoder.encoder.width
 
 
-def test_paths_are_shortened_where_that_tells_them_apart():
+def test_paths_are_shortened_if_the_names_still_differ():
     assert short_names(["bm25", "st:/a/b/model", "hybrid:st:/a/b/model", "st:org/name"]) == {
         "bm25": "bm25",
         "st:/a/b/model": "st:b/model",
@@ -320,17 +340,3 @@ def test_paths_are_shortened_where_that_tells_them_apart():
 
 def test_a_sweeps_folder_names_its_finished_runs(world):
     assert find_runs(str(world / "logs/sweep")) == [world / "logs/sweep/0", world / "logs/sweep/1"]
-
-
-def test_weighted_fusion_by_hand():
-    """BM25: a 4, b 2; dense: b 0.9, c 0.5. Min-max: a (1, 0), b (0, 1), c (0, 0)."""
-    from dream.evaluation.fusion import weighted_sum
-
-    lexical = Ranking(np.array([[1, 2, -1]]), np.array([[4.0, 2.0, -np.inf]], np.float32))
-    dense = Ranking(np.array([[2, 3, -1]]), np.array([[0.9, 0.5, -np.inf]], np.float32))
-    fused = weighted_sum(lexical, dense, 0.7, "minmax", depth=4)
-    assert fused.rows_QR.tolist() == [[2, 1, 3, -1]]
-    assert fused.score_QR[0, :3] == pytest.approx([0.7, 0.3, 0.0])
-    scores = weighted_sum(lexical, dense, 0.5, "zscore", depth=3)
-    assert scores.rows_QR.tolist() == [[1, 2, 3]]
-    assert scores.score_QR[0] == pytest.approx([0.0, 0.0, -1.0])

@@ -22,7 +22,7 @@ from dream.evaluation.metrics import (
 
 def judged(grades, missing=None):
     names = [str(q) for q in range(len(grades))]
-    return Judgements(names, names, grades, missing or [[] for _ in grades], 0)
+    return Judgements(names, names, grades, missing or [{} for _ in grades], 0)
 
 
 def measure(rows, grades, missing=None):
@@ -67,7 +67,7 @@ def test_a_ranking_deeper_than_100_is_read_to_100():
 
 
 def test_relevant_documents_that_the_corpus_lacks_count():
-    found = measure([4] + [-1] * 99, {4: 1}, missing=[[1, 3]])
+    found = measure([4] + [-1] * 99, {4: 1}, missing=[{"x": 1, "y": 3}])
     assert found["recall_at_10"] == pytest.approx(1 / 3)
     assert found["ndcg_at_10"] == pytest.approx(1 / (3 + 1 / log2(3) + 1 / log2(4)))
 
@@ -79,7 +79,7 @@ def test_more_than_ten_relevant_documents_can_still_be_perfect():
 
 
 def test_padding_is_never_relevant():
-    assert measure([-1] * 100, {0: 1}, missing=[[]])["recall_at_100"] == 0
+    assert measure([-1] * 100, {0: 1}, missing=[{}])["recall_at_100"] == 0
 
 
 def test_judgements_of_labels(store):
@@ -93,7 +93,7 @@ def test_judgements_of_labels(store):
     assert judgements.query_ids == ["a", "c"]
     assert judgements.queries == ["first", "third"]
     assert judgements.grades == [{rows["d3"]: 2}, {rows["d7"]: 1}]
-    assert judgements.missing == [[1], []]
+    assert judgements.missing == [{"nowhere": 1}, {}]
     assert judgements.left_out == 1
 
 

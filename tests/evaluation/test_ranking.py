@@ -1,13 +1,11 @@
-"""Rankings of documents by BM25 and by an index, and the report. Run: pytest tests/evaluation/test_baselines.py"""
+"""Rankings of documents by BM25 and by an index. Run: pytest tests/evaluation/test_ranking.py"""
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from dream.evaluation.metrics import METRICS, Judgements, mean_metrics, per_query_metrics
 from dream.evaluation.ranking import rank_bm25, rank_dense
-from dream.evaluation.report import flat_summary, table
 from dream.indexes.bm25 import BM25Index
 
 
@@ -77,25 +75,11 @@ def test_no_queries(many_passages):
     assert rank_dense(exact(passage_ND), query_QD[:0], documents).rows_QR.shape == (0, 100)
 
 
-def test_bm25_finds_the_documents_of_the_tiny_corpus(corpus, store, tmp_path):
+def test_bm25_finds_the_documents_of_the_tiny_corpus(corpus, store):
     """Each query is two words that only its own document has."""
-    index = BM25Index.open_or_build(store, tmp_path)
+    index = BM25Index.open_or_build(store)
     judgements = Judgements.of(corpus.labels("dev"), store)
     ranking = rank_bm25(index, judgements.queries, store.passage_documents)
     means = mean_metrics(per_query_metrics(ranking, judgements))
     assert len(judgements) == 80
     assert means == pytest.approx(dict.fromkeys(METRICS, 1.0), abs=0.02)
-
-
-def test_report():
-    results = {
-        "trained": dict.fromkeys(METRICS, 0.5),
-        "bm25": dict.fromkeys(METRICS, 0.25),
-    }
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(results, "test"))
-    lines = console.export_text().splitlines()
-    assert "nDCG@10" in lines[2]
-    assert [line.split()[1] for line in lines if "0.25" in line or "0.50" in line] == ["bm25", "trained"]
-    assert flat_summary(results)["bm25/ndcg_at_10"] == 0.25
-    assert set(flat_summary(results)) == {f"{system}/{metric}" for system in results for metric in METRICS}

@@ -1,4 +1,4 @@
-"""Intervals and tests, against numbers that can be worked out. Run: pytest tests/evaluation/test_statistics.py"""
+"""Intervals and tests against hand-derived numbers. Run: pytest tests/evaluation/test_statistics.py"""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SAMPLING = Sampling(resamples=10_000, confidence=0.95, seed=0)
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors():
-    """400 values of standard deviation 1: the mean's standard error is 1/20, the interval reaches 1.96 of them."""
+    """400 values of standard deviation 1: the standard error of the mean is 1/20, the interval ±1.96 times that."""
     values_Q = np.random.default_rng(1).standard_normal(400)
     low, high = intervals([values_Q[None]], SAMPLING)[0]
     reach = 1.96 * values_Q.std() / 20
@@ -18,7 +18,7 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors():
 
 
 def test_seeds_widen_the_interval_as_far_as_they_differ():
-    """Every query says the same; two seeds say 0 and 1. Drawing two of them gives 0, 1/2 or 1."""
+    """All queries have the same value; one seed has 0, the other 1. The mean of two drawn seeds is 0, 1/2 or 1."""
     assert intervals([np.array([[0.5] * 50]), np.array([[0.0] * 50, [1.0] * 50])], SAMPLING) == [
         pytest.approx((0.5, 0.5)),
         pytest.approx((0.0, 1.0)),
@@ -26,14 +26,14 @@ def test_seeds_widen_the_interval_as_far_as_they_differ():
 
 
 def test_randomisation_by_counting():
-    """Three queries, all better by 1: of the 8 sign patterns, 2 are as extreme. With 1, 1, -2 all of them are."""
+    """Differences 1, 1, 1: 2 of the 8 sign patterns are as extreme. Differences 1, 1, -2 (mean 0): all patterns are."""
     better, level = randomisation_p(np.array([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0]]), SAMPLING)
     assert (better, level) == (pytest.approx(2 / 8, abs=0.02), 1)
     assert randomisation_p(np.stack([np.zeros(40), np.ones(40)]), SAMPLING).tolist() == [1, 1 / 10_001]
 
 
 def test_randomisation_agrees_with_all_patterns():
-    """Twelve queries have 4,096 sign patterns: all of them are looked at."""
+    """Twelve queries have 4,096 sign patterns: p is computed from all of them."""
     difference_Q = np.random.default_rng(3).standard_normal(12) + 0.4
     patterns = 1 - 2 * ((np.arange(4096)[:, None] >> np.arange(12)) & 1)
     exact = (np.abs(patterns @ difference_Q) >= abs(difference_Q.sum()) - 1e-9).mean()

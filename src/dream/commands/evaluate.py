@@ -1,17 +1,25 @@
-"""dream-evaluate: compares retrievers on labelled queries, with intervals and tests."""
+"""dream-evaluate: compares retrievers on labelled queries, with confidence intervals and significance tests."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
 
+if TYPE_CHECKING:
+    from dream.corpora.base import Corpus
+    from dream.encoders.base import Encoder
+    from dream.evaluation.results import Results
+    from dream.evaluation.settings import EvaluationSettings
+
 log = get_logger(__name__)
 
 ABOUT = """
-dream-evaluate compares retrievers on labelled queries, with intervals and tests.
+dream-evaluate compares retrievers on labelled queries, with confidence intervals and significance tests.
 
   dream-evaluate                     the last run; run=<a sweep's folder>: all its seeds
   dream-evaluate corpus=beir corpus.path=DIR 'systems=[bm25,run,hybrid,"st:NAME_OR_PATH"]'
@@ -24,14 +32,20 @@ KEYS = (
     "dev_split",
     "metric",
     "device",
+    "trust",
+    "deduplicate",
     "passage_tokens",
     "passages_per_document",
     "statistics.resamples",
 )
+PIPED_WIDTH = 160  # characters of the tables if the output is not a terminal
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Rank, score, tell. Returns `metric` of the last system, for sweeps. A mistake leaves no empty folder behind."""
+    """Rank, score, write and print. Returns `metric` of the last system, for sweeps.
+
+    If it fails before the first file is written, it removes the empty folder.
+    """
     folder = Path(cfg.paths.run)
     try:
         return _evaluate(cfg, folder)
@@ -45,44 +59,114 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     from dream.evaluation import outputs, systems
     from dream.evaluation.metrics import per_query_metrics
     from dream.evaluation.results import Results, notes_of, rows_of
-    from dream.evaluation.statistics import Sampling
+    from dream.evaluation.system_names import short_names
     from dream.runs.config_file import save_config
 
-    systems.check(cfg)
-    runs = systems.find_runs(cfg.run) if systems.needs_run(cfg) else []
-    names_of_runs = systems.labels_of(runs)
-    benchmark, split = systems.open_benchmark(cfg, runs)
-    field = systems.Systems(cfg, runs, benchmark)
-    labelled = benchmark.labelled(field.reference, split)
+    settings = settings_of(cfg)
+    corpus = _other_corpus(cfg)
+    run = cfg.run if isinstance(cfg.run, str) else list(cfg.run)
+    runs = systems.find_runs(run) if corpus is None or settings.names_a_run else []
+    seeds = systems.names_of_seeds(runs, settings.trust)
+    benchmark, split = systems.open_benchmark(settings, runs, corpus)
+    compared = systems.Systems(settings, runs, benchmark)
+    labelled = benchmark.labelled(compared.reference, split)
     judgements, counts = labelled.judgements, labelled.store.manifest["counts"]
-    corpus, documents = benchmark.corpus.name, counts["documents"]
-    title = f"{len(labelled):,} queries of split {split} of corpus {corpus}, {documents:,} documents"
-    log.info(f"DREAM: evaluating {', '.join(cfg.systems)} on {title}")
+    name, documents = benchmark.corpus.name, counts["documents"]
+    title = f"{len(labelled):,} queries of split {split} of corpus {name}, {documents:,} documents"
+    log.info(f"DREAM: evaluating {', '.join(settings.systems)} on {title}")
 
-    names = systems.short_names(list(cfg.systems))
+    names = short_names(settings.systems)
     values = {}
-    for system, name in names.items():
-        rankings = field.rankings(system, split)
-        outputs.write_run_files(folder / "runs", name, rankings, names_of_runs, labelled)
-        values[name] = [per_query_metrics(ranking, judgements) for ranking in rankings]
-    sampling = Sampling(cfg.statistics.resamples, cfg.statistics.confidence, cfg.statistics.seed)
-    notes = [*notes_of(judgements, counts, sampling, cfg.metric), *field.remarks]
-    results = Results.of(rows_of(values, names_of_runs), cfg.metric, names[cfg.baseline], sampling, notes)
-    about = {"corpus": corpus, "split": split, "queries": len(labelled), "documents": documents,
-             "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": field.seconds}  # fmt: skip
+    for system, row in names.items():
+        rankings = compared.rankings(system, split)
+        outputs.write_run_files(folder / "runs", row, rankings, seeds, labelled)
+        values[row] = [per_query_metrics(ranking, judgements) for ranking in rankings]
+    metric, sampling = settings.metric, settings.sampling
+    notes = [*notes_of(judgements, counts, sampling, metric), *compared.remarks]
+    results = Results.of(rows_of(values, seeds), metric, names[settings.baseline], sampling, notes)
+    about = {"corpus": name, "split": split, "queries": len(labelled), "documents": documents,
+             "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": compared.seconds}  # fmt: skip
     outputs.write_per_query(folder / "per_query.jsonl", results, judgements.query_ids)
     outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
     _show(results, title, folder)
-    return results.mean(list(names.values())[-1], cfg.metric)
+    return results.mean(names[settings.systems[-1]], metric)
 
 
-def _show(results, title: str, folder) -> None:
+def settings_of(cfg: DictConfig) -> "EvaluationSettings":
+    """The settings of the command's config.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    from hydra.utils import instantiate
+
+    from dream.evaluation.settings import Embedding, EvaluationSettings, WeightedFusion
+    from dream.evaluation.statistics import Sampling
+
+    return EvaluationSettings(
+        systems=tuple(map(str, cfg.systems)),
+        baseline=cfg.baseline,
+        metric=cfg.metric,
+        split=cfg.split,
+        dev_split=cfg.dev_split,
+        data=Path(cfg.paths.data),
+        device=cfg.device,
+        run_dtype=cfg.run_dtype,
+        passage_tokens=cfg.passage_tokens,
+        passages_per_document=cfg.passages_per_document,
+        bm25_unit=cfg.bm25.unit,
+        fusion=WeightedFusion(**cfg.hybrid_weighted),
+        sampling=Sampling(**cfg.statistics),
+        index=instantiate(cfg.index),
+        embedding=Embedding(**cfg.embedding),
+        published=_published(cfg),
+        trust=tuple(cfg.trust),
+    )
+
+
+def _published(cfg: DictConfig) -> "dict[str, Callable[[str], Encoder]]":
+    """Functions that open a published model by its name, with the settings of the config."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from dream.encoders.sentence_transformer import SentenceTransformerEncoder
+
+    return {
+        "st": lambda name: SentenceTransformerEncoder(name, **cfg.st),
+        "hf": lambda name: instantiate(OmegaConf.merge(cfg.hf, {"name": name})),
+    }
+
+
+def _other_corpus(cfg: DictConfig) -> "Corpus | None":
+    """The corpus of the command line; None: the run's own. `deduplicate` replaces the corpus's own key.
+
+    The replaced value is also written into `cfg`, so that evaluation.yaml has the value that was used.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+
+    from dream.utils.errors import ConfigError
+
+    if cfg.get("corpus") is None:
+        return None
+    given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    for override in given:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "corpus.deduplicate":
+            raise ConfigError(key, value, f"dream-evaluate does not read this key; write deduplicate={value}")
+    if "deduplicate" in cfg.corpus:
+        cfg.corpus.deduplicate = cfg.deduplicate
+    return instantiate(cfg.corpus)
+
+
+def _show(results: "Results", title: str, folder: Path) -> None:
     from rich.console import Console
 
-    console = Console() if Console().is_terminal else Console(width=160)
+    from dream.utils.logging import log_table
+
     for table in results.tables(title):
-        console.print(table)
+        log_table(table, None if Console().is_terminal else PIPED_WIDTH)
     for note in results.notes:
         log.info(f"- {note}")
     log.info(f"\nTables, run files, single queries and plots: {folder}")

@@ -62,7 +62,10 @@ def heads(cfg: DictConfig) -> float:
 
 
 def heat_map(ranked: "RankedHeads", title: str) -> "Figure":
-    """Layers down, heads across; blue looks for the passage, red away from it."""
+    """Scores of all heads: one row for each layer, one column for each head.
+
+    Blue: the head attends to the helpful passage more than to others; red: less.
+    """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

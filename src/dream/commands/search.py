@@ -1,4 +1,4 @@
-"""dream-search: asks the index of a trained run, once or interactively."""
+"""dream-search: searches with a trained run, once or interactively."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 ABOUT = """
-dream-search "a question" searches with a trained run; without a question it asks for questions, one after another.
+dream-search "a question" searches with a trained run. Without a question, it asks for questions in the terminal.
 """
 KEYS = (
     "run",
@@ -29,13 +29,13 @@ SNIPPET_CHARACTERS = 240
 
 
 def search(cfg: DictConfig) -> None:
-    """Answer `query`; without one, read queries from the terminal until an empty line."""
+    """Print the documents found for `query`; without one, read queries from the terminal until an empty line."""
     from dream.evaluation.searcher import MODES, Searcher
     from dream.utils.errors import require
 
     require(cfg.k > 0, "k", cfg.k, "at least 1 result")
     require(cfg.mode in MODES, "mode", cfg.mode, f"choose {', '.join(MODES)}")
-    searcher = Searcher(cfg.run, trust=cfg.trust)
+    searcher = Searcher(cfg.run, trust=list(cfg.trust), data=cfg.paths.data)
     passages = len(searcher.store.passages)
     log.info(f"{passages:,} passages of corpus {searcher.corpus_name}, mode {cfg.mode}, run {cfg.run}")
     if cfg.query is not None:
@@ -65,7 +65,10 @@ def _show(hits: "list[Hit]") -> None:
 
 
 def main() -> None:
-    """Words that are no overrides and no options are the query: dream-search "read a file line by line" k=3."""
+    """Run the command. Words that are neither overrides nor options are the query.
+
+    Example: dream-search "read a file line by line" k=3
+    """
     options = [word for word in sys.argv[1:] if word.startswith("-") or OVERRIDE.fullmatch(word)]
     query = " ".join(word for word in sys.argv[1:] if word not in options)
     if query:

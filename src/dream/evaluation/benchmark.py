@@ -1,7 +1,7 @@
-"""What systems are compared on: a corpus's documents, its labelled queries, and each system's cut of the documents.
+"""What systems are compared on: a corpus, its labelled queries, and the stores that systems search.
 
-Document rows are the same in every store of a corpus, whatever the tokenizer: rankings of different systems can be
-fused and compared.
+A document has the same row in every store of a corpus, whatever the tokenizer. Rankings of different systems can
+therefore be fused and compared.
 """
 
 from pathlib import Path
@@ -20,42 +20,48 @@ from dream.indexes.snapshot import IndexHandle
 from dream.store.build import open_or_build_passages
 from dream.store.store import Store
 from dream.utils.atomic_io import fingerprint
-from dream.utils.errors import require
 
-WORDS_OF_A_PASSAGE = 128
+WORDS_OF_A_PASSAGE = 128  # of stores for systems without a tokenizer
 
 
 class Benchmark:
-    """A corpus with labels, its stores and its embeddings below `data`.
+    """A corpus with labels, with its stores and embeddings in the folder `data`.
 
-    `passage_tokens` and `passages_per_document` of None leave both to the system; else every dense system gets
-    passages that were cut like that.
+    Args:
+        corpus: with labels.
+        data: folder of stores and embeddings, which are built there if they are missing.
+        passage_tokens: tokens of a passage, for all dense systems; None: each system's own length.
+        passages_per_document: passages kept of each document, from its beginning; None: all.
     """
 
     def __init__(
         self, corpus: Corpus, data: Path, passage_tokens: int | None, passages_per_document: int | None
     ) -> None:
-        for name, value in (("passage_tokens", passage_tokens), ("passages_per_document", passages_per_document)):
-            require(value is None or value > 0, name, value, "at least 1, or null")
         self.corpus, self.data = corpus, data
         self.passage_tokens, self.passages_per_document = passage_tokens, passages_per_document
-        self._splits: dict[tuple[str, str], LabelledQueries] = {}
+        self._labelled: dict[tuple[str, str], LabelledQueries] = {}
 
     def store(self, encoder: Encoder, passage_tokens: int, own: Store | None = None) -> Store:
-        """The documents cut with the encoder's tokenizer: `own`, its training's store, where that is of them."""
+        """The documents cut with the encoder's tokenizer.
+
+        Args:
+            encoder: with its tokenizer.
+            passage_tokens: the system's own length of a passage; the benchmark's has priority.
+            own: the store of the encoder's training, returned if it holds the same documents with the same cut.
+        """
         if own is not None and self.takes(own):
             return own
         length = min(self.passage_tokens or passage_tokens, encoder.max_tokens)
         return self._cut(encoder.tokenizer, length)
 
     def takes(self, own: Store) -> bool:
-        """Whether a run's store holds just these documents, row by row, and nobody wants them cut otherwise."""
+        """Whether a run's store can be searched: it holds the same documents, and no other cut is wanted."""
         ours, theirs = [self.corpus.fingerprint(), self.corpus.deduplicate], own.manifest
         same = fingerprint(ours) == fingerprint([theirs["corpus"], theirs["deduplicate"]])
         return same and self.passage_tokens is None and self.passages_per_document is None
 
     def store_of_words(self) -> Store:
-        """The documents cut by words, for systems that need no tokenizer."""
+        """The documents cut by words, for systems without a tokenizer."""
         words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
         words.pre_tokenizer = Whitespace()
         return self._cut(PreTrainedTokenizerFast(tokenizer_object=words), WORDS_OF_A_PASSAGE)
@@ -70,16 +76,25 @@ class Benchmark:
         )
 
     def labelled(self, store: Store, split: str) -> LabelledQueries:
-        """The queries of a split, for rankings that are made through this store."""
+        """The labelled queries of a split, for rankings of this store's documents."""
         key = (store.hash, split)
-        if key not in self._splits:
-            self._splits[key] = LabelledQueries(self.corpus, store, split)
-        return self._splits[key]
+        if key not in self._labelled:
+            self._labelled[key] = LabelledQueries(self.corpus, store, split)
+        return self._labelled[key]
 
     def embedded(
         self, encoder: Encoder, store: Store, index: Index, batch_passages: int, rows_per_shard: int
     ) -> IndexHandle:
-        """The index over the store's embeddings, kept under weights, settings and store; begun ones go on."""
+        """The index over the store's embeddings; an interrupted embedding is resumed.
+
+        Args:
+            encoder: on the device that embeds.
+            store: cut with the encoder's tokenizer.
+            index: an empty index, which is copied and built.
+            batch_passages: passages embedded at a time.
+            rows_per_shard: passages between two files.
+        """
+        # The name depends on store, weights and settings, so that embeddings are never mixed up.
         folder = self.data / "embeddings" / f"{store.path.name}-{encoder.identity()}"
         handle = IndexHandle(index, folder, rows_per_shard)
         device = next(encoder.parameters()).device

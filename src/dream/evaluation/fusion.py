@@ -1,25 +1,34 @@
-"""BM25 and a dense retriever as one ranking, by a weighted sum of scores whose weight is tuned on labels.
+"""Fusion of BM25 with a dense retriever by a weighted sum of scores. The weight is tuned on labels.
 
 Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion, which needs no labels, is in `metrics`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metrics
 
 Normalisation = Literal["minmax", "zscore"]
+NORMALISATIONS = get_args(Normalisation)
 
 
 def weighted_sum(
     lexical: Ranking, dense: Ranking, weight: float, normalisation: Normalisation, depth: int = DEPTH
 ) -> Ranking:
-    """score = weight · dense + (1 - weight) · lexical, each normalised over the documents its own ranking holds.
+    """score = weight · dense + (1 - weight) · lexical
 
-    A document that only one of them found gets the other's lowest score. Ties go to the lower document row. Sources:
-    Wang, Zhuang & Zuccon 2021 for the sum with a dense retriever; Bruch, Gai & Ingber 2023 for the normalisations.
+    Both scores are first normalised over the documents of their own ranking. A document that is missing in one of the
+    rankings gets the lowest score of that ranking. Ties are ordered by document row. Sources: Wang, Zhuang & Zuccon
+    2021 for the sum with a dense retriever; Bruch, Gai & Ingber 2023 for the normalisations.
+
+    Args:
+        lexical: BM25's ranking.
+        dense: the dense retriever's ranking of the same queries.
+        weight: of the dense scores, from 0 to 1.
+        normalisation: `minmax` (scores from 0 to 1) or `zscore` (mean 0, standard deviation 1).
+        depth: documents to rank for each query.
     """
     fused = Ranking.empty(len(lexical.rows_QR), depth)
     for q in range(len(fused.rows_QR)):
@@ -38,7 +47,7 @@ def weighted_sum(
 
 
 def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Scores from 0 to 1, or with mean 0 and standard deviation 1; equal scores stay equal."""
+    """Scores from 0 to 1, or with mean 0 and standard deviation 1. If all scores are equal, all results are 0."""
     if not len(scores):
         return scores
     lowest, spread = (
@@ -50,7 +59,14 @@ def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
 def tune_weight(
     fuse: Callable[[float], Ranking], judgements: Judgements, metric: str, step: float
 ) -> tuple[float, float]:
-    """(weight, its mean `metric`): the best weight from 0 to 1 in steps; of equal ones the least dense."""
+    """The weight from 0 to 1 with the highest mean `metric`, and this mean. Of equally good weights, the lowest.
+
+    Args:
+        fuse: the fused ranking for a weight of the dense scores.
+        judgements: of the queries that are ranked.
+        metric: one of `METRICS`.
+        step: difference between the weights that are tried.
+    """
     weights = np.linspace(0, 1, round(1 / step) + 1)
     means = [float(per_query_metrics(fuse(float(weight)), judgements)[metric].mean()) for weight in weights]
     best = int(np.argmax(means))

@@ -1,6 +1,7 @@
-"""The labelled queries of one split, ranked by any system and scored."""
+"""The labelled queries of one split: ranked by any system, and scored."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,35 +14,77 @@ from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle
 from dream.store.store import Store
 from dream.utils.errors import DataError
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+EXAMPLES = 3  # ids in a message
 
 
 class LabelledQueries:
-    """Queries and judgements of `split`, against the documents of `store`."""
+    """Queries and judgements of a split, against the documents of a store.
+
+    Warns, once for the same labels, if some relevant documents are not in the store: they count as not found.
+
+    Args:
+        corpus: with labels.
+        store: of the documents of this corpus.
+        split: name of the labelled split.
+
+    Raises:
+        DataError: no query has a relevant document, or none of the relevant documents is in the store.
+    """
 
     def __init__(self, corpus: Corpus, store: Store, split: str) -> None:
         self.name, self.store = split, store
         self.judgements = Judgements.of(corpus.labels(split), store)
         if not len(self.judgements):
             raise DataError(f"split {split} of corpus {corpus.name}: no query has a relevant document")
+        self._check_documents(corpus.name)
+
+    def _check_documents(self, corpus: str) -> None:
+        missing = [document for absent in self.judgements.missing for document in absent]
+        count = len(missing) + sum(map(len, self.judgements.grades))
+        if len(missing) == count:
+            own = self.store.document_names[0]
+            raise DataError(
+                f"split {self.name} of corpus {corpus}: none of the {count:,} relevant documents is in the corpus: the "
+                f"labels name {missing[0]!r}, for example, but the corpus has ids such as {own!r}; set corpus.id_field "
+                "to the field with the labels' ids, or use the labels (qrels) of this corpus"
+            )
+        if missing:
+            examples = ", ".join(map(repr, list(dict.fromkeys(missing))[:EXAMPLES]))
+            _warn_once(
+                f"split {self.name} of corpus {corpus}: {len(missing) / count:.1%} of the relevant documents "
+                f"({len(missing):,} of {count:,}) are not in the corpus, e.g. {examples}: they count as not found"
+            )
 
     def __len__(self) -> int:
         return len(self.judgements)
 
     @property
     def queries(self) -> Sequence[str]:
+        """Texts of the queries that have a relevant document."""
         return self.judgements.queries
 
     def by_bm25(self, index: BM25Index) -> Ranking:
+        """Rank by BM25. The index is of the store's passages or of its documents."""
         by_passage = index.unit == "passage"
         documents = self.store.passage_documents if by_passage else np.arange(len(self.store.texts))
         return rank_bm25(index, self.queries, documents)
 
     @torch.inference_mode()
     def by_encoder(self, encoder: Encoder, index: IndexHandle) -> Ranking:
-        """Through the current snapshot of the index, which must be that of the encoder's current weights."""
+        """Rank by embeddings. The index's current snapshot must be made by the encoder's current weights."""
         query_QD = encoder.embed_queries(list(self.queries))
         return rank_dense(index.search, query_QD, self.store.passage_documents)
 
     def score(self, ranking: Ranking) -> dict[str, float]:
         """Means over the queries that have a relevant document."""
         return mean_metrics(per_query_metrics(ranking, self.judgements))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A split is opened several times, for several stores and callbacks: log each message once in a process."""
+    log.warning(message)

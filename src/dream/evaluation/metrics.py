@@ -1,4 +1,4 @@
-"""How good ranked documents are, per query: pure functions of ranks and judgements.
+"""Retrieval metrics of each query, as pure functions of rankings and judgements; rankings and their fusion.
 
 Shape suffixes: Q labelled queries, R ranks (best first, padded with -1), K passages found for a query.
 """
@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 from dream.corpora.base import Labels
 from dream.store.store import Store
 
-DEPTH = 100  # documents ranked for each query: what recall@100 reads
-RRF_K = 5  # of reciprocal rank fusion; the paper's 60 gives first places too little weight (chosen on pydocs dev)
+DEPTH = 100  # documents ranked for each query, as recall@100 needs
+RRF_K = 5  # constant of reciprocal rank fusion, chosen on pydocs dev; with the paper's 60, first ranks count too little
 NDCG_RANKS = 10
 TITLES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10",
           "map_at_100": "MAP@100", "success_at_1": "success@1", "success_at_5": "success@5"}  # fmt: skip
@@ -23,13 +23,19 @@ METRICS = tuple(TITLES)
 
 @dataclass(frozen=True)
 class Ranking:
-    """Documents of each query, best first: rows_QR int64 padded with -1, score_QR float32 padded with -inf."""
+    """The documents ranked for each query, best first.
+
+    Attributes:
+        rows_QR: document rows of the store, int64, padded with -1.
+        score_QR: their scores, float32, padded with -inf.
+    """
 
     rows_QR: np.ndarray
     score_QR: np.ndarray
 
     @classmethod
     def empty(cls, queries: int, depth: int) -> "Ranking":
+        """A ranking with no documents, to be filled in."""
         return cls(np.full((queries, depth), -1, np.int64), np.full((queries, depth), -np.inf, np.float32))
 
 
@@ -37,14 +43,19 @@ class Ranking:
 class Judgements:
     """The queries of a split that have a relevant document, with their relevant documents as rows of the store.
 
-    `grades[q]` maps document rows to grades above 0. `missing[q]` holds the grades of relevant documents that the
-    corpus does not have: they cannot be found, and count all the same. `left_out` queries have no relevant document.
+    Attributes:
+        query_ids: ids of the queries.
+        queries: their texts.
+        grades: for each query, document row → grade above 0.
+        missing: for each query, id → grade of the relevant documents that the store lacks. They cannot be found, but
+            count in the metrics.
+        left_out: number of queries without a relevant document.
     """
 
     query_ids: list[str]
     queries: list[str]
     grades: list[dict[int, int]]
-    missing: list[list[int]]
+    missing: list[dict[str, int]]
     left_out: int
 
     def __len__(self) -> int:
@@ -52,20 +63,20 @@ class Judgements:
 
     @classmethod
     def of(cls, labels: Labels, store: Store) -> "Judgements":
-        """Relevant documents that are copies of each other are one document in the store, with the highest grade."""
+        """Find the labelled documents in the store. Copies of a document count as one, with their highest grade."""
         row_of = store.rows_of(list({document for graded in labels.qrels.values() for document in graded}))
         query_ids = [query for query in labels.qrels if max(labels.qrels[query].values(), default=0) > 0]
         grades: list[dict[int, int]] = []
-        missing: list[list[int]] = []
+        missing: list[dict[str, int]] = []
         for query in query_ids:
             found: dict[int, int] = {}
-            absent: list[int] = []
+            absent: dict[str, int] = {}
             for document, grade in labels.qrels[query].items():
                 if grade > 0 and document in row_of:
                     row = row_of[document]
                     found[row] = max(grade, found.get(row, 0))
                 elif grade > 0:
-                    absent.append(grade)
+                    absent[document] = grade
             grades.append(found)
             missing.append(absent)
         queries = [labels.queries[query] for query in query_ids]
@@ -73,11 +84,12 @@ class Judgements:
 
 
 def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.ndarray]:
-    """Each of `METRICS` for each query, float64. The documents of a ranking are distinct.
+    """Each of `METRICS` for each query, float64. The documents of a ranking must be distinct.
 
     nDCG is trec_eval's `ndcg_cut`, which BEIR reports: gain = grade, discount = log2(rank + 1) (Järvelin & Kekäläinen
-    2002). recall@k is the share of all relevant documents, and MRR@10 is 0 where the first relevant document is lower.
-    MAP is trec_eval's `map_cut`: precision at each relevant document found, summed, over the number of relevant ones.
+    2002). recall@k is the share of all relevant documents that are found. MRR@10 is 1 / rank of the first relevant
+    document, or 0 if none is among the first 10. MAP is trec_eval's `map_cut`: the sum of the precisions at the ranks
+    of the relevant documents found, divided by the number of relevant documents.
     """
     grade_QR = _grades(ranking.rows_QR, judgements)
     relevant_QR = grade_QR[:, :DEPTH] > 0
@@ -96,7 +108,7 @@ def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.
 
 
 def mean_metrics(per_query: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means over the queries, of all processes where there are several."""
+    """Means over the queries of all processes."""
     means = {}
     for name, values_Q in per_query.items():
         metric = MeanMetric().set_dtype(torch.float64)
@@ -106,7 +118,7 @@ def mean_metrics(per_query: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _grades(rows_QR: np.ndarray, judgements: Judgements) -> np.ndarray:
-    """grade_QR float64: grade of the document at each rank, 0 where it is not relevant."""
+    """grade_QR float64: grade of the document at each rank; 0 if it is not relevant."""
     grade_QR = np.zeros(rows_QR.shape)
     for q, graded in enumerate(judgements.grades):
         ranks = np.flatnonzero(np.isin(rows_QR[q], list(graded)))
@@ -115,10 +127,10 @@ def _grades(rows_QR: np.ndarray, judgements: Judgements) -> np.ndarray:
 
 
 def _ideal(judgements: Judgements) -> np.ndarray:
-    """grade_QR of the best possible ranking, documents that the corpus lacks included."""
+    """grade_QR of the best possible ranking; it includes the relevant documents that the store lacks."""
     ideal_QR = np.zeros((len(judgements), NDCG_RANKS))
     for q, (graded, absent) in enumerate(zip(judgements.grades, judgements.missing, strict=True)):
-        best = sorted([*graded.values(), *absent], reverse=True)[:NDCG_RANKS]
+        best = sorted([*graded.values(), *absent.values()], reverse=True)[:NDCG_RANKS]
         ideal_QR[q, : len(best)] = best
     return ideal_QR
 
@@ -131,9 +143,13 @@ def _gain(grade_QR: np.ndarray) -> np.ndarray:
 def documents_from_passages(
     sim_QK: np.ndarray, ids_QK: np.ndarray, passage_documents: np.ndarray, depth: int
 ) -> Ranking:
-    """Documents by their best passage (MaxP, Dai & Callan 2019). Ties go to the lower document row.
+    """Rank documents by the score of their best passage (MaxP, Dai & Callan 2019). Ties are ordered by document row.
 
-    Passages come best first; an id of -1 is none.
+    Args:
+        sim_QK: scores of the passages, best first.
+        ids_QK: their ids, padded with -1.
+        passage_documents: document row of each passage.
+        depth: documents to rank for each query.
     """
     ranking = Ranking.empty(len(ids_QK), depth)
     for q, (sim, ids) in enumerate(zip(sim_QK, ids_QK, strict=True)):
@@ -147,9 +163,9 @@ def documents_from_passages(
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int = RRF_K, depth: int = DEPTH) -> Ranking:
-    """Several rankings of the same queries as one: score = Σ 1 / (k + rank) (Cormack, Clarke & Büttcher 2009).
+    """Fuse rankings of the same queries: score = Σ 1 / (k + rank) (Cormack, Clarke & Büttcher 2009).
 
-    Ties go to the lower document row.
+    The sum is over the rankings that hold the document. Ties are ordered by document row.
     """
     queries = len(rankings[0].rows_QR)
     fused = Ranking.empty(queries, depth)

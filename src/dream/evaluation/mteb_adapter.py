@@ -1,10 +1,11 @@
 """A DREAM run as an encoder of mteb: `mteb.evaluate(DreamEncoder("logs/latest"), tasks=...)`.
 
-mteb compares one vector a document: its beginning, `encoder.max_tokens` long. The same figures come from
-`dream-evaluate passages_per_document=1 passage_tokens=MAX_TOKENS`; by default, dream-evaluate looks at all passages.
+mteb compares one vector a document: that of its first `encoder.max_tokens` tokens. `dream-evaluate
+passages_per_document=1 passage_tokens=MAX_TOKENS` gives the same figures; by default, dream-evaluate searches all
+passages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,27 @@ from dream.runs.load import open_encoder
 
 
 class DreamEncoder:
-    """`EncoderProtocol` of mteb 2. Vectors are those of the index: of documents in float16's precision."""
+    """`EncoderProtocol` of mteb 2. Documents' vectors have the precision of the index, float16.
 
-    def __init__(self, model_name: str, revision: str | None = None, *, device: str | None = None, **kwargs: Any):
+    Args:
+        model_name: folder of a finished run.
+        revision: shown in mteb's results.
+        device: where the encoder works; None: cpu.
+        trust: packages, besides dream, whose classes the run's config may name.
+        kwargs: ignored; mteb may pass more arguments.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        trust: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         self.name, self.revision = str(model_name), revision or "local"
-        _, self.encoder = open_encoder(Path(model_name), device or "cpu")
+        _, self.encoder = open_encoder(Path(model_name), device or "cpu", trust=trust)
 
     def encode(
         self,
@@ -33,21 +50,23 @@ class DreamEncoder:
         prompt_type: Any = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """(texts, D) float32. Documents are put together as in DREAM's corpora: the title, a newline, the text."""
+        """(texts, D) float32. The text of a document is its title, a newline, and its body, as in DREAM's corpora."""
         side: Side = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "passage"
         parts = [self.encoder.embed_texts(_texts(batch, side), side).float().cpu() for batch in inputs]
         embedding_BD = torch.cat(parts) if parts else torch.empty(0, self.encoder.width)
         return (embedding_BD if side == "query" else embedding_BD.half().float()).numpy()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Inner products, which of unit vectors are cosines."""
+        """Inner products of all pairs: cosines, because the vectors have unit length."""
         return _float(embeddings1) @ _float(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Inner products of the rows, one by one."""
         return (_float(embeddings1) * _float(embeddings2)).sum(-1)
 
     @property
     def mteb_model_meta(self) -> Any:
+        """Facts that mteb stores with the results."""
         from mteb.models import ModelMeta
 
         name = f"dream/{Path(self.name).resolve().name}"

@@ -1,4 +1,4 @@
-"""Two pictures of an evaluation: how good the systems are, and which queries they gain and lose."""
+"""Two plots of an evaluation: the systems' metric, and their differences from the baseline query by query."""
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,13 +9,13 @@ from dream.evaluation.results import Results
 
 
 def systems_of(results: Results) -> list[str]:
-    """The rows without those of single runs of a system that has a row for all of them."""
+    """One row for each system: without the rows of single runs."""
     together = tuple(f"{name} " for name, values in results.rows.items() if len(values[results.metric]) > 1)
     return [name for name in results.rows if not name.startswith(together)]
 
 
 def bars(results: Results, title: str) -> Figure:
-    """The metric of each system with its interval, and its single runs as dots."""
+    """Bars: the metric of each system with its interval. Dots: its single runs."""
     names = systems_of(results)
     means = np.array([results.mean(name, results.metric) for name in names])
     low, high = np.array([results.intervals[name][results.metric] for name in names]).T
@@ -34,36 +34,36 @@ def bars(results: Results, title: str) -> Figure:
     dots = "; dots: single seeds" if any(len(results.rows[name][results.metric]) > 1 for name in names) else ""
     axes.set_xlim(left=0)
     interval = f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval"
-    # Of the figure, not of the axes, to which long names leave too little room.
+    # A label of the figure, because long names of systems leave too little room for a label of the axes.
     figure.supxlabel(f"{interval}; dashed: {results.baseline}{dots}", fontsize=9)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def gains(results: Results, title: str) -> Figure:
-    """Each query's difference from the baseline, the best first: one curve a system, mean over its runs."""
+    """One curve for each system: its difference from the baseline on each query, sorted; mean over its runs."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     baseline_Q = results.rows[results.baseline][results.metric].mean(0)
     share_Q = np.linspace(0, 100, len(baseline_Q))
-    rivals = [name for name in systems_of(results) if name in results.differences]
-    for name in rivals:
+    others = [name for name in systems_of(results) if name in results.differences]
+    for name in others:
         difference_Q = results.rows[name][results.metric].mean(0) - baseline_Q
         better, worse = (difference_Q > 0).mean(), (difference_Q < 0).mean()
         label = f"{name} (better {better:.0%}, worse {worse:.0%})"
         axes.plot(share_Q, np.sort(difference_Q)[::-1], label=label, linewidth=1.5)
     axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_xlabel("queries, %, the greatest gain first")
+    axes.set_xlabel("queries, %, largest gain first")
     axes.set_ylabel(f"{TITLES[results.metric]} − {results.baseline}'s")
-    if rivals:
-        axes.legend(fontsize=8, loc="lower left")  # curves fall from the upper left to the lower right
+    if others:
+        axes.legend(fontsize=8, loc="lower left")  # the curves fall from upper left to lower right
     axes.set_title(title, fontsize=9, loc="left")
     return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """(height, width, 3) bytes."""
+    """The figure as an image: (height, width, 3), uint8."""
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     canvas.draw()

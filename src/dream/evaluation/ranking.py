@@ -8,14 +8,21 @@ from torch import Tensor
 from dream.evaluation.metrics import DEPTH, Ranking, documents_from_passages
 from dream.indexes.bm25 import BM25Index
 
-CHUNK_CELLS = 4_000_000  # passages held at once, over all queries of a chunk: about 100 MB
+CHUNK_CELLS = 4_000_000  # passages in memory at once, over all queries of a chunk: about 100 MB
 
-# (positions of queries, k) -> sim_QK, ids_QK; best first, ties by lower id, -1 where nothing is left
+# (positions of queries, k) -> sim_QK, ids_QK; best first, ties by lower id, padded with id -1
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def rank_bm25(index: BM25Index, queries: Sequence[str], passage_documents: np.ndarray, depth: int = DEPTH) -> Ranking:
-    """Documents by their best passage's BM25 score."""
+    """Rank documents by the BM25 score of their best passage.
+
+    Args:
+        index: of passages, or of whole documents.
+        queries: their texts.
+        passage_documents: document row of each row of the index.
+        depth: documents to rank for each query.
+    """
 
     def search(chosen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return index.search([queries[q] for q in chosen], k)
@@ -29,7 +36,14 @@ def rank_dense(
     passage_documents: np.ndarray,
     depth: int = DEPTH,
 ) -> Ranking:
-    """Documents by their nearest passage; `search` is an index's or an index handle's."""
+    """Rank documents by the similarity of their nearest passage.
+
+    Args:
+        search: method `search` of an index or of an index handle.
+        query_QD: embeddings of the queries.
+        passage_documents: document row of each passage.
+        depth: documents to rank for each query.
+    """
 
     def search_rows(chosen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         sim_QK, ids_QK = search(query_QD[chosen], k)
@@ -39,8 +53,8 @@ def rank_dense(
 
 
 def _rank(search: Search, queries: int, passage_documents: np.ndarray, depth: int) -> Ranking:
-    """Searches twice as many passages as documents are wanted, then four times as many again for the queries whose
-    passages belonged to too few documents, until they have enough or all passages are seen."""
+    """Search for twice as many passages as documents are wanted. Repeat with four times as many passages for the
+    queries whose passages belong to too few documents, until they have enough or all passages are searched."""
     ranking = Ranking.empty(queries, depth)
     pending = np.arange(queries)
     k = 2 * depth

@@ -1,4 +1,4 @@
-"""What an evaluation found: every system's metrics, their intervals, and its differences from the baseline.
+"""Results of an evaluation: the metrics of each system, their intervals, and the differences from the baseline.
 
 Shape suffixes: S runs (seeds) of a system, Q labelled queries.
 """
@@ -14,11 +14,11 @@ from dream.evaluation.metrics import METRICS, TITLES, Judgements
 from dream.evaluation.statistics import Difference, Sampling, compare, intervals
 
 Values = dict[str, np.ndarray]  # metric → values_SQ
-HEADLINE = METRICS[:4]  # of the table at the end of a run
+HEADLINE = METRICS[:4]  # columns of the table at the end of a run
 
 
 def summary_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """The table at the end of a run: one row a system; the best value of a column is bold."""
+    """The table at the end of a run: one row for each system; the best value of each column is bold."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for metric in HEADLINE:
@@ -31,44 +31,56 @@ def summary_table(results: Mapping[str, Mapping[str, float]], title: str) -> Tab
 
 
 def flat_summary(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`bm25/ndcg_at_10` and so on, for summary.json."""
+    """Flat names for summary.json, e.g. `bm25/ndcg_at_10`."""
     return {f"{system}/{metric}": value for system, values in results.items() for metric, value in values.items()}
 
 
 @dataclass
 class Results:
-    """`rows` by name, in the order of the table. A system of several runs has a row for each and one for all."""
+    """The results of all systems. A system with several runs has one row for each run, and one for all of them.
+
+    Attributes:
+        rows: name of the row → metric → values_SQ, in the order of the table.
+        metric: of the second table and of the plots.
+        baseline: the row that the others are compared with.
+        sampling: of intervals and tests.
+        intervals: row → metric → confidence interval of the mean.
+        differences: row → metric → difference from the baseline; the baseline itself is not in it.
+        notes: how to read the figures.
+    """
 
     rows: dict[str, Values]
     metric: str
     baseline: str
     sampling: Sampling
-    intervals: dict[str, dict[str, tuple[float, float]]]  # row → metric → interval of the mean
-    differences: dict[str, dict[str, Difference]]  # row → metric; the baseline has none
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    differences: dict[str, dict[str, Difference]]
     notes: list[str]
 
     @classmethod
     def of(cls, rows: dict[str, Values], metric: str, baseline: str, sampling: Sampling, notes: list[str]) -> "Results":
-        names, rivals = list(rows), [name for name in rows if name != baseline]
+        """Compute intervals and differences of all rows."""
+        names, others = list(rows), [name for name in rows if name != baseline]
         flat = [rows[name][one] for name in names for one in METRICS]
         bounds = iter(intervals(flat, sampling))
         spans = {name: {one: next(bounds) for one in METRICS} for name in names}
-        differences: dict[str, dict[str, Difference]] = {name: {} for name in rivals}
-        for one in METRICS if rivals else ():
-            found = compare([rows[name][one] for name in rivals], rows[baseline][one], sampling)
-            for name, difference in zip(rivals, found, strict=True):
+        differences: dict[str, dict[str, Difference]] = {name: {} for name in others}
+        for one in METRICS if others else ():
+            found = compare([rows[name][one] for name in others], rows[baseline][one], sampling)
+            for name, difference in zip(others, found, strict=True):
                 differences[name][one] = difference
         return cls(rows, metric, baseline, sampling, spans, differences, notes)
 
     def mean(self, row: str, metric: str) -> float:
+        """Over queries and runs."""
         return float(self.rows[row][metric].mean())
 
     def flat(self) -> dict[str, float]:
-        """`bm25/ndcg_at_10` and so on."""
+        """All means under flat names, e.g. `bm25/ndcg_at_10`."""
         return {f"{row}/{metric}": self.mean(row, metric) for row in self.rows for metric in METRICS}
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the single queries."""
+        """Everything except the values of single queries, as JSON-able containers."""
         systems: dict[str, Any] = {}
         for row, values in self.rows.items():
             systems[row] = {"runs": len(values[self.metric])}
@@ -81,12 +93,12 @@ class Results:
                 "systems": systems, "notes": self.notes}  # fmt: skip
 
     def metric_cells(self) -> list[list[str]]:
-        """Header and rows of the first table, as text: the means of all metrics."""
+        """Header and rows of the first table as text: the means of all metrics."""
         header = ["", *(TITLES[metric] for metric in METRICS)]
         return [header, *([row, *(f"{self.mean(row, metric):.4f}" for metric in METRICS)] for row in self.rows)]
 
     def difference_cells(self) -> list[list[str]]:
-        """Header and rows of the second table: how sure `metric` and its difference from the baseline are."""
+        """Header and rows of the second table as text: `metric`, its difference from the baseline, their intervals."""
         share = f"{self.sampling.confidence:.0%}"
         lines = [["", TITLES[self.metric], share, f"− {self.baseline}", share, "p", "better", "worse"]]
         for row in self.rows:
@@ -100,7 +112,7 @@ class Results:
         return lines
 
     def tables(self, title: str) -> list[Table]:
-        """For the terminal; the best value of a metric is bold."""
+        """Both tables for the terminal; the best value of each metric is bold."""
         metrics, differences = self.metric_cells(), self.difference_cells()
         best = [max(column) for column in zip(*metrics[1:], strict=True)]
         marked = [[cell if at == 0 or cell != best[at] else f"[bold]{cell}[/]" for at, cell in enumerate(line)]
@@ -115,7 +127,7 @@ class Results:
         return drawn
 
     def markdown(self, title: str) -> str:
-        """Both tables, and the notes."""
+        """Both tables and the notes as Markdown."""
         text = [f"# {title}", ""]
         for header, *lines in (self.metric_cells(), self.difference_cells()):
             rule = ["---", *["---:"] * (len(header) - 1)]
@@ -124,7 +136,12 @@ class Results:
 
 
 def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequence[str]) -> dict[str, Values]:
-    """Rows from each system's metrics by query, one mapping for each run; `runs` names the runs."""
+    """The rows of all systems, for `Results`.
+
+    Args:
+        values: system → for each of its runs: metric → values of all queries.
+        runs: names of the runs, for systems that have several.
+    """
     rows: dict[str, Values] = {}
     for system, of_runs in values.items():
         together = {metric: np.stack([one[metric] for one in of_runs]) for metric in METRICS}
@@ -137,16 +154,15 @@ def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequenc
 
 
 def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampling, metric: str) -> list[str]:
-    """How queries and documents count that somebody might think were dropped, and how to read the figures."""
+    """Notes for readers of the tables: how missing labels and documents are counted, and what the figures mean."""
     missing, touched = sum(map(len, judgements.missing)), sum(map(bool, judgements.missing))
     return [
         f"Means over {len(judgements):,} queries. {judgements.left_out:,} further queries of the split have no "
-        "relevant document in its labels: no ranking of them can be right or wrong, and they are in no mean (trec_eval "
-        "counts them as 0).",
+        "relevant document in the labels: they are not part of the means (trec_eval counts them as 0).",
         f"{missing:,} relevant documents, of {touched:,} queries, are not in the corpus: they count as not found.",
-        f"{counts.get('empty', 0):,} documents without text cannot be found, and {counts.get('duplicates', 0):,} "
-        "copies of other documents count as these.",
-        f"{TITLES[metric]} and its difference have {sampling.confidence:.0%} bootstrap intervals over queries, and "
-        "over runs where there are several; p is of the two-sided randomisation test over queries; "
+        f"{counts.get('empty', 0):,} documents without text cannot be found; {counts.get('duplicates', 0):,} "
+        "documents are copies of others: finding the kept copy counts.",
+        f"{TITLES[metric]} and its difference: {sampling.confidence:.0%} bootstrap intervals over queries, and over "
+        "runs if a system has several. p: two-sided randomisation test over queries. "
         f"{sampling.resamples:,} resamples each, not corrected for the number of systems.",
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dream.encoders.base import Side
 from dream.evaluation.metrics import DEPTH, Ranking, reciprocal_rank_fusion
 from dream.evaluation.ranking import rank_bm25, rank_dense
 from dream.indexes.bm25 import BM25Index
@@ -18,13 +19,13 @@ MODES = ("dense", "bm25", "hybrid")
 
 @dataclass(frozen=True)
 class Hit:
-    """A found document.
+    """A document that a search found.
 
     Attributes:
         id: the document's id in the corpus.
         title: its title, which may be empty.
         text: its whole text.
-        score: in the mode of the search; scores of different modes cannot be compared.
+        score: higher is better; scores of different modes cannot be compared.
     """
 
     id: str
@@ -42,9 +43,14 @@ class Searcher:
         trust: packages, besides dream, whose classes the run's config may name.
         data: the data folder, if it is not where the run left it.
 
+    Raises:
+        ConfigError: no finished run is there.
+        DataError: a part of the run is missing or damaged.
+
     Example:
         >>> retriever = dream.load("logs/latest")
         >>> [hit.id for hit in retriever.search("read a file line by line", k=3)]
+        >>> retriever.encode_queries(["read a file"]) @ retriever.encode_documents(["Open a file."]).T  # cosines
     """
 
     def __init__(
@@ -60,23 +66,26 @@ class Searcher:
 
     @property
     def corpus_name(self) -> str:
-        """Name of the corpus that is searched."""
-        return self.run.cfg.corpus.name
+        """Name of the corpus that is searched: the first part of its store's name."""
+        return self.store.path.name.removesuffix(f"-{self.store.hash}")
 
     @property
     def bm25(self) -> BM25Index:
-        """Opened, or built, on first use."""
+        """The BM25 index of the passages; opened, or built, on first use."""
         if self._bm25 is None:
             self._bm25 = BM25Index.open_or_build(self.store)
         return self._bm25
 
     def search(self, query: str, k: int = 10, mode: str = "dense") -> list[Hit]:
-        """The at most `k` best documents, best first.
+        """The `k` best documents, best first; fewer if fewer are found.
 
         Args:
             query: the question, as text.
             k: documents to return.
             mode: `dense` (the trained encoder), `bm25`, or `hybrid` (both, by reciprocal rank fusion).
+
+        Raises:
+            ConfigError: there is no such mode, or k is below 1.
         """
         require(mode in MODES, "mode", mode, f"choose {', '.join(MODES)}")
         require(k > 0, "k", k, "at least 1 result")
@@ -92,11 +101,11 @@ class Searcher:
         """(len(texts), D) float32 unit vectors of passages. Texts longer than `encoder.max_tokens` are cut."""
         return self._encode(texts, "passage")
 
-    def _encode(self, texts: Sequence[str], side) -> np.ndarray:
+    def _encode(self, texts: Sequence[str], side: Side) -> np.ndarray:
         return self.encoder.embed_texts(list(texts), side).float().cpu().numpy()
 
     def _rank(self, query: str, k: int, mode: str) -> Ranking:
-        documents, depth = self.store.passage_documents, max(k, DEPTH)  # fusion looks below the k that are shown
+        documents, depth = self.store.passage_documents, max(k, DEPTH)  # fusion needs more documents than are returned
         rankings = []
         if mode != "dense":
             rankings.append(rank_bm25(self.bm25, [query], documents, depth))

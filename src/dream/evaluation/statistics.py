@@ -1,4 +1,4 @@
-"""How sure a difference between systems is: intervals and tests over queries, and over seeds where there are several.
+"""Confidence intervals and significance tests over queries, and over seeds if a system has several.
 
 Shape suffixes: M systems, S seeds (runs) of a system, Q labelled queries, R resamples.
 """
@@ -8,21 +8,41 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNK_CELLS = 4_000_000  # of (resamples, queries) held at once: 32 MB
+from dream.utils.errors import require
+
+CHUNK_CELLS = 4_000_000  # cells of (resamples, queries) in memory at once: 32 MB
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many resamples are drawn, from which seed, and what share of them an interval holds."""
+    """How intervals and p-values are sampled.
+
+    Args:
+        resamples: how many are drawn, for the bootstrap and for the randomisation test.
+        confidence: share of the resampled means inside an interval, between 0 and 1.
+        seed: of the random draws.
+    """
 
     resamples: int
     confidence: float
     seed: int
 
+    def __post_init__(self) -> None:
+        require(self.resamples > 0, "statistics.resamples", self.resamples, "at least 1")
+        require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "between 0 and 1")
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A system against the baseline: mean difference, its interval, two-sided p-value, and queries better and worse."""
+    """A system against the baseline.
+
+    Attributes:
+        mean: difference of the means; positive if the system is better.
+        interval: confidence interval of `mean`.
+        p: two-sided p-value of the randomisation test.
+        wins: queries on which the system is better.
+        losses: queries on which it is worse.
+    """
 
     mean: float
     interval: tuple[float, float]
@@ -34,8 +54,8 @@ class Difference:
 def intervals(values: list[np.ndarray], sampling: Sampling) -> list[tuple[float, float]]:
     """Percentile bootstrap interval of the mean of each of M systems' values_SQ (Efron & Tibshirani 1993, ch. 13).
 
-    Queries are drawn with replacement, the same ones for all systems, and so are the seeds of systems that have
-    several: the interval then tells what another run on other queries might give.
+    Queries are drawn with replacement, the same ones for all systems. For a system with several seeds, its seeds are
+    drawn with replacement, too: the interval then covers other runs as well as other queries.
     """
     draw = np.random.default_rng(sampling.seed)
     means_MR = np.empty((len(values), sampling.resamples))
@@ -52,12 +72,13 @@ def intervals(values: list[np.ndarray], sampling: Sampling) -> list[tuple[float,
 def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Two-sided p-value of the paired randomisation test (Smucker, Allan & Carterette 2007), for each of M systems.
 
-    If two systems were the same, each query's difference could as well have the other sign. The observed signs count
-    as one of the draws, so that p is never 0.
+    If two systems are equally good, each query's difference has either sign with the same probability. p is the share
+    of random sign patterns whose mean difference is at least as large as the observed one. The observed signs count as
+    one of the patterns, so that p is never 0.
     """
     draw = np.random.default_rng(sampling.seed)
     queries = difference_MQ.shape[1]
-    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # equal sums in another order of summation are equal
+    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # tolerance: the order of summation changes the last digits
     extreme_M = np.zeros(len(difference_MQ), dtype=np.int64)
     for chosen in _chunks(sampling.resamples, queries):
         signs_RQ = draw.integers(0, 2, (len(chosen), queries), dtype=np.int8) * 2.0 - 1
@@ -66,9 +87,10 @@ def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray
 
 
 def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Sampling) -> list[Difference]:
-    """Each system's values_SQ against the baseline's, query by query: the paired bootstrap (Sakai 2006) and the test.
+    """Compare each system's values_SQ with the baseline's by query: paired bootstrap (Sakai 2006), randomisation test.
 
-    A seed is paired with the baseline's same seed where both have equally many, else with the baseline's mean.
+    If a system has as many seeds as the baseline, seeds are paired in order; else each seed is compared with the
+    baseline's mean over its seeds.
     """
     differences = [
         values_SQ - (baseline_SQ if len(values_SQ) == len(baseline_SQ) else baseline_SQ.mean(0)) for values_SQ in values
@@ -89,7 +111,7 @@ def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Samplin
 
 
 def _weights(draw: np.random.Generator, rows: int, items: int) -> np.ndarray:
-    """(rows, items) shares of `items` draws with replacement; each row sums to 1."""
+    """(rows, items): how often each item is drawn in `items` draws with replacement, as a share; rows sum to 1."""
     drawn = draw.integers(0, items, (rows, items)) + np.arange(rows)[:, None] * items
     return np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items) / items
 

@@ -1,80 +1,108 @@
-"""Systems by name: what `systems=[...]` may hold, and the documents that each ranks for the labelled queries."""
+"""The systems of an evaluation at work: the documents that each of them ranks for the labelled queries."""
 
-import difflib
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
-from dream.encoders.sentence_transformer import SentenceTransformerEncoder, import_sentence_transformers
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.fusion import tune_weight, weighted_sum
-from dream.evaluation.metrics import METRICS, Ranking, reciprocal_rank_fusion
+from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.settings import EvaluationSettings
+from dream.evaluation.system_names import FUSIONS, OF_A_RUN, dense_part
 from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle, IndexSnapshot
-from dream.runs.layout import UNTRAINED_ENCODER
+from dream.runs.layout import CONFIG, ENCODER
 from dream.runs.load import open_config, open_encoder, open_store
 from dream.store.store import Store
-from dream.utils.errors import ConfigError, DreamError, require
+from dream.utils.errors import DreamError, require
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-OF_A_RUN = {"run": "encoder", "untrained": UNTRAINED_ENCODER}  # system → folder of the run
-FUSIONS = ("hybrid", "hybrid_weighted")
-PUBLISHED = ("st", "hf")
-ALLOWED = ("bm25", *OF_A_RUN, *FUSIONS, "st:NAME", "hf:NAME", "hybrid:SYSTEM", "hybrid_weighted:SYSTEM")
 
-
-def dense_part(system: str) -> str | None:
-    """The dense system that a name stands for or fuses with BM25; None for BM25 itself. ConfigError for no system."""
-    kind, _, rest = system.partition(":")
-    if kind in FUSIONS:
-        part = dense_part(rest) if rest else "run"
-        require(part is not None and not rest.startswith(FUSIONS), "systems", system, "fuses BM25 with a dense system")
-        return part
-    if kind in PUBLISHED and rest:
-        return system
-    if system in OF_A_RUN:
-        return system
-    if system != "bm25":
-        close = difflib.get_close_matches(system, ALLOWED, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError("systems", system, f"no such system; {hint}choose from {', '.join(ALLOWED)}")
-    return None
-
-
-def short_names(systems: list[str]) -> dict[str, str]:
-    """What the tables call each system: of a path the last two parts, where that is enough to tell them apart."""
-    short = {system: re.sub(r":[^:]*/([^/:]+/[^/:]+)/?$", r":\1", system) for system in systems}
-    return short if len(set(short.values())) == len(systems) else {system: system for system in systems}
-
-
-def find_runs(run: str | ListConfig) -> list[Path]:
-    """Folders of finished runs: those that are named, and for a sweep's folder those in it."""
+def find_runs(run: str | Sequence[str]) -> list[Path]:
+    """Folders of finished runs: the named ones; of a sweep's folder, those of its jobs."""
     found: list[Path] = []
-    for named in [run] if isinstance(run, str) else list(run):
+    for named in [run] if isinstance(run, str) else run:
         folder = Path(named).expanduser()
-        if (folder / "config.yaml").exists() or not folder.is_dir():
+        if (folder / CONFIG).exists() or not folder.is_dir():
             found.append(folder)
             continue
-        jobs = sorted(path.parent for path in folder.glob("*/config.yaml") if (path.parent / "encoder").is_dir())
+        jobs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if (path.parent / ENCODER).is_dir())
         require(bool(jobs), "run", named, "neither a run nor a sweep with finished runs; train one with dream-train "
                 "experiment=quickstart")  # fmt: skip
         found += jobs
     return found
 
 
+def names_of_seeds(runs: Sequence[Path], trust: Sequence[str] = ()) -> list[str]:
+    """`seed=0` and so on.
+
+    Raises:
+        ConfigError: the runs differ in more than the seed, or two have the same seed.
+    """
+    configs = [open_config(run, trust) for run in runs]
+    for key in ("corpus.name", "encoder._target_", "objective._target_"):
+        chosen = {str(OmegaConf.select(config, key)) for config in configs}
+        require(len(chosen) <= 1, "run", [str(run) for run in runs], f"runs that are compared as seeds differ in {key} "
+                f"({', '.join(sorted(chosen))}); evaluate them one by one")  # fmt: skip
+    seeds = [f"seed={config.get('seed')}" for config in configs]
+    require(len(set(seeds)) == len(seeds), "run", [str(run) for run in runs], "two of the runs have the same seed; "
+            "evaluate them one by one")  # fmt: skip
+    return seeds
+
+
+def open_benchmark(
+    settings: EvaluationSettings, runs: Sequence[Path], corpus: Corpus | None = None
+) -> tuple[Benchmark, str]:
+    """The documents with their labels, and the split that is reported.
+
+    Args:
+        settings: of the evaluation.
+        runs: folders of finished runs. At least one if `corpus` is None.
+        corpus: to evaluate on; None: the first run's own.
+
+    Raises:
+        ConfigError: the corpus lacks a split that is needed.
+    """
+    split = settings.split or "test"
+    if corpus is None:
+        config = open_config(runs[0], settings.trust)
+        corpus = _corpus_of(config, settings.data)
+        split = settings.split or config.evaluation.report_split
+    splits, dev = corpus.splits(), settings.dev_split
+    require(split in splits, "split", split, f"corpus {corpus.name} has "
+            f"{'the splits ' + ', '.join(splits) if splits else 'no labels'}")  # fmt: skip
+    for system in settings.tuned[:1]:
+        require(dev in splits, "systems", system, f"its weight is tuned on the split dev_split={dev}, but corpus "
+                f"{corpus.name} only has {', '.join(splits)}; use hybrid instead")  # fmt: skip
+        require(dev != split, "systems", system, f"its weight is tuned on split {dev}, so that it cannot be reported "
+                "on it; choose another split=")  # fmt: skip
+    return Benchmark(corpus, settings.data, settings.passage_tokens, settings.passages_per_document), split
+
+
+def _corpus_of(config: DictConfig, data: Path) -> Corpus:
+    """The corpus of a run. If its cache is no longer where the config says, use `data`, where it may have moved."""
+    cache = config.corpus.get("cache_dir")
+    moved = cache is not None and not Path(cache).exists()
+    return instantiate(config.corpus, **({"cache_dir": str(data / "corpora")} if moved else {}))
+
+
 @dataclass
 class Member:
-    """One encoder of a dense system, with what it searches in; `snapshot` holds its embeddings already."""
+    """One encoder of a dense system.
+
+    Attributes:
+        encoder: in eval mode, on the evaluation's device.
+        store: what it searches.
+        snapshot: folder with its embeddings of this store, if they exist already.
+    """
 
     encoder: Encoder
     store: Store
@@ -82,16 +110,23 @@ class Member:
 
 
 class Systems:
-    """Ranks the queries of the splits that are asked for. A system has one ranking for each run, or just one.
+    """Ranks the labelled queries by each system. A system of a run has one ranking for each run, others have one.
 
-    Encoders are opened one after another, and only their rankings are kept.
+    Encoders are opened one after another, and only their rankings are kept in memory.
+
+    Args:
+        settings: of the evaluation.
+        runs: folders of finished runs; may be empty if no system is a run's.
+        benchmark: the documents and their labels.
+
+    Attributes:
+        seconds: spent on each system so far.
+        remarks: notes for the report, e.g. the weight that was tuned.
     """
 
-    def __init__(self, cfg: DictConfig, runs: list[Path], benchmark: Benchmark) -> None:
-        self.cfg, self.runs, self.benchmark = cfg, runs, benchmark
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-        )
+    def __init__(self, settings: EvaluationSettings, runs: Sequence[Path], benchmark: Benchmark) -> None:
+        self.settings, self.runs, self.benchmark = settings, runs, benchmark
+        self.device = settings.torch_device
         self.store = self._own_store(runs[0]) if runs else None
         self.seconds: dict[str, float] = {}
         self.remarks: list[str] = []
@@ -99,7 +134,7 @@ class Systems:
 
     @property
     def reference(self) -> Store:
-        """The store that names the documents and that BM25 reads: the first run's where it is of them."""
+        """The store that names the documents and that BM25 reads: the first run's if it holds these documents."""
         if self.store is None:
             self.store = self.benchmark.store_of_words()
         return self.store
@@ -122,15 +157,15 @@ class Systems:
     def _bm25(self, split: str) -> Ranking:
         key = ("bm25", split)
         if key not in self._kept:
-            index = BM25Index.open_or_build(self.reference, self.cfg.bm25.unit)
+            index = BM25Index.open_or_build(self.reference, self.settings.bm25_unit)
             self._kept[key] = [self.benchmark.labelled(self.reference, split).by_bm25(index)]
         return self._kept[key][0]
 
     def _dense(self, system: str, split: str) -> list[Ranking]:
-        """Where a fusion is tuned, the dev split's queries are ranked while the encoder is there."""
+        """If a fusion with this system is tuned, rank the dev split's queries while the encoder is open, too."""
         if (system, split) not in self._kept:
-            tuned = any(name.startswith("hybrid_weighted") and dense_part(name) == system for name in self.cfg.systems)
-            splits = [split, self.cfg.dev_split] if tuned else [split]
+            tuned = any(dense_part(name) == system for name in self.settings.tuned)
+            splits = [split, self.settings.dev_split] if tuned else [split]
             for name in splits:
                 self._kept[system, name] = []
             for member in self._members(system):
@@ -141,17 +176,17 @@ class Systems:
         return self._kept[system, split]
 
     def _weighted(self, system: str, dense: str, split: str) -> list[Ranking]:
-        settings, dev = self.cfg.hybrid_weighted, self.cfg.dev_split
+        fusion, dev, metric = self.settings.fusion, self.settings.dev_split, self.settings.metric
         judgements = self.benchmark.labelled(self.reference, dev).judgements
         fused = []
         for on_split, on_dev in zip(self._dense(dense, split), self._dense(dense, dev), strict=True):
             fuse = lambda weight, ranking=on_dev: weighted_sum(  # noqa: E731
-                self._bm25(dev), ranking, weight, settings.normalisation
+                self._bm25(dev), ranking, weight, fusion.normalisation
             )
-            weight, mean = tune_weight(fuse, judgements, self.cfg.metric, settings.step)
+            weight, mean = tune_weight(fuse, judgements, metric, fusion.step)
             self.remarks.append(f"{system}: weight {weight:.2f} on the dense scores, tuned on {len(judgements):,} "
-                                f"queries of split {dev} ({self.cfg.metric} {mean:.4f} there)")  # fmt: skip
-            fused.append(weighted_sum(self._bm25(split), on_split, weight, settings.normalisation))
+                                f"queries of split {dev} ({metric} {mean:.4f} there)")  # fmt: skip
+            fused.append(weighted_sum(self._bm25(split), on_split, weight, fusion.normalisation))
         return fused
 
     def _members(self, system: str) -> Iterator[Member]:
@@ -160,102 +195,36 @@ class Systems:
             for run in self.runs:
                 yield self._of_run(run, OF_A_RUN[system])
         else:
-            made: Any = _published_sentence_transformer if kind == "st" else _published_hf
-            encoder = made(self.cfg, name).eval().to(self.device)
+            log.info(f"Opening the model {system}")
+            encoder = self.settings.published[kind](name).eval().to(self.device)
             yield Member(encoder, self.benchmark.store(encoder, encoder.max_tokens))
 
     def _of_run(self, run: Path, name: str) -> Member:
-        cfg, encoder = open_encoder(run, self.device, name)
-        encoder = encoder.to(getattr(torch, self.cfg.run_dtype))
+        config, encoder = open_encoder(run, self.device, name, self.settings.trust)
+        encoder = encoder.to(self.settings.dtype)
+        passage_tokens = config.data.passage_tokens
         try:
-            snapshot, own = open_store(run, cfg)
-        except DreamError:  # its caches are gone; its encoder can still embed the documents anew
-            return Member(encoder, self.benchmark.store(encoder, cfg.data.passage_tokens))
-        store = self.benchmark.store(encoder, cfg.data.passage_tokens, own)
+            snapshot, own = open_store(run, config, self.settings.data)
+        except DreamError as error:
+            log.info(f"Embedding the corpus for this evaluation, because the run has no usable embeddings: {error}")
+            return Member(encoder, self.benchmark.store(encoder, passage_tokens))
+        store = self.benchmark.store(encoder, passage_tokens, own)
         fits = store is own and IndexSnapshot(snapshot).encoder_fingerprint == encoder.fingerprint()
         return Member(encoder, store, snapshot if fits else None)
 
     def _own_store(self, run: Path) -> Store | None:
         try:
-            own = open_store(run, open_config(run))[1]
-        except DreamError:
+            own = open_store(run, open_config(run, self.settings.trust), self.settings.data)[1]
+        except DreamError:  # reported when the run's encoder is opened
             return None
         return own if self.benchmark.takes(own) else None
 
     def _embedded(self, member: Member) -> IndexHandle:
-        index = instantiate(self.cfg.index)
+        index, embedding = self.settings.index, self.settings.embedding
         if member.snapshot is not None:
             handle = IndexHandle(index, member.snapshot.parent)
             handle.open(member.snapshot, member.store, member.encoder.width)
             return handle
-        settings = self.cfg.embedding
         return self.benchmark.embedded(
-            member.encoder, member.store, index, settings.batch_passages, settings.rows_per_shard
+            member.encoder, member.store, index, embedding.batch_passages, embedding.rows_per_shard
         )
-
-
-def _published_sentence_transformer(cfg: DictConfig, name: str) -> Encoder:
-    log.info(f"Opening the sentence-transformers model {name}")
-    return SentenceTransformerEncoder(name, **cfg.st)
-
-
-def _published_hf(cfg: DictConfig, name: str) -> Encoder:
-    log.info(f"Opening the transformers model {name}")
-    return instantiate(OmegaConf.merge(cfg.hf, {"name": name}))
-
-
-def labels_of(runs: list[Path]) -> list[str]:
-    """`seed=0` and so on; ConfigError where runs are no seeds of one another."""
-    configs = [open_config(run) for run in runs]
-    for key in ("corpus.name", "encoder._target_", "objective._target_"):
-        chosen = {str(OmegaConf.select(config, key)) for config in configs}
-        require(len(chosen) <= 1, "run", [str(run) for run in runs], f"runs that are compared as seeds differ in {key} "
-                f"({', '.join(sorted(chosen))}); evaluate them one by one")  # fmt: skip
-    seeds = [f"seed={config.get('seed')}" for config in configs]
-    require(len(set(seeds)) == len(seeds), "run", [str(run) for run in runs], "two of the runs have the same seed; "
-            "evaluate other runs one by one")  # fmt: skip
-    return seeds
-
-
-def needs_run(cfg: DictConfig) -> bool:
-    """Whether a system, or the benchmark, is a run's."""
-    return cfg.get("benchmark") is None or any(dense_part(str(name)) in OF_A_RUN for name in cfg.systems)
-
-
-def open_benchmark(cfg: DictConfig, runs: list[Path]) -> tuple[Benchmark, str]:
-    """The benchmark and the split that is reported: what the config says, else the first run's own."""
-    own = cfg.get("benchmark") is None
-    config = open_config(runs[0]) if own else cfg
-    corpus = instantiate(config.corpus if own else cfg.benchmark)
-    split = cfg.split or (config.evaluation.report_split if own else "test")
-    splits = corpus.splits()
-    require(split in splits, "split", split, f"corpus {corpus.name} has "
-            f"{'the splits ' + ', '.join(splits) if splits else 'no labels'}")  # fmt: skip
-    dev, tuned = cfg.dev_split, [name for name in cfg.systems if str(name).startswith("hybrid_weighted")]
-    require(not tuned or dev in splits, "systems", "".join(tuned[:1]), f"its weight is tuned on the split "
-            f"dev_split={dev}, and {corpus.name} has {', '.join(splits)}; take hybrid")  # fmt: skip
-    require(not tuned or dev != split, "systems", "".join(tuned[:1]), f"its weight is tuned on split {dev}, so that "
-            "it cannot be reported on it; take another split=")  # fmt: skip
-    return Benchmark(corpus, Path(cfg.paths.data), cfg.passage_tokens, cfg.passages_per_document), split
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuse what can be refused before anything is opened."""
-    names = list(cfg.systems)
-    require(bool(names), "systems", names, f"name at least one of {', '.join(ALLOWED)}")
-    require(len(set(names)) == len(names), "systems", names, "a system stands there twice")
-    for name in names:
-        dense = dense_part(str(name)) or ""
-        if dense.startswith("st:"):
-            import_sentence_transformers(dense)
-    require(cfg.baseline in names, "baseline", cfg.baseline, f"is none of systems={names}")
-    dtype = getattr(torch, cfg.run_dtype, None)
-    floats = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    require(floats, "run_dtype", cfg.run_dtype, "a torch type of floats, e.g. float32 or bfloat16")
-    require(cfg.metric in METRICS, "metric", cfg.metric, f"choose from {', '.join(METRICS)}")
-    require(cfg.bm25.unit in ("passage", "document"), "bm25.unit", cfg.bm25.unit, "choose passage or document")
-    allowed = cfg.hybrid_weighted.normalisation
-    require(allowed in ("minmax", "zscore"), "hybrid_weighted.normalisation", allowed, "choose minmax or zscore")
-    require(0 < cfg.hybrid_weighted.step <= 1, "hybrid_weighted.step", cfg.hybrid_weighted.step, "above 0, at most 1")
-    require(0 < cfg.statistics.confidence < 1, "statistics.confidence", cfg.statistics.confidence, "between 0 and 1")
-    require(cfg.statistics.resamples > 0, "statistics.resamples", cfg.statistics.resamples, "at least 1")

@@ -1,0 +1,31 @@
+"""Fusion by a weighted sum, and the choice of its weight. Run: pytest tests/evaluation/test_fusion.py"""
+
+import numpy as np
+import pytest
+
+from dream.evaluation.fusion import tune_weight, weighted_sum
+from dream.evaluation.metrics import Judgements, Ranking
+
+
+def test_weighted_fusion_by_hand():
+    """BM25: a 4, b 2; dense: b 0.9, c 0.5. Min-max: a (1, 0), b (0, 1), c (0, 0)."""
+    lexical = Ranking(np.array([[1, 2, -1]]), np.array([[4.0, 2.0, -np.inf]], np.float32))
+    dense = Ranking(np.array([[2, 3, -1]]), np.array([[0.9, 0.5, -np.inf]], np.float32))
+    fused = weighted_sum(lexical, dense, 0.7, "minmax", depth=4)
+    assert fused.rows_QR.tolist() == [[2, 1, 3, -1]]
+    assert fused.score_QR[0, :3] == pytest.approx([0.7, 0.3, 0.0])
+    scores = weighted_sum(lexical, dense, 0.5, "zscore", depth=3)
+    assert scores.rows_QR.tolist() == [[1, 2, 3]]
+    assert scores.score_QR[0] == pytest.approx([0.0, 0.0, -1.0])
+
+
+def test_of_equally_good_weights_the_lowest_is_chosen():
+    """Document 1 is relevant: rank 1 from weight 0.5 on (nDCG 1), rank 2 below (nDCG 1 / log2(3) = 0.63)."""
+    judgements = Judgements(["q"], ["q"], [{1: 1}], [{}], 0)
+
+    def fuse(weight: float) -> Ranking:
+        rows = [1, 2] if weight >= 0.5 else [2, 1]
+        return Ranking(np.array([rows]), np.zeros((1, 2), np.float32))
+
+    assert tune_weight(fuse, judgements, "ndcg_at_10", 0.25) == (0.5, 1.0)
+    assert tune_weight(lambda _: fuse(0), judgements, "ndcg_at_10", 0.5) == (0.0, pytest.approx(1 / np.log2(3)))
