@@ -12,7 +12,7 @@ from dream.corpora.labels import read_labels
 from dream.corpora.lines import too_long
 from dream.corpora.readers import Fields, find_field, format_of, read_records
 from dream.corpora.readers.formats import SUFFIXES
-from dream.corpora.readers.records import ID_NAMES, MISSING, MOST_NAMES
+from dream.corpora.readers.records import ID_NAMES, MISSING, field_names
 from dream.corpora.source_file import SourceFile
 from dream.corpora.values import can_name, valid
 from dream.utils.errors import ConfigError, require
@@ -117,7 +117,7 @@ class JsonlCorpus:
         values = {field: find_field(record, field) for field in self.text_fields}
         if all(value is MISSING for value in values.values()):
             raise BadDocument(file, number, "no text field", f"none of the fields {self.text_fields} is there, only "
-                              f"{sorted(record)[:MOST_NAMES]}; {self.fields.remedy}")  # fmt: skip
+                              f"{field_names(record)}; {self.fields.remedy}")  # fmt: skip
         parts = [_part(file, number, field, value) for field, value in values.items()]
         text = valid("\n".join(filter(None, parts)))
         if 4 * len(text) > self.most_bytes and len(text.encode()) > self.most_bytes:

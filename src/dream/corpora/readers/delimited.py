@@ -87,7 +87,7 @@ class _RowLines:
     def __next__(self) -> str:
         number, line = next(self.lines)
         self.first = self.first or number
-        self.size += len(line or b"")
+        self.size += len(line or b"") + 1
         if self.size > self.most_bytes:
             raise too_long(self.file, self.first, self.most_bytes)
         return decoded(self.file, number, line, self.most_bytes) + "\n"

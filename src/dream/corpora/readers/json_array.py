@@ -55,11 +55,12 @@ class _ArraySplitter:
                         yield from self._element(last=self.ended)
                     begin = position
             self._keep(block[begin:])
+            if self.ended:
+                self._require_blank()
         if not self.ended:
             raise DataError(f"{self.file}:{self.elements + 1}: the JSON array does not end: the file was cut off after "
                             f"{self.elements:,} whole elements, or a bracket or quote is missing; fetch or write it "
                             "again")  # fmt: skip
-        self._require_blank()
 
     def _separates(self, token: bytes) -> bool:
         """Count the bracket. True for the array's own brackets, and for commas between elements."""
@@ -80,8 +81,6 @@ class _ArraySplitter:
         self.size += len(part)
         if part and self.size <= self.most_bytes:
             self.parts.append(part)
-        if self.ended and self.size > self.most_bytes:
-            self._require_blank()
 
     def _element(self, last: bool) -> Iterator[bytes | None]:
         element = b"".join(self.parts).rstrip(_SPACE) if self.size <= self.most_bytes else None

@@ -10,7 +10,7 @@ from dream.corpora.source_file import SourceFile
 from dream.utils.errors import DataError
 
 BATCH_BYTES = 8_000_000  # decoded at once, by the average size of a row
-MOST_ROWS = 1024
+MOST_ROWS = 256
 BUFFER_BYTES = 2**20  # read from each column at once; without it pyarrow reads whole row groups
 
 

@@ -49,6 +49,14 @@ class Fields:
                             f"{self.remedy}")  # fmt: skip
 
 
+def field_names(record: dict[str, Any]) -> list[str]:
+    """The record's fields for a message; fields of nested objects are written a.b."""
+    names = []
+    for name, value in record.items():
+        names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
+    return sorted(names)[:MOST_NAMES]
+
+
 def find_field(record: dict[str, Any], name: str) -> Any:
     """The value of a field, also of a nested one; MISSING if it is not there."""
     if name in record:
