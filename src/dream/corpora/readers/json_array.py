@@ -11,7 +11,7 @@ from dream.corpora.source_file import SourceFile
 from dream.utils.errors import DataError
 
 _OUTSIDE = re.compile(rb'["{}\[\],]')  # what matters outside of a string
-_INSIDE = re.compile(rb'["\\]')  # and inside of one
+_STRING = re.compile(rb'(?s)(?:[^"\\]++|\\.)*+')  # the rest of a string, without its last quote
 _SPACE = b" \t\r\n"
 
 
@@ -42,13 +42,18 @@ class _ArraySplitter:
         for number, block in enumerate(blocks):
             block = block.removeprefix(BYTE_ORDER_MARK) if number == 0 else block
             begin, position, skip = 0, skip, 0
-            while match := (_INSIDE if self.in_string else _OUTSIDE).search(block, position):
+            while True:
+                if self.in_string:
+                    position = _STRING.match(block, position).end()  # type: ignore[union-attr]  # it matches b"" too
+                    if block[position : position + 1] != b'"':  # the string continues in the next block
+                        skip = len(block) - position  # 1 after a backslash: the escaped byte is the first there
+                        break
+                    self.in_string, position = False, position + 1
+                if not (match := _OUTSIDE.search(block, position)):
+                    break
                 position, token = match.end(), match.group()
                 if token == b'"':
-                    self.in_string = not self.in_string
-                elif token == b"\\":  # the next byte is no quote; it may be the first of the next block
-                    skip = int(position == len(block))
-                    position += 1
+                    self.in_string = True
                 elif self._separates(token):
                     if token != b"[":
                         self._keep(block[begin : match.start()])
