@@ -21,7 +21,7 @@ def test_summary_and_rest():
     "docstring",
     [
         f"Too short.\n\n{BODY}",
-        f"This summary goes on\nover two lines of text.\n\n{BODY}",
+        f"This summary continues\nover two lines of text.\n\n{BODY}",
         "Return the number of things.\n\nShort body.",
         f"Return the number of things.\n{BODY}",
         f"signature(of, a, builtin, function)\n\n{BODY}",

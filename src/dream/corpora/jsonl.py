@@ -7,7 +7,7 @@ from typing import Any, Literal
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.corpora.base import Document, Labels, existing_path
 from dream.corpora.compression import SUFFIXES as COMPRESSION_SUFFIXES
-from dream.corpora.compression import compression_of, without_compression_suffix
+from dream.corpora.compression import without_compression_suffix
 from dream.corpora.labels import read_labels
 from dream.corpora.lines import too_long
 from dream.corpora.readers import Fields, find_field, format_of, read_records
@@ -19,8 +19,6 @@ from dream.utils.errors import ConfigError, require
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
-
-COMPRESSION_RATIO = 4  # of text, about
 
 
 class JsonlCorpus:
@@ -84,9 +82,7 @@ class JsonlCorpus:
         }
 
     def size_bytes(self) -> int:
-        with self.path.open("rb") as file:
-            packed = self.form == "parquet" or compression_of(file.read(16)) is not None
-        return self.path.stat().st_size * (COMPRESSION_RATIO if packed else 1)
+        return self.source.text_bytes()
 
     def documents(self, handle: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
         handle = handle or BadDocumentPolicy(self.on_bad_document).handle

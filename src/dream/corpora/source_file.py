@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 from dream.corpora.bad_documents import BadDocument
 from dream.corpora.compression import (
     HEAD_BYTES,
+    PARQUET_MAGIC,
     Compression,
     compression_of,
     expected_compression,
@@ -20,6 +21,7 @@ from dream.utils.atomic_io import FINGERPRINT_CHARACTERS
 from dream.utils.errors import DataError
 
 BLOCK_BYTES = 2**17
+COMPRESSION_RATIO = 4  # of text, about
 
 Item = TypeVar("Item")
 
@@ -59,6 +61,13 @@ class SourceFile:
             self._fingerprinted = summed.size, summed.crc
             self._fingerprint = digest.hexdigest()[:FINGERPRINT_CHARACTERS]
         return self._fingerprint
+
+    def text_bytes(self) -> int:
+        """Approximate size after unpacking, without reading the file."""
+        with self.path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        packed = compression_of(head) is not None or head.startswith(PARQUET_MAGIC)
+        return self.path.stat().st_size * (COMPRESSION_RATIO if packed else 1)
 
     def require_unchanged(self, number: int) -> None:
         """For readers that do not read every byte: compare size and time of the last change with the fingerprint's.

@@ -67,7 +67,7 @@ class TextCorpus:
         }
 
     def size_bytes(self) -> int:
-        return sum(file.path.stat().st_size for file in self.files)
+        return sum(file.text_bytes() for file in self.files)
 
     def documents(self, handle: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
         handle = handle or BadDocumentPolicy(self.on_bad_document).handle
