@@ -15,6 +15,7 @@ MISSING = object()
 # Names that other tools give to a document's id.
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "docno", "document_id", "passage_id", "corpus-id", "corpus_id")
 MOST_NAMES = 8  # of the fields of a record, in messages
+MOST_CHARACTERS = 40  # of the name of a column, in messages
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Fields:
             DataError: No column can hold the text.
         """
         if not any(name in columns or name.split(".")[0] in columns for name in self.texts):
-            raise DataError(f"{file}: none of the columns {list(self.texts)} is there, only {columns[:MOST_NAMES]}; "
-                            f"{self.remedy}")  # fmt: skip
+            found = [name[:MOST_CHARACTERS] for name in columns[:MOST_NAMES]]  # without a header, these are texts
+            raise DataError(f"{file}: none of the columns {list(self.texts)} is there, only {found}; {self.remedy}")
 
 
 def field_names(record: dict[str, Any]) -> list[str]:
