@@ -1,4 +1,4 @@
-"""JSON lines and BEIR folders.  .venv/bin/pytest tests/corpora/test_jsonl.py"""
+"""JSON lines and BEIR folders. Run: pytest tests/corpora/test_jsonl.py"""
 
 import gzip
 import json
@@ -78,12 +78,12 @@ def test_empty_file(tmp_path):
     ("name", "content", "message"),
     [
         ("c.jsonl", GOOD + "{oops}\n", r"c\.jsonl:2: not valid JSON"),
-        ("c.jsonl", GOOD + "\n[1]\n", r"c\.jsonl:3: a line must hold a JSON object, not list"),
+        ("c.jsonl", GOOD + "\n[1]\n", r"c\.jsonl:3: a JSON object is needed here, not list"),
         ("c.jsonl", GOOD * 999 + '{"text": ' + "9" * 5000 + "}", r"c\.jsonl:1000: not valid JSON .*digits"),
         ("c.jsonl", GOOD.encode() * 4 + b'{"text": "\xff"}\n' + GOOD.encode() * 999, r"c\.jsonl:5: not valid UTF-8"),
         ("c.jsonl", GOOD.encode("utf-16"), r"c\.jsonl:1: not valid UTF-8"),
         ("c.jsonl", '{"texts": "a"}\n', r"c\.jsonl:1: none of the fields .*'text'.* only \['texts'\]; .*text_fields"),
-        ("c.jsonl", '{"text": ["a"]}\n', r"c\.jsonl:1: field 'text' is list, not text"),
+        ("c.jsonl", '{"text": ["a", 1]}\n', r"c\.jsonl:1: field 'text' is a list with int, not text"),
         ("c.jsonl.gz", GOOD, r"c\.jsonl\.gz:1: damaged gzip"),
         ("c.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"c\.jsonl\.gz:\d: damaged gzip"),
     ],

@@ -1,4 +1,4 @@
-"""Docstrings as a corpus.  .venv/bin/pytest tests/corpora/test_pydocs.py"""
+"""Docstrings as a corpus. Run: pytest tests/corpora/test_pydocs.py"""
 
 import gc
 import subprocess
@@ -21,7 +21,7 @@ def test_summary_and_rest():
     "docstring",
     [
         f"Too short.\n\n{BODY}",
-        f"This summary goes on\nover two lines of text.\n\n{BODY}",
+        f"This summary continues\nover two lines of text.\n\n{BODY}",
         "Return the number of things.\n\nShort body.",
         f"Return the number of things.\n{BODY}",
         f"signature(of, a, builtin, function)\n\n{BODY}",
@@ -53,12 +53,13 @@ def package(tmp_path, monkeypatch):
     )
     (folder / "broken.py").write_text("def :\n")
     (folder / "tests" / "test_it.py").write_text(f'"""{BODY}"""\n')
+    monkeypatch.setattr(pydocs, "MIN_CHARACTERS", 100)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     return tmp_path
 
 
-def toyhouse(folder, fraction=0.25, seed=0, minimum=100) -> PyDocsCorpus:
-    return PyDocsCorpus("pydocs", ["toyhouse"], False, minimum, fraction, seed, str(folder / "cache"))
+def toyhouse(folder, fraction=0.25) -> PyDocsCorpus:
+    return PyDocsCorpus("pydocs", ["toyhouse"], False, fraction, str(folder / "cache"))
 
 
 def test_documents_are_named_and_cleaned(package):
@@ -91,9 +92,12 @@ def test_held_out_summaries_are_queries_and_not_in_the_corpus(package):
 def test_the_cache_is_read_and_settings_have_their_own(package, monkeypatch):
     first = toyhouse(package)
     assert gc.isenabled()
-    other = toyhouse(package, seed=1)
+    monkeypatch.setattr(pydocs, "SEED", 1)
+    other = toyhouse(package)
     assert other.path != first.path
     assert other.labels("dev").queries != first.labels("dev").queries
+    monkeypatch.setattr(pydocs, "SEED", 0)
+    assert toyhouse(package, fraction=0.2).path not in (first.path, other.path)
     monkeypatch.setattr(pydocs, "_docstrings", None)
     assert toyhouse(package).path == first.path
 
@@ -102,8 +106,9 @@ def test_every_process_extracts_the_same(package):
     contents = [toyhouse(package).path.read_bytes()]
     code = (
         f"import sys; sys.path.insert(0, {str(package / 'site')!r})\n"
-        "from dream.corpora.pydocs import PyDocsCorpus\n"
-        f"c = PyDocsCorpus('pydocs', ['toyhouse'], False, 100, 0.25, 0, {str(package / 'elsewhere')!r})\n"
+        "from dream.corpora import pydocs\n"
+        "pydocs.MIN_CHARACTERS = 100\n"
+        f"c = pydocs.PyDocsCorpus('pydocs', ['toyhouse'], False, 0.25, {str(package / 'elsewhere')!r})\n"
         "sys.stdout.buffer.write(b'PATH ' + str(c.path).encode())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode()
@@ -125,9 +130,7 @@ def test_bad_settings_name_their_key(tmp_path, changes, message):
         "name": "pydocs",
         "packages": ["torch"],
         "stdlib": False,
-        "min_characters": 200,
         "heldout_fraction": 0.1,
-        "seed": 0,
         "cache_dir": str(tmp_path),
     }
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Plain text as a corpus.  .venv/bin/pytest tests/corpora/test_text.py"""
+"""Plain text as a corpus. Run: pytest tests/corpora/test_text.py"""
 
 import gzip
 
@@ -52,7 +52,7 @@ def test_bad_utf8_is_named_with_its_line(tmp_path):
     ("settings", "message"),
     [
         ({"path": "nowhere"}, "corpus.path=nowhere: no such file or folder"),
-        ({"split_by": "lines"}, "corpus.split_by=lines: choose blank_lines or file"),
+        ({"split_by": "words"}, "corpus.split_by=words: choose blank_lines, lines or file"),
         ({"pattern": "*.md"}, r"matches corpus.pattern=\*.md"),
         ({"pattern": ""}, "corpus.pattern="),
     ],

@@ -1,4 +1,4 @@
-"""A tokenizer that keeps every byte of the text, white space too, so that decoded tokens can be compared with it."""
+"""A tokenizer that keeps every byte of the text, including white space, so that its tokens decode to the same text."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

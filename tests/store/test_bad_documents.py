@@ -1,4 +1,4 @@
-"""Bad documents on their way into a store.  .venv/bin/pytest tests/store/test_bad_documents.py"""
+"""Bad documents while a store is built. Run: pytest tests/store/test_bad_documents.py"""
 
 import json
 import os
@@ -40,7 +40,7 @@ def listed(store: Store) -> list[tuple[int, str]]:
     return [(entry["line"], entry["reason"]) for entry in entries]
 
 
-def test_refused_documents_are_counted_listed_and_told(tmp_path, tokenizer, capsys):
+def test_refused_documents_are_counted_listed_and_logged(tmp_path, tokenizer, capsys):
     a, b, c = documents(3)
     lines = [a, b"{oops", b, a, {"_id": "short", "text": "bo"}, {"_id": "none", "text": " "}, b"\xff", c, {"_id": "x"}]
     store = build(tmp_path, jsonl(tmp_path, lines), tokenizer)
@@ -50,10 +50,10 @@ def test_refused_documents_are_counted_listed_and_told(tmp_path, tokenizer, caps
     assert [store.document_names[row] for row in range(4)] == ["d0", "d1", "short", "d2"]
     expected = {"documents_read": 9, "refused": 3, "empty": 1, "duplicates": 1, "documents": 4}
     assert counts == counts | expected | {"documents_without_window": 1}
-    told = f"1 not JSON, 1 not UTF-8, 1 no text field; listed with file and line in {store.path}/refused.jsonl"
-    assert told in capsys.readouterr().out
+    message = f"1 not JSON, 1 not UTF-8, 1 no text field; listed with file and line in {store.path}/refused.jsonl"
+    assert message in capsys.readouterr().out
     build(tmp_path, jsonl(tmp_path, lines), tokenizer)
-    assert told in capsys.readouterr().out  # of a store that was there, too
+    assert message in capsys.readouterr().out  # also for a store that existed already
 
 
 def test_a_store_made_with_skip_is_not_that_of_error(tmp_path, tokenizer):
@@ -67,7 +67,7 @@ def test_a_store_made_with_skip_is_not_that_of_error(tmp_path, tokenizer):
 @pytest.mark.parametrize("deduplicate", [True, False])
 def test_an_id_of_two_texts_is_refused_with_both_lines(tmp_path, tokenizer, deduplicate):
     a, b, c = documents(3)
-    lines = [a, b, c | {"_id": "d0"}, c, b | {"_id": "d2"}]  # the last one: a text and an id that were there
+    lines = [a, b, c | {"_id": "d0"}, c, b | {"_id": "d2"}]  # the last one has a known text and a known id
     store = build(tmp_path, jsonl(tmp_path, lines, "skip", deduplicate), tokenizer)
     assert listed(store) == [(3, "id used twice"), (5, "id used twice")]
     assert store.rows_of(["d0", "d1", "d2"]) == {"d0": 0, "d1": 1, "d2": 2}
@@ -101,7 +101,7 @@ def test_the_same_document_twice_is_a_duplicate_and_an_alias_keeps_its_text(tmp_
         ([{"text": "bo"}, {"text": "da"}], ConfigError, "data.target_tokens=3: no document of corpus c has 6 tokens"),
     ],
 )
-def test_corpora_of_which_nothing_useful_is_left(tmp_path, tokenizer, lines, error, message):
+def test_unusable_corpora_leave_no_store(tmp_path, tokenizer, lines, error, message):
     with pytest.raises(error, match=message):
         build(tmp_path, jsonl(tmp_path, lines), tokenizer)
     assert list((tmp_path / "stores").iterdir()) == []
@@ -125,7 +125,7 @@ def test_a_file_that_changes_while_the_store_is_made_leaves_no_store(tmp_path, t
 )
 @given(st.lists(st.text(max_size=60) | st.binary(max_size=40), max_size=8), st.sampled_from(["jsonl", "text"]))
 def test_every_character_of_a_kept_document_is_in_exactly_one_passage(tmp_path_factory, tokenizer, parts, kind):
-    """Arbitrary texts and bytes between three documents that are good: what the corpus gives is what the store has."""
+    """Arbitrary texts and bytes between three good documents: the store has exactly the texts of the corpus."""
     folder = tmp_path_factory.mktemp("any")
     good = documents(3)
     if kind == "jsonl":

@@ -1,4 +1,4 @@
-"""Whole stores of small corpora.  .venv/bin/pytest tests/store/test_build.py"""
+"""Whole stores of small corpora. Run: pytest tests/store/test_build.py"""
 
 import json
 import random
@@ -139,10 +139,10 @@ def test_unusable_corpora_leave_nothing_behind(tmp_path, tokenizer, texts, error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_is_built_once_and_anew_for_other_settings(tmp_path, tokenizer, monkeypatch):
+def test_a_store_is_built_once_for_each_settings(tmp_path, tokenizer, monkeypatch):
     corpus = ListCorpus(made_up_texts(3, 60))
     first = open_or_build(tmp_path, corpus, tokenizer, tokenizer, **LENGTHS)
-    tokenizer(["a b"], truncation=True, max_length=1)  # what others do with the tokenizer is no other store
+    tokenizer(["a b"], truncation=True, max_length=1)  # calls of the tokenizer change no store
     monkeypatch.setattr(build_module, "BatchTokenizer", None)
     assert open_or_build(tmp_path, corpus, tokenizer, tokenizer, **LENGTHS).hash == first.hash
     monkeypatch.undo()
@@ -169,7 +169,7 @@ def test_samples_are_spread_over_the_corpus():
     assert len(list(sample_texts(corpus, 10_000))) == 100
 
 
-def test_the_manifest_says_what_the_store_was_made_of(tmp_path, tokenizer):
+def test_the_manifest_records_settings_and_counts(tmp_path, tokenizer):
     store = open_or_build(tmp_path, ListCorpus(made_up_texts(3, 60)), tokenizer, tokenizer, **LENGTHS)
     manifest = json.loads((store.path / "manifest.json").read_text())
     assert manifest["lengths"] == [20, 24, 10, 12]

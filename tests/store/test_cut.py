@@ -1,4 +1,4 @@
-"""Cuts of passages and windows, by hand and as properties.  .venv/bin/pytest tests/store/test_cut.py"""
+"""Cuts of passages and windows, by hand and as properties. Run: pytest tests/store/test_cut.py"""
 
 import numpy as np
 from hypothesis import given, settings

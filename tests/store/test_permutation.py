@@ -1,4 +1,4 @@
-"""The order of windows.  .venv/bin/pytest tests/store/test_permutation.py"""
+"""The order of windows. Run: pytest tests/store/test_permutation.py"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Arrays and strings on disk.  .venv/bin/pytest tests/store/test_ragged.py"""
+"""Arrays and strings on disk. Run: pytest tests/store/test_ragged.py"""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""A store to search in: no windows, and the beginnings of documents where that is wanted.
+"""A store for search: without windows, and with only the first passages of documents if wanted.
 
 Run: pytest tests/store/test_search_store.py
 """

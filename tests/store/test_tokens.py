@@ -1,4 +1,4 @@
-"""Tokenising for the store.  .venv/bin/pytest tests/store/test_tokens.py"""
+"""Tokenising for the store. Run: pytest tests/store/test_tokens.py"""
 
 import numpy as np
 import pytest

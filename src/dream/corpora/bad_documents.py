@@ -1,4 +1,4 @@
-"""What happens to a document that cannot be used: the one place that knows `corpus.on_bad_document`."""
+"""What to do with a document that cannot be used. Only this file knows the values of `corpus.on_bad_document`."""
 
 import json
 from collections import Counter
@@ -7,14 +7,18 @@ from typing import TextIO
 from dream.utils.errors import DataError, require
 
 POLICIES = ("error", "skip")
-MOST_LISTED = 10_000  # entries of the list; all are counted
-MOST_CHARACTERS = 300  # of what is quoted of a bad document
+MOST_LISTED = 10_000  # entries in the list of bad documents; the counts include all
+MOST_CHARACTERS = 300  # quoted from a bad document
 
 
 class BadDocument(DataError):
-    """One document that cannot be used, with its file and line, where known.
+    """One document that cannot be used.
 
-    `reason` is a word to count by, `detail` says more.
+    Args:
+        file: Its file, or "" if unknown.
+        line: Its line in the file, from 1; the row of a Parquet file, the element of a JSON array.
+        reason: A few words, used to count bad documents by kind.
+        detail: What is wrong, and how to fix it. Cut after 300 characters.
     """
 
     def __init__(self, file: str, line: int, reason: str, detail: str) -> None:
@@ -24,9 +28,20 @@ class BadDocument(DataError):
 
 
 class BadDocumentPolicy:
-    """Takes every bad document of one reading: `error` stops at the first, `skip` counts and lists them.
+    """Handles all bad documents of one pass over a corpus.
 
-    What is no document of its own, such as a damaged gzip file or a file of labels, is an error under both.
+    Errors that concern a whole file, such as a damaged gzip file or a bad file of labels, stop the run under both
+    policies and do not come here.
+
+    Args:
+        policy: `error` stops at the first bad document; `skip` counts them, lists them and continues.
+        listing: With `skip`, an open text file that gets one JSON object for each bad document.
+
+    Example:
+        >>> policy = BadDocumentPolicy("skip")
+        >>> texts = [document.text for document in corpus.documents(policy.handle)]
+        >>> policy.counts
+        Counter({'not JSON': 2})
     """
 
     def __init__(self, policy: str, listing: TextIO | None = None) -> None:
@@ -35,9 +50,14 @@ class BadDocumentPolicy:
         self.counts: Counter[str] = Counter()
         self.first: BadDocument | None = None
 
-    def refuse(self, bad: BadDocument) -> None:
+    def handle(self, bad: BadDocument) -> None:
+        """Count and list one bad document.
+
+        Raises:
+            DataError: The policy is `error`.
+        """
         if self.policy == "error":
-            raise DataError(f"{bad}; mend or remove it, or leave out every bad one with corpus.on_bad_document=skip")
+            raise DataError(f"{bad}; fix or remove it, or leave out every bad one with corpus.on_bad_document=skip")
         self.first = self.first or bad
         self.counts[bad.reason] += 1
         if self.listing and self.counts.total() <= MOST_LISTED:
@@ -46,5 +66,5 @@ class BadDocumentPolicy:
 
 
 def by_reason(counts: dict[str, int]) -> str:
-    """For the terminal: "12 not JSON, 3 not UTF-8"."""
+    """For messages: "12 not JSON, 3 not UTF-8"."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,4 +1,4 @@
-"""What a corpus is: a stream of documents, and labelled queries where it has them."""
+"""The interface of a corpus: a stream of documents, and labelled queries if it has them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dream.corpora.bad_documents import BadDocument
-from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError
-
-MOST_LABEL_BYTES = 100_000_000  # of a line of queries or qrels
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Unit of a corpus. `text` is what is cut into passages and windows; `title` is only shown.
+    """One document of a corpus.
 
-    `file` and `line` say where it came from, for messages.
+    Args:
+        id: The corpus's own name of the document. Labels refer to it.
+        title: Shown in search results only.
+        text: Cut into passages and windows.
+        file: Where the document was read, for messages.
+        line: Its line there, from 1; the row of a Parquet file, the element of a JSON array.
     """
 
     id: str
@@ -28,36 +30,42 @@ class Document:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled queries of one split, for evaluation only: texts by query id, and grades by query and document id."""
+    """Labelled queries of one split, used for evaluation only.
+
+    Args:
+        queries: Text by query id.
+        qrels: Relevance grade by query id and document id.
+    """
 
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
 
 
 class Corpus(Protocol):
-    """A source of documents. One file and one YAML add another."""
+    """A source of documents. To add another, write one class and one YAML file."""
 
     name: str
     deduplicate: bool
     on_bad_document: str  # one of dream.corpora.bad_documents.POLICIES
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON-able description of everything the documents depend on."""
+        """JSON-able description of everything that the documents depend on. It does not depend on the path."""
         ...
 
     def size_bytes(self) -> int:
-        """Bytes `documents` will read, for the progress bar."""
+        """Approximate size of the text that `documents` reads, for the progress bar."""
         ...
 
-    def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
-        """The documents, in a fixed order, one at a time. Each bad one goes to `refuse`, which may raise.
+    def documents(self, handle: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
+        """Yield the documents in a fixed order.
 
-        Without `refuse` they are treated as `on_bad_document` says, and not listed.
+        Args:
+            handle: Called with each bad document; it may raise. Default: follow `on_bad_document`, without a list.
         """
         ...
 
     def splits(self) -> list[str]:
-        """Names of the labelled splits; empty where there are no labels."""
+        """Names of the labelled splits; empty if there are no labels."""
         ...
 
     def labels(self, split: str) -> Labels:
@@ -66,7 +74,11 @@ class Corpus(Protocol):
 
 
 def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "file or folder"]) -> Path:
-    """The path, or a one-line error naming the key."""
+    """The path with `~` expanded.
+
+    Raises:
+        ConfigError: It is missing, or not of this kind. The message names the key.
+    """
     if not value:
         raise ConfigError(key, value, f"the path of a {kind} is needed, for example {key}=my_corpus")
     path = Path(value).expanduser()
@@ -77,27 +89,3 @@ def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "
     if (kind == "file" and path.is_dir()) or (kind == "folder" and not path.is_dir()):
         raise ConfigError(key, value, f"this is a {'folder' if path.is_dir() else 'file'}, but a {kind} is needed")
     return path
-
-
-def decoded(file: str, number: int, line: bytes | None, most_bytes: int) -> str:
-    """The text of a line of `SourceFile.lines`; BadDocument where it has none."""
-    if line is None:
-        raise too_long(file, number, most_bytes)
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        detail = f"not valid UTF-8 ({error.reason} at byte {error.start + 1}); convert the file to UTF-8"
-        raise BadDocument(file, number, "not UTF-8", detail) from error
-
-
-def too_long(file: str, number: int, most_bytes: int) -> BadDocument:
-    megabytes = f"{most_bytes / 1e6:g}"
-    return BadDocument(
-        file, number, "too long", f"longer than corpus.max_document_mb={megabytes}; raise it or split it"
-    )
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 file, plain or gzip; a bad line is named in the error."""
-    for number, line in SourceFile(path).lines(MOST_LABEL_BYTES):
-        yield number, decoded(str(path), number, line, MOST_LABEL_BYTES)

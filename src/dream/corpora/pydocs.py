@@ -1,7 +1,7 @@
 """Docstrings of the installed Python packages: real technical English that every machine of this project has.
 
-They are read with `ast`, nothing is imported. Labels come for free: a docstring's one-line summary is a query, the
-rest of that docstring its relevant document. The summaries of the held-out sets are removed from the corpus.
+They are read with `ast`; nothing is imported. Labels come for free: a docstring's one-line summary is a query, and the
+rest of that docstring is its relevant document. The summaries of the held-out sets are removed from the corpus.
 """
 
 import ast
@@ -28,15 +28,26 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are made anew
+EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are extracted again
 SPLITS = ("dev", "test")
 MIN_CHARACTERS = 200  # shorter docstrings are left out
-SEED = 0  # of the choice of held-out summaries: all runs answer the same queries
-LONGEST_MB = 10  # no docstring comes near it
+SEED = 0  # chooses the held-out summaries: all runs have the same queries
+LONGEST_MB = 10  # no docstring is nearly as long
 
 
 class PyDocsCorpus(BeirCorpus):
-    """Extracts the docstrings once into BEIR's layout under `cache_dir`, then reads them from there."""
+    """Extracts the docstrings once into BEIR's layout under `cache_dir`, then reads them from there.
+
+    Args:
+        name: Shown in messages, and the first part of the store's name.
+        packages: Importable names of installed packages.
+        stdlib: Read the standard library, too.
+        heldout_fraction: Share of the one-line summaries that become queries, for each of dev and test.
+        cache_dir: Folder of the extracted corpora.
+
+    Raises:
+        ConfigError: A package is not installed, or a value cannot work.
+    """
 
     def __init__(
         self,
@@ -57,7 +68,7 @@ class PyDocsCorpus(BeirCorpus):
             "settings": [MIN_CHARACTERS, heldout_fraction, SEED],
         }
         self.heldout_fraction = heldout_fraction
-        folder = Path(cache_dir) / f"pydocs-{fingerprint(description)}"
+        folder = Path(cache_dir).expanduser() / f"pydocs-{fingerprint(description)}"
         if not verify_or_discard(folder):
             self._extract(folder, sorted(packages), stdlib)
         super().__init__(name, str(folder), True, "error", LONGEST_MB)
@@ -97,7 +108,7 @@ class PyDocsCorpus(BeirCorpus):
 
 
 def split_summary(docstring: str) -> tuple[str, str]:
-    """(one-line summary, rest), or ("", docstring) where the docstring does not begin with a usable one."""
+    """(one-line summary, rest), or ("", docstring) if the docstring does not begin with a usable summary."""
     summary, _, body = docstring.partition("\n\n")
     usable = "\n" not in summary and 20 <= len(summary) <= 160 and len(summary.split()) >= 4 and len(body) >= 100
     if not usable or summary.startswith((">>>", ".. ")) or summary.endswith(")"):
@@ -106,7 +117,7 @@ def split_summary(docstring: str) -> tuple[str, str]:
 
 
 def _versions(packages: list[str]) -> dict[str, list[str]]:
-    """What is installed of each package: the distributions that hold it, with their versions."""
+    """For each package, the installed distributions that contain it, with their versions."""
     installed = importlib.metadata.packages_distributions()
     for package in packages:
         require(package in installed, "corpus.packages", package, "this package is not installed here")
@@ -127,14 +138,14 @@ def _roots(packages: list[str], stdlib: bool) -> list[Path]:
 
 
 def _python_files(root: Path) -> list[Path]:
-    """Source files below `root`, sorted; tests and vendored or installed packages left out."""
+    """Source files below `root`, sorted, without tests and without vendored or installed packages."""
     skip = {"site-packages", "tests", "test", "testing", "_vendor", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
     return sorted(f for f in root.rglob("*.py") if not skip.intersection(f.relative_to(root).parts))
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees hold no cycles, and looking for some in them takes longer than parsing."""
+    """Syntax trees have no reference cycles, and searching them for cycles takes longer than parsing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -145,7 +156,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _named_apart(files: Iterable[tuple[Path, Path]]) -> Iterator[tuple[str, str]]:
-    """(name, docstring) of all files; where a name is defined again, e.g. in two branches, it gets a number."""
+    """(name, docstring) of all files; a name that is defined again, e.g. in two branches, gets a number."""
     times: Counter[str] = Counter()
     for root, file in files:
         for name, docstring in _docstrings(root, file):
@@ -159,10 +170,10 @@ def _docstrings(root: Path, file: Path) -> Iterator[tuple[str, str]]:
     module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's source
+            warnings.simplefilter("ignore")  # about invalid escapes in the sources
             tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
-        return  # template files of packages are not always Python
+        return  # packages contain templates that are not valid Python
     pending: list[tuple[str, ast.AST]] = [(module, tree)]
     while pending:
         name, node = pending.pop()

@@ -1,36 +1,57 @@
-"""Lines of files that others wrote: read in bounded memory, and compared with what was fingerprinted."""
+"""A file that somebody else wrote: unpacked, read in bounded memory, and compared with its fingerprint."""
 
-import gzip
 import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+from dream.corpora.bad_documents import BadDocument
+from dream.corpora.compression import (
+    HEAD_BYTES,
+    PARQUET_MAGIC,
+    Compression,
+    compression_of,
+    expected_compression,
+    other_kind,
+    unpacking_errors,
+)
+from dream.corpora.lines import split_lines
 from dream.utils.atomic_io import FINGERPRINT_CHARACTERS
 from dream.utils.errors import DataError
 
 BLOCK_BYTES = 2**17
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-GZIP_MAGIC = b"\x1f\x8b"
+COMPRESSION_RATIO = 4  # of text, about
+
+Item = TypeVar("Item")
 
 
 class SourceFile:
-    """A file of text, plain or gzip. What is read must be what was fingerprinted, where a fingerprint was taken.
+    """A file, plain or compressed (gzip, bzip2, xz, Zstandard), which is recognised by its first bytes.
 
-    Reading sums up the bytes of the file with CRC-32, which costs a sixth of the fingerprint's own hash.
+    After `fingerprint` was called, reading verifies that the file is still the same: it sums up the bytes with CRC-32,
+    which costs a sixth of the fingerprint's own hash.
+
+    Args:
+        path: An existing file.
+
+    Example:
+        >>> for number, line in SourceFile(Path("my.jsonl.gz")).lines(most_bytes=1_000_000):
+        ...     print(number, line)
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fingerprint: str | None = None
         self._fingerprinted = (0, 0)  # bytes, CRC-32
+        self._stamp = (0, 0)  # bytes, time of the last change in ns
 
     def fingerprint(self) -> str:
-        """Short hash of the file's bytes, taken once (about 1.5 s per GB)."""
+        """Short hash of the file's bytes, computed once (about 1.5 s per GB)."""
         if self._fingerprint is None:
             digest = hashlib.blake2b()
             try:
+                self._stamp = self._stamp_now()
                 with self.path.open("rb", buffering=0) as file:
                     summed = _Summed(file)
                     while block := summed.read(BLOCK_BYTES):
@@ -41,79 +62,133 @@ class SourceFile:
             self._fingerprint = digest.hexdigest()[:FINGERPRINT_CHARACTERS]
         return self._fingerprint
 
-    def lines(self, most_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-        """(number from 1, line without its end and byte order mark); None in place of a line over `most_bytes`.
+    def text_bytes(self) -> int:
+        """Approximate size after unpacking, without reading the file."""
+        with self.path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        packed = compression_of(head) is not None or head.startswith(PARQUET_MAGIC)
+        return self.path.stat().st_size * (COMPRESSION_RATIO if packed else 1)
 
-        Lines end with LF, CRLF or CR. A file that is damaged, unreadable or not what was fingerprinted is an error,
-        whatever the policy: nobody knows which of its lines are what their author wrote.
+    def require_unchanged(self, number: int) -> None:
+        """For readers that do not read every byte: compare size and time of the last change with the fingerprint's.
+
+        Raises:
+            DataError: The file has changed. `number` is the last row read.
+        """
+        if self._fingerprint is not None and self._stamp != self._stamp_now():
+            raise self._changed(number)
+
+    def head(self) -> bytes:
+        """The first bytes after unpacking; empty if the file is empty."""
+        return next((block for _, block in self.numbered(self.blocks(), "blocks")), b"")
+
+    def lines(self, most_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+        """Yield (number from 1, line without its end and byte order mark); None for a line over `most_bytes`."""
+        return self.numbered(split_lines(self.blocks(), most_bytes), "lines")
+
+    def numbered(self, items: Iterator[Item], kind: str) -> Iterator[tuple[int, Item]]:
+        """Number items that were made from `blocks`, from 1.
+
+        Raises:
+            DataError: The file is damaged, unreadable or changed. This concerns the file, so no policy applies: any
+                of its lines may be wrong.
         """
         number = 0
         try:
-            with self.path.open("rb", buffering=0) as file:
-                summed = _Summed(file)
-                for number, line in enumerate(_split(_unix_ends(self._blocks(summed)), most_bytes), start=1):
-                    yield number, line.removeprefix(BYTE_ORDER_MARK) if line else line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{self.path}:{number + 1}: damaged gzip file ({error}); {number:,} whole lines are before "
-                            "the damage: fetch or pack the file again") from error  # fmt: skip
+            for number, item in enumerate(items, start=1):
+                yield number, item
+        except _Damage as error:
+            raise DataError(f"{self.path}:{number + 1}: damaged {error} file ({error.__cause__}); {number:,} whole "
+                            f"{kind} are before the damage: fetch or pack the file again") from error  # fmt: skip
+        except _Changed as error:
+            raise self._changed(number) from error
         except OSError as error:
             raise DataError(f"{self.path}:{number + 1}: cannot be read ({error.strerror})") from error
-        if self._fingerprint is not None and self._fingerprinted != (summed.size, summed.crc):
-            raise DataError(f"{self.path}: changed between the start of this run and line {number:,}, the last one "
-                            "read; run again when nobody writes to it")  # fmt: skip
 
-    def _blocks(self, file: "_Summed") -> Iterator[bytes]:
-        if self.path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:  # type: ignore[call-overload]  # only read() is used
-                while block := unpacked.read1(BLOCK_BYTES):
-                    yield block
-        while block := file.read(BLOCK_BYTES):
-            if file.size == len(block) and block.startswith(GZIP_MAGIC):
-                raise DataError(f"{self.path}: a gzip file whose name does not end in .gz; rename it")
-            yield block
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the unpacked bytes. Read them through `numbered`, which gives errors their line."""
+        with self.path.open("rb", buffering=0) as file:
+            summed = _Summed(file)
+            compression = self._compression(summed.peek(HEAD_BYTES))
+            first = True
+            for block in self._unpacked(summed, compression) if compression else iter(_reader(summed), b""):
+                if first and (found := other_kind(block)):
+                    raise BadDocument(
+                        str(self.path), 1, "not text", f"this is {found[0]}, which is not text; {found[1]}"
+                    )
+                first = False
+                yield block
+            while summed.read(BLOCK_BYTES):  # bytes after the end of the compressed data, which the library ignores
+                pass
+        if self._fingerprint is not None and self._fingerprinted != (summed.size, summed.crc):
+            raise _Changed
+
+    def _compression(self, head: bytes) -> Compression | None:
+        """How the file is compressed. A suffix that promises more than the first bytes hold is an error."""
+        found, expected = compression_of(head), expected_compression(self.path)
+        if found is None and expected is not None and head:
+            raise DataError(f"{self.path}:1: damaged {expected.name} file (it does not begin like one); 0 whole lines "
+                            f"are before the damage: fetch it again, or remove {self.path.suffix} from the name if it "
+                            "is not compressed")  # fmt: skip
+        return found
+
+    def _unpacked(self, file: "_Summed", compression: Compression) -> Iterator[bytes]:
+        try:
+            unpacked = compression.unpack(file)
+        except DataError as error:  # a missing package
+            raise DataError(f"{self.path}: {error}") from error
+        errors: tuple[type[Exception], ...] = (*unpacking_errors(), OSError)
+        with unpacked:
+            while True:
+                try:
+                    block = unpacked.read1(BLOCK_BYTES)
+                except errors as error:
+                    if isinstance(error, OSError) and error.errno:  # from the disk, not from the library
+                        raise
+                    raise _Damage(compression.name) from error
+                if not block:
+                    return
+                yield block
+
+    def _changed(self, number: int) -> DataError:
+        return DataError(f"{self.path}: changed between the start of this run and line {number:,}, the last one "
+                         "read; run again when no other process writes to it")  # fmt: skip
+
+    def _stamp_now(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
+
+
+class _Damage(Exception):
+    """A compressed file is damaged; the cause is the library's error."""
+
+
+class _Changed(Exception):
+    """The bytes that were read are not those of the fingerprint."""
+
+
+def _reader(file: "_Summed") -> Any:
+    return lambda: file.read(BLOCK_BYTES)
 
 
 class _Summed:
-    """A binary file that sums up what is read of it."""
+    """A binary file that computes size and CRC-32 of the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.crc = file, 0, 0
+        self.ahead = b""
 
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
+    def peek(self, size: int) -> bytes:
+        """The first bytes, which `read` returns again. Call it once, before `read`."""
+        self.ahead = self.file.read(size)
+        return self.ahead
+
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
+        block = b""
+        if self.ahead:
+            block, self.ahead = self.ahead[:size], self.ahead[size:]
+        if not self.ahead and len(block) < size:
+            block += self.file.read(size - len(block))
         self.size += len(block)
         self.crc = zlib.crc32(block, self.crc)
         return block
-
-
-def _unix_ends(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The blocks with CRLF and CR turned into LF; a CR at the end of a block waits for the next one."""
-    held = b""
-    for block in blocks:
-        if held or b"\r" in block:
-            block = held + block
-            held = b"\r" if block.endswith(b"\r") else b""
-            block = block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        yield block
-    if held:
-        yield b"\n"
-
-
-def _split(blocks: Iterator[bytes], most_bytes: int) -> Iterator[bytes | None]:
-    """The lines of the blocks, which may span many; of a line over `most_bytes` no more than that is held."""
-    parts: list[bytes] = []
-    size = 0
-    for block in blocks:
-        start, *others = block.split(b"\n")
-        size += len(start)
-        if size <= most_bytes:
-            parts.append(start)
-        if others:
-            line, parts = b"".join(parts) if size <= most_bytes else None, []
-            yield line
-            *whole, last = others
-            for line in whole:
-                yield line if len(line) <= most_bytes else None
-            parts, size = [last], len(last)
-    if size:
-        yield b"".join(parts) if size <= most_bytes else None

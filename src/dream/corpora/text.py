@@ -1,4 +1,4 @@
-"""Documents from plain text: one file or a folder, split by blank lines or by file."""
+"""Documents from plain text: one file or a folder, split by blank lines, by lines or by file."""
 
 import os
 from collections import deque
@@ -8,22 +8,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, decoded, existing_path, too_long
+from dream.corpora.base import Document, Labels, existing_path
+from dream.corpora.lines import decoded, too_long
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, DataError, require
+
+SPLITS = ("blank_lines", "lines", "file")
 
 Lines = Iterator[tuple[int, "str | BadDocument"]]
 
 
 class TextCorpus:
-    """`split_by: blank_lines` makes a document of each paragraph block, `file` of each file."""
+    """Text files in UTF-8, plain or compressed.
+
+    Args:
+        name: Shown in messages, and the first part of the store's name.
+        path: A file, or a folder, which is searched at any depth.
+        pattern: Which files of a folder to read, e.g. `*.txt`.
+        split_by: A document is a block between blank lines (`blank_lines`), a line that is not blank (`lines`), or a
+            file (`file`).
+        deduplicate: Keep one copy of equal texts.
+        on_bad_document: See `BadDocumentPolicy`.
+        max_document_mb: A longer document is a bad one, in MB.
+
+    Raises:
+        ConfigError: A path or value cannot work.
+    """
 
     def __init__(
         self,
         name: str,
         path: str,
         pattern: str,
-        split_by: Literal["blank_lines", "file"],
+        split_by: Literal["blank_lines", "lines", "file"],
         deduplicate: bool,
         on_bad_document: Literal["error", "skip"],
         max_document_mb: float,
@@ -32,7 +49,7 @@ class TextCorpus:
         self.deduplicate = deduplicate
         self.root = existing_path("corpus.path", path, "file or folder")
         require(bool(pattern), "corpus.pattern", pattern, "name the files of a folder to read, e.g. *.txt")
-        require(split_by in ("blank_lines", "file"), "corpus.split_by", split_by, "choose blank_lines or file")
+        require(split_by in SPLITS, "corpus.split_by", split_by, f"choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
         require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
         self.split_by, self.most_bytes = split_by, int(max_document_mb * 1_000_000)
         self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
@@ -41,6 +58,7 @@ class TextCorpus:
         self.files = [SourceFile(file) for file in files]
 
     def fingerprint(self) -> dict[str, Any]:
+        """Includes the names of the files below `path`, because they are part of the documents' ids."""
         return {
             "kind": "text",
             "split_by": self.split_by,
@@ -49,34 +67,53 @@ class TextCorpus:
         }
 
     def size_bytes(self) -> int:
-        return sum(file.path.stat().st_size for file in self.files)
+        return sum(file.text_bytes() for file in self.files)
 
-    def documents(self, refuse: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
-        refuse = refuse or BadDocumentPolicy(self.on_bad_document).refuse
+    def documents(self, handle: Callable[[BadDocument], None] | None = None) -> Iterator[Document]:
+        handle = handle or BadDocumentPolicy(self.on_bad_document).handle
         for file in self.files:
             lines = self._lines(file)
-            for block in [lines] if self.split_by == "file" else _blocks(lines):
+            for block in self._blocks(lines):
                 try:
                     document = self._document(file.path, block)
                 except BadDocument as bad:
-                    refuse(bad)
+                    handle(bad)
                 else:
                     yield document
-            deque(lines, maxlen=0)  # the rest of a refused file, which may be found to have changed
+            deque(lines, maxlen=0)  # read a bad file to its end, which verifies that it has not changed
 
     def _lines(self, file: SourceFile) -> Lines:
-        for number, line in file.lines(self.most_bytes):
-            try:
-                text = decoded(str(file.path), number, line, self.most_bytes)
-                if "\0" in text:
-                    detail = "NUL characters: this is no plain text in UTF-8, but binary or UTF-16"
-                    raise BadDocument(str(file.path), number, "NUL characters", detail)
-                yield number, text
-            except BadDocument as bad:
-                yield number, bad
+        """(number from 1, text or error) of each line of a file; one error for a file that is not text."""
+        try:
+            for number, line in file.lines(self.most_bytes):
+                try:
+                    text = decoded(str(file.path), number, line, self.most_bytes)
+                    if "\0" in text:
+                        detail = "NUL characters: this is no plain text in UTF-8, but binary or UTF-16"
+                        raise BadDocument(str(file.path), number, "NUL characters", detail)
+                    yield number, text
+                except BadDocument as bad:
+                    yield number, bad
+        except BadDocument as bad:
+            yield bad.line, bad
+
+    def _blocks(self, lines: Lines) -> Iterator[Lines]:
+        """The lines of each document. A bad line is not blank."""
+        if self.split_by == "file":
+            yield lines
+        elif self.split_by == "lines":
+            yield from (iter([numbered]) for numbered in lines if str(numbered[1]).strip())
+        else:
+            for has_text, block in groupby(lines, key=lambda numbered: bool(str(numbered[1]).strip())):
+                if has_text:
+                    yield block
 
     def _document(self, file: Path, numbered: Iterable[tuple[int, str | BadDocument]]) -> Document:
-        """The document of these lines; BadDocument for the first bad one, or where all are too long together."""
+        """The document of these lines.
+
+        Raises:
+            BadDocument: A line is bad, or all of them together are too long.
+        """
         name, first, size = self._name(file), 0, 0
         lines: list[str] = []
         for number, line in numbered:
@@ -91,7 +128,7 @@ class TextCorpus:
         return Document(document_id, name, "\n".join(lines).strip(), str(file), first)
 
     def _name(self, file: Path) -> str:
-        """The file's name below the root; bytes of it that are not UTF-8 are spelled out."""
+        """The file's name below the root; bytes of it that are not UTF-8 are written as escapes."""
         name = file.name if file == self.root else file.relative_to(self.root).as_posix()
         return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -100,13 +137,6 @@ class TextCorpus:
 
     def labels(self, split: str) -> Labels:
         raise ConfigError("split", split, f"corpus {self.name} has no labels; corpus=jsonl and corpus=beir can")
-
-
-def _blocks(lines: Lines) -> Iterator[Lines]:
-    """The runs of lines that are not blank; a bad line is not blank."""
-    for has_text, block in groupby(lines, key=lambda numbered: bool(str(numbered[1]).strip())):
-        if has_text:
-            yield block
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

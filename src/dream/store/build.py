@@ -1,15 +1,13 @@
-"""Builds a store: documents in, memory maps out, one batch of documents in memory at a time."""
+"""Builds a store from a corpus. Only a few batches of documents are in memory at a time."""
 
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy, by_reaso
 from dream.corpora.base import Corpus, Document
 from dream.store.cut import Batch, cut_leads, cut_passages, cut_windows
 from dream.store.document_ids import DocumentIds, text_hash
+from dream.store.parallel import one_ahead, parallel_tokenizers
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
 from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
@@ -31,11 +30,8 @@ log = get_logger(__name__)
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 LAYOUT = 3  # raise when the files or the cuts change
-REFUSED = "refused.jsonl"  # the bad documents that were left out, with file and line
+REFUSED = "refused.jsonl"  # lists the bad documents that were left out, with file and line
 
 
 def open_or_build(
@@ -49,9 +45,21 @@ def open_or_build(
     min_context_tokens: int,
     target_tokens: int,
 ) -> Store:
-    """The store of this corpus, tokenizers and lengths below `folder`; built first where it is not there yet.
+    """The store of this corpus, these tokenizers and lengths. It is built if it does not exist yet.
 
-    `passage_tokens` counts the encoder's tokens, the window's three lengths the scorer's.
+    Args:
+        folder: Folder of all stores.
+        corpus: Read only if the store is built.
+        encoder_tokenizer: Cuts the passages.
+        scorer_tokenizer: Cuts the windows.
+        passage_tokens: Most tokens of a passage, in the encoder's tokens.
+        context_tokens: Most tokens of a window's context, in the scorer's tokens.
+        min_context_tokens: Fewest tokens of a context.
+        target_tokens: Tokens of a window's target, exactly.
+
+    Raises:
+        DataError: The corpus is empty, cannot be read, or has a bad document and no policy to skip it.
+        ConfigError: The lengths leave no window.
     """
     tokenizers = [encoder_tokenizer, scorer_tokenizer]
     lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
@@ -66,7 +74,11 @@ def open_or_build_passages(
     passage_tokens: int,
     passages_per_document: int | None,
 ) -> Store:
-    """A store to search in, not to train on: it has no windows. None keeps all passages of a document, n its first."""
+    """A store for search only, without windows. The other arguments are those of `open_or_build`.
+
+    Args:
+        passages_per_document: Keep only the first passages of each document; None keeps all.
+    """
     cuts = {"lengths": [passage_tokens, 0, 0, 0], "passages_per_document": passages_per_document}
     return _open_or_build(folder, corpus, [tokenizer, tokenizer], cuts)
 
@@ -102,8 +114,8 @@ def _open_or_build(
             builder.build(unfinished, corpus)
     store = Store(path)
     if refused := store.manifest["refused"]:
-        log.info(f"  left out of corpus {corpus.name} as bad: {by_reason(refused)}; listed with file and line in "
-            f"{path / REFUSED}")  # fmt: skip
+        log.info(f"  bad documents left out of corpus {corpus.name}: {by_reason(refused)}; listed with file and line "
+                 f"in {path / REFUSED}")  # fmt: skip
     return store
 
 
@@ -118,7 +130,7 @@ class _Builder:
         self.byte_ends = {"text": 0, "id": 0, "title": 0}
         self.counts = {"empty": 0, "duplicates": 0}
         self.without_window = 0
-        self.seen: dict[int, int] = {}  # 64-bit text hash -> row; about 170 bytes a document
+        self.seen: dict[int, int] = {}  # row by 64-bit hash of the text; about 170 bytes a document
         self.ids = DocumentIds()
         self.writers: dict[str, ArrayWriter] = {}
 
@@ -130,20 +142,20 @@ class _Builder:
             self._open(folder, open_files)
             aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
             listing = open_files.enter_context((folder / REFUSED).open("w", encoding="utf-8"))
-            refusals = BadDocumentPolicy(corpus.on_bad_document, listing)
-            batches = self._batches(corpus, aliases, refusals, bar)
-            for (first_row, documents), tokens in _one_ahead(thread, self._tokenize, batches):
+            policy = BadDocumentPolicy(corpus.on_bad_document, listing)
+            batches = self._batches(corpus, aliases, policy, bar)
+            for (first_row, documents), tokens in one_ahead(thread, self._tokenize, batches):
                 self._write(first_row, documents, tokens)
-            bar.update(bar.total - bar.n)  # ids and markup, which are bytes of the corpus but not of its texts
+            bar.update(bar.total - bar.n)  # ids and markup are bytes of the corpus, too, but were not counted above
         rows = {name: self.writers[name].rows for name in ("passages", "windows")}
-        self.counts["refused"] = refusals.counts.total()
-        self._refuse_unusable(corpus, rows, refusals)
+        self.counts["refused"] = policy.counts.total()
+        self._require_usable(corpus, rows, policy)
         np.save(folder / "encoder_df.npy", self.document_frequency)
-        manifest = self._manifest(rows, refusals)
+        manifest = self._manifest(rows, policy)
         write_json(folder / "manifest.json", manifest)
         log.info("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
 
-    def _manifest(self, rows: dict[str, int], refusals: BadDocumentPolicy) -> dict[str, Any]:
+    def _manifest(self, rows: dict[str, int], policy: BadDocumentPolicy) -> dict[str, Any]:
         counts = {
             "documents_read": sum(self.counts.values()) + self.document_rows,
             **self.counts,
@@ -159,7 +171,7 @@ class _Builder:
             "token_dtypes": [side.dtype.str for side in self.sides],
             "pad_ids": [side.pad_id for side in self.sides],
             "counts": counts,
-            "refused": dict(refusals.counts),
+            "refused": dict(policy.counts),
         }
 
     def _open(self, folder: Path, open_files: ExitStack) -> None:
@@ -171,10 +183,10 @@ class _Builder:
         for name, dtype in tables.items():
             self.writers[name] = open_files.enter_context(ArrayWriter(folder / f"{name}.bin", dtype))
 
-    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, refusals: BadDocumentPolicy) -> bool:
-        """Count the document, and say whether it goes in. Rows are given here, in the order of the stream.
+    def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, policy: BadDocumentPolicy) -> bool:
+        """Count the document, and return whether the store keeps it. Kept documents get their rows here, in order.
 
-        Every document read is counted once: as empty, duplicate, refused or one of the store's.
+        Each document that is read is counted once: as empty, duplicate, refused or kept.
         """
         words = document.text.split()
         if not words:
@@ -185,7 +197,7 @@ class _Builder:
         try:
             self.ids.check(document, row)
         except BadDocument as bad:
-            refusals.refuse(bad)
+            policy.handle(bad)
             return False
         if row != self.document_rows:
             self.counts["duplicates"] += 1
@@ -197,13 +209,13 @@ class _Builder:
         return True
 
     def _batches(
-        self, corpus: Corpus, aliases: TextIO, refusals: BadDocumentPolicy, bar: Any
+        self, corpus: Corpus, aliases: TextIO, policy: BadDocumentPolicy, bar: Any
     ) -> Iterator[tuple[int, list[Document]]]:
-        """The documents that go in, and the row of the first of each batch."""
-        documents = corpus.documents(refusals.refuse)
+        """Batches of kept documents: (row of the first one, documents)."""
+        documents = corpus.documents(policy.handle)
         for batch in bounded_batches(documents, lambda document: len(document.text)):
             first_row = self.document_rows
-            kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases, refusals)]
+            kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases, policy)]
             if kept:
                 yield first_row, kept
             bar.update(sum(len(document.text) for document in batch))
@@ -225,7 +237,7 @@ class _Builder:
         passages = batch.table(ENCODER, partial(cut_text, longest=passage_tokens), PASSAGE)
         cut = partial(cut_windows, context=context, min_context=min_context, target=target)
         windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
-        # The encoder may drop characters that the scorer reads, so that nothing of a context or target is left to it.
+        # The encoder may drop characters that the scorer reads. Leave out windows that are empty for the encoder.
         windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
         self.without_window += len(documents) - len(np.unique(windows["document"]))
         if not leads:
@@ -239,7 +251,7 @@ class _Builder:
         self.positions = [written + len(side.ids_T) for written, side in zip(self.positions, tokens, strict=True)]
 
     def _count_passages(self, ids_T: np.ndarray, ranges: np.ndarray) -> None:
-        """Add to each token the number of passages it occurs in; the ranges cover all of `ids_T` in order."""
+        """Add for each token the number of passages with it. The ranges cover all of `ids_T` in order."""
         passage_T = np.repeat(np.arange(len(ranges)), ranges[:, 1] - ranges[:, 0])
         order_T = np.argsort(ids_T, kind="stable")
         ids_T, passage_T = ids_T[order_T], passage_T[order_T]
@@ -254,16 +266,16 @@ class _Builder:
         self.writers[f"{kind}_ends"].append(ends)
         self.byte_ends[kind] = int(ends[-1])
 
-    def _refuse_unusable(self, corpus: Corpus, rows: dict[str, int], refusals: BadDocumentPolicy) -> None:
+    def _require_usable(self, corpus: Corpus, rows: dict[str, int], policy: BadDocumentPolicy) -> None:
         read, equal = sum(self.counts.values()) + self.document_rows, self.counts["duplicates"]
-        bad = f" ({self.counts['refused']:,} bad ones were left out, first {refusals.first})" if refusals.first else ""
+        bad = f" ({self.counts['refused']:,} bad ones were left out, first {policy.first})" if policy.first else ""
         if not self.document_rows:
             raise DataError(f"corpus {corpus.name} is empty: {read} documents were read, none of them with text{bad}; "
                             "check corpus.path and corpus.text_fields")  # fmt: skip
         if self.document_rows == 1:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
-            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so no window has a "
-                             "candidate from another; split it: corpus=text corpus.split_by=blank_lines")  # fmt: skip
+            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so no window has a candidate "
+                            "from another; split it: corpus=text corpus.split_by=lines or blank_lines")  # fmt: skip
         lengths = self.description["lengths"]
         if not rows["windows"] and lengths[3]:
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
@@ -271,33 +283,8 @@ class _Builder:
                               "data.min_context_tokens")  # fmt: skip
 
 
-def _one_ahead(
-    thread: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """(item, work(item)) in order, while the thread works on the next one: tokenizers do not hold Python's lock."""
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    for item in items:
-        waiting.append((item, thread.submit(work, item)))
-        if len(waiting) > 1:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    for done, future in waiting:
-        yield done, future.result()
-
-
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:
     """Texts of about `most_bytes` spread evenly over the corpus, for training a tokenizer."""
     every = max(1, -(-corpus.size_bytes() // most_bytes))
     for document in islice(corpus.documents(), 0, None, every):
         yield document.text
-
-
-@contextmanager
-def parallel_tokenizers() -> Iterator[None]:
-    """Let fast tokenizers use every core: safe here, because nothing forks while a store is built."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM", "false")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        yield
-    finally:
-        os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,8 +1,8 @@
-"""Where documents are cut: passages for the index, windows (context, target) for training.
+"""Cuts documents into passages for the index and into windows (context, target) for training.
 
-All cuts are token positions of one tokenizer, moved to a word boundary, and then carried over to the other tokenizer
-through the characters. A document is therefore tokenised once per tokenizer, as a whole. Everything here works on a
-batch of documents laid end to end: characters and tokens count from the batch's first.
+Each cut is a token position of one tokenizer, moved to a word boundary, then translated to the other tokenizer by way
+of the characters. So each tokenizer reads a document only once, as a whole. The functions work on a concatenated batch
+of documents: characters and tokens are counted from the beginning of the batch.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,16 +17,21 @@ SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unico
 
 
 def spaces(text: str) -> np.ndarray:
-    """For each character, whether it is white space; bool."""
+    """For each character, whether it is white space; bool, (characters,)."""
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     return SPACE[np.minimum(codes, len(SPACE) - 1)]
 
 
 class Boundaries:
-    """Where words and characters begin, as token positions.
+    """Token positions at which words and characters begin.
 
-    A word begins at a document's first token, after white space, and where a token begins with white space. Byte-level
-    tokenizers spell rare characters with several tokens; a cut between those would leave text that cannot be decoded.
+    A word begins at a document's first token, after white space, and with a token that begins with white space.
+    Byte-level tokenizers spell rare characters with several tokens; a cut between them would leave text that cannot be
+    decoded.
+
+    Args:
+        tokens: Tokens of the batch.
+        is_space: For each character of the batch, whether it is white space.
     """
 
     def __init__(self, tokens: Tokens, is_space: np.ndarray) -> None:
@@ -40,14 +45,14 @@ class Boundaries:
         self.inside: set[int] = set(np.flatnonzero(~opens_T).tolist())
 
     def back(self, position: int, lowest: int) -> int:
-        """The last word start in [lowest, position], else the last character start there, else `position`."""
+        """The last word start in [lowest, position]; if there is none, the last character start; else `position`."""
         word = self.words[bisect_right(self.words, position) - 1]
         if word >= lowest:
             return word
         return next((p for p in range(position, lowest - 1, -1) if p not in self.inside), position)
 
     def forward(self, position: int, highest: int) -> int:
-        """The first word start in [position, highest], else the first character start there, else `position`."""
+        """The first word start in [position, highest]; if there is none, the first character start; else `position`."""
         number = bisect_left(self.words, position)
         if number < len(self.words) and self.words[number] <= highest:
             return self.words[number]
@@ -55,7 +60,7 @@ class Boundaries:
 
 
 def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) -> list[tuple[int, int]]:
-    """Consecutive token ranges that cover [first, last), each at most `longest` long, of about equal length."""
+    """Consecutive token ranges of about equal length that cover [first, last), each of at most `longest` tokens."""
     ranges = []
     start = first
     while start < last:
@@ -70,9 +75,9 @@ def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) ->
 
 
 def cut_leads(first: int, last: int, boundaries: Boundaries, longest: int, count: int) -> list[tuple[int, int]]:
-    """The first `count` token ranges of [first, last), each `longest` long and on to the end of the word.
+    """The first `count` token ranges of [first, last), each of `longest` tokens plus the rest of the last word.
 
-    A model that reads `longest` tokens truncates such a passage as it would have truncated the whole document.
+    A model that reads `longest` tokens sees the same of the first passage as it would see of the whole document.
     """
     ranges: list[tuple[int, int]] = []
     start = first
@@ -88,8 +93,8 @@ def cut_windows(
 ) -> list[tuple[int, int, int]]:
     """Disjoint (start, middle, end) in [first, last): context is [start, middle), target is [middle, end).
 
-    A target is exactly `target` tokens long, and a context between `min_context` and `context`. A target may end inside
-    a word; the next window then begins after that word. What is left at the end of a document has no window.
+    A target has exactly `target` tokens, and a context between `min_context` and `context`. A target may end inside a
+    word; the next window then begins after that word. The rest of a document that is too short for a window has none.
     """
     windows = []
     start = first
@@ -102,7 +107,12 @@ def cut_windows(
 
 
 class Batch:
-    """Documents laid end to end, with the tokens of both sides: one object twice where the tokenizer is the same."""
+    """A concatenated batch of documents.
+
+    Args:
+        texts: The documents.
+        sides: Their tokens for the encoder and for the scorer; the same object twice if both have one tokenizer.
+    """
 
     def __init__(self, texts: list[str], sides: list[Tokens]) -> None:
         self.sides = sides
@@ -112,9 +122,9 @@ class Batch:
         np.cumsum(~self.is_space, out=self.solid_before[1:])
 
     def table(self, side: int, cut: Callable[[int, int, Boundaries], Sequence[tuple]], dtype: np.dtype) -> np.ndarray:
-        """Rows of a store table: each document cut by one side's tokens, and the cuts carried over to the other side.
+        """Rows of a store table: cut each document by one side's tokens, and translate the cuts to the other side.
 
-        Documents and tokens count from the batch's first, characters from the document's.
+        Documents and tokens are counted from the beginning of the batch, characters from that of the document.
         """
         native = self.sides[side]
         boundaries = Boundaries(native, self.is_space)
@@ -132,15 +142,21 @@ class Batch:
     def carry_over(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens, goal: Tokens) -> np.ndarray:
         """Translate token positions to another tokenizer: to the first token that begins at or after the same text.
 
-        `cuts`: (rows, columns), `documents`: (rows,). White space does not count, because tokenizers differ in whether
-        a word's token includes the space before it. A document's first and last position stay its first and last.
+        White space is ignored, because only some tokenizers include the space before a word in its token. The first
+        and last position of a document become its first and last position.
+
+        Args:
+            cuts: Token positions in `source`, (rows, columns).
+            documents: The document of each row, (rows,).
+            source: The tokens that were cut.
+            goal: The tokens of the other tokenizer.
         """
         edges = np.append(self.solid_before[source.starts_T], self.solid_before[-1])[cuts]
         carried = np.searchsorted(self.solid_before[goal.starts_T], edges, side="left")
         return _pinned(carried, cuts, documents, source.bounds, goal.bounds)
 
     def _characters(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens) -> np.ndarray:
-        """Where in its document each cut's token begins; together the cuts span the whole document."""
+        """Character position within its document at which each cut's token begins; the cuts span the whole document."""
         starts = np.append(source.starts_T, self.bounds[-1])[cuts]
         return _pinned(starts, cuts, documents, source.bounds, self.bounds) - self.bounds[documents][:, None]
 
@@ -148,7 +164,7 @@ class Batch:
 def _pinned(
     places: np.ndarray, cuts: np.ndarray, documents: np.ndarray, source_bounds: np.ndarray, goal_bounds: np.ndarray
 ) -> np.ndarray:
-    """`places` kept within their documents' `goal_bounds`, and equal to those where the cut is a document's end."""
+    """`places`, limited to their documents' `goal_bounds`, and equal to a bound if the cut is at that end."""
     first, last = goal_bounds[documents][:, None], goal_bounds[documents + 1][:, None]
     inside = np.where(cuts == source_bounds[documents][:, None], first, np.clip(places, first, last))
     return np.where(cuts == source_bounds[documents + 1][:, None], last, inside)

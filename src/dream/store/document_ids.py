@@ -8,9 +8,9 @@ from dream.corpora.base import Document
 
 
 class DocumentIds:
-    """Which document had an id first: about 150 bytes a document.
+    """Remembers the first document with each id, in about 150 bytes a document.
 
-    Ids are known by 64 bits of their hash, which two of 10 million different ones share with a chance of 1 in 370,000.
+    It compares 64-bit hashes. The chance that any two of 10 million different ids have the same hash is 1 in 370,000.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,11 @@ class DocumentIds:
         self.file_numbers: dict[str, int] = {}
 
     def check(self, document: Document, row: int) -> None:
-        """Raise BadDocument where the id is already that of another row."""
+        """Remember the id of this row.
+
+        Raises:
+            BadDocument: Another row has the same id.
+        """
         key = text_hash(document.id)
         number = self.numbers.setdefault(key, len(self.rows))
         if number == len(self.rows):
@@ -34,5 +38,5 @@ class DocumentIds:
 
 
 def text_hash(text: str) -> int:
-    """64 bits that depend on the text only."""
+    """A 64-bit hash of the text, equal in all processes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -1,4 +1,4 @@
-"""A seeded pseudo-random order of n windows, computed position by position: no list is ever shuffled or stored."""
+"""A seeded pseudo-random order of n windows, computed for each position: no list is shuffled or stored."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
-    """uint64 that depend on the seed and the counters alone, so that any draw of a run can be repeated."""
+    """uint64 that depend only on the seed and the counters, so that any draw of a run can be repeated."""
     with np.errstate(over="ignore"):
         state = _mix(np.asarray(seed % 2**64, dtype=np.uint64) + GOLDEN)
         for counter in counters:
@@ -23,10 +23,18 @@ def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
 
 
 def permute(seed: int, positions: np.ndarray, n: int) -> np.ndarray:
-    """Window ids at these positions of the endless stream; each run of n positions is a new permutation of range(n).
+    """Window ids at these positions of an infinite stream; each n positions (an epoch) are a permutation of range(n).
 
-    A balanced Feistel network over the smallest even power of two above n, walking the cycle until the value is below
-    n (Black & Rogaway 2002).
+    A balanced Feistel network permutes the smallest range 4^k that contains n. It is applied again until the value is
+    below n (cycle walking; Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+
+    Args:
+        seed: Another seed gives another order.
+        positions: Positions in the stream, from 0; (positions,).
+        n: Number of windows.
+
+    Returns:
+        Window ids, int64, (positions,).
     """
     positions = np.asarray(positions, dtype=np.int64)
     epochs = positions // n

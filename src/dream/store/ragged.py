@@ -1,4 +1,4 @@
-"""Flat arrays on disk: token ids and text as memory maps, cut by offsets."""
+"""Token ids and texts in flat files, read as memory maps. Offsets mark the rows."""
 
 import mmap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dream.batch import TokenBatch
 
 
 class ArrayWriter:
-    """Appends rows to a raw file, so that a table of unknown length never has to fit in memory."""
+    """Appends rows to a raw file, so that a table need not fit in memory, and its length need not be known."""
 
     def __init__(self, path: Path, dtype: np.dtype | type) -> None:
         self.file = path.open("wb")
@@ -30,7 +30,12 @@ class ArrayWriter:
 
 
 class Strings:
-    """Many strings in one UTF-8 file, each read on demand."""
+    """Many strings in one UTF-8 file, each read on demand.
+
+    Args:
+        path: The file: all strings without separators.
+        ends: Offset of the end of each string, in bytes, (strings,).
+    """
 
     def __init__(self, path: Path, ends: np.ndarray) -> None:
         self.ends = ends
@@ -47,12 +52,12 @@ class Strings:
         start = int(self.ends[row - 1]) if row else 0
         return self.bytes[start : int(self.ends[row])].decode()
 
-    def __reduce__(self):  # loader workers that are spawned map the file themselves
+    def __reduce__(self):  # for spawned loader workers, which map the file themselves
         return Strings, (self.path, self.ends)
 
 
 def pad_tokens(rows: Sequence[np.ndarray], pad_id: int, width: int | None = None) -> TokenBatch:
-    """Pad rows of token ids to the longest (or to `width`), padding last."""
+    """Pad rows of token ids at their end, to the longest row or to `width`."""
     width = max(1, width or max(len(row) for row in rows))
     ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask_BT = np.zeros((len(rows), width), dtype=bool)
@@ -65,7 +70,7 @@ def pad_tokens(rows: Sequence[np.ndarray], pad_id: int, width: int | None = None
 def gather_tokens(
     tokens: np.ndarray, starts_B: np.ndarray, ends_B: np.ndarray, longest: int, pad_id: int
 ) -> TokenBatch:
-    """`pad_tokens` of tokens[start:end], the first `longest` of each, without a loop over the rows."""
+    """Like `pad_tokens` of the first `longest` of tokens[start:end], but without a loop over the rows."""
     lengths_B1 = np.minimum(ends_B - starts_B, longest)[:, None]
     columns_T = np.arange(max(1, int(lengths_B1.max(initial=0))))
     mask_BT = columns_T < lengths_B1

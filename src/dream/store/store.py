@@ -1,4 +1,4 @@
-"""The store: a corpus cut into passages and windows, on disk, memory-mapped, with both tokenizers' ids."""
+"""The store: a corpus cut into passages and windows, with the ids of both tokenizers, as memory maps."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,16 @@ WINDOW = np.dtype([("document", "<i8"), ("characters", "<i8", 3), ("tokens", "<i
 
 
 class Store:
-    """Read-only view of a store directory. Rows of its tables are the ids of documents, passages and windows.
+    """Read-only view of a store directory. The ids of documents, passages and windows are rows of its tables.
 
-    Characters and tokens of passages and windows are absolute: positions in the whole corpus's token stream, and
-    character positions within the document.
+    Token ranges are positions in the token stream of the whole corpus; character ranges are positions within the
+    document.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        DataError: It is not a complete store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +59,7 @@ class Store:
 
     @property
     def longest_target(self) -> int:
-        """Scorer tokens."""
+        """Tokens of a window's target, in scorer tokens."""
         return self.manifest["lengths"][3]
 
     @cached_property
@@ -70,21 +76,21 @@ class Store:
 
     @cached_property
     def passage_documents(self) -> np.ndarray:
-        """Document row of each passage, int64, in memory (8 bytes a passage)."""
+        """Document row of each passage; int64, (passages,), in memory."""
         return np.ascontiguousarray(self.passages["document"])
 
     @cached_property
     def document_start_windows(self) -> np.ndarray:
-        """The first window of each document that has one, int64, in memory (8 bytes a document)."""
+        """The first window of each document that has windows; int64, (documents,), in memory."""
         return np.flatnonzero(np.diff(self.windows["document"], prepend=-1))
 
     @cached_property
     def encoder_document_frequency(self) -> np.ndarray:
-        """In how many passages each token of the encoder's vocabulary occurs, float64."""
+        """Number of passages with each token of the encoder's vocabulary; float64, (vocabulary,)."""
         return np.load(self.path / "encoder_df.npy", allow_pickle=False).astype(np.float64)
 
     def cache_folder(self, kind: str) -> Path:
-        """Folder of caches that depend on this store, such as `bm25`: beside the folder of all stores."""
+        """Folder for one kind of cache that depends on this store, e.g. `bm25`; next to the folder of all stores."""
         return self.path.parent.parent / kind
 
     def passage_text(self, passage_id: int) -> str:
@@ -108,22 +114,22 @@ class Store:
         return self.tokens[side][start:middle], self.tokens[side][middle:end]
 
     def continuation(self, window_id: int, longest: int) -> np.ndarray:
-        """Encoder ids of the document's text from the window's target on, at most `longest`."""
+        """The first `longest` encoder ids of the document's text, from the beginning of the window's target."""
         middle = self.windows["tokens"][window_id, ENCODER, 1]
         last_passage = np.searchsorted(self.passage_documents, self.windows["document"][window_id], side="right") - 1
         return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
 
     def passage_batch(self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int) -> TokenBatch:
-        """The passages' encoder tokens, the first `longest` of each."""
+        """The first `longest` encoder tokens of each passage."""
         if isinstance(passage_ids, torch.Tensor):
             passage_ids = passage_ids.cpu().numpy()
         starts_B, ends_B = self.passages["tokens"][np.asarray(passage_ids, dtype=np.int64), ENCODER].T
         return gather_tokens(self.tokens[ENCODER], starts_B, ends_B, longest, self.pad_ids[ENCODER])
 
     def rows_of(self, document_ids: Sequence[str]) -> dict[str, int]:
-        """Document rows by the corpus's own ids; an id whose text was a duplicate gives the copy that was kept.
+        """Document rows by the corpus's own ids. The id of a duplicate gives the row of the copy that was kept.
 
-        Scans the id file once and keeps only what was asked for.
+        Reads all ids once; unknown ids are not in the result.
         """
         wanted = set(document_ids)
         aliases = self.path / "aliases.jsonl"

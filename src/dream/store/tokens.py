@@ -1,4 +1,4 @@
-"""Tokenises batches of documents for the store: texts in, flat arrays out."""
+"""Tokenises batches of documents for the store, into flat arrays."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from dream.utils.atomic_io import fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BATCH_CHARACTERS = 2_000_000  # of which a tokenizer's answer takes about 40 bytes each
+BATCH_CHARACTERS = 2_000_000  # a tokenizer's output takes about 40 bytes a character
 BATCH_ITEMS = 2_000
 PIECE_CHARACTERS = 1_000_000
 
@@ -22,15 +22,25 @@ Item = TypeVar("Item")
 
 @dataclass
 class Tokens:
-    """One tokenizer's tokens of a batch of documents, end to end; characters count from the batch's first."""
+    """One tokenizer's tokens of a concatenated batch of documents.
+
+    Args:
+        ids_T: Token ids.
+        starts_T: Character position at which each token begins, ascending, counted from the beginning of the batch.
+        bounds: Token at which each document begins, and the end of the last document; (documents + 1,).
+    """
 
     ids_T: np.ndarray
-    starts_T: np.ndarray  # the first character of each token, ascending
-    bounds: np.ndarray  # (documents + 1,) the token where each document begins, and the end of the last one
+    starts_T: np.ndarray
+    bounds: np.ndarray
 
 
 class BatchTokenizer:
-    """A bare tokenizer: no truncation, no padding, and a "<pad>" that a document spells out is text."""
+    """A tokenizer without truncation, padding and special tokens: "<pad>" in a document is text.
+
+    Args:
+        tokenizer: Any fast tokenizer of transformers; it is not changed.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.fingerprint = tokenizer_fingerprint(tokenizer)
@@ -44,7 +54,7 @@ class BatchTokenizer:
         self.bytes_V = _bytes_of_tokens(self.rust, self.vocabulary)
 
     def __call__(self, texts: list[str]) -> Tokens:
-        """The tokens of these texts, none of which may be empty."""
+        """The tokens of these texts. No text may be empty."""
         pieces = ((document, piece) for document, text in enumerate(texts) for piece in _pieces(text))
         counts = np.zeros(len(texts) + 1, dtype=np.int64)
         ids, starts, characters = [], [], 0
@@ -58,9 +68,9 @@ class BatchTokenizer:
         return Tokens(np.concatenate(ids), np.maximum.accumulate(np.concatenate(starts)), np.cumsum(counts))
 
     def _by_bytes(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray] | None:
-        """Ids of each text, and where each token begins, worked out from the tokens' lengths in bytes.
+        """Ids of each text, and the character at which each token begins, computed from the tokens' lengths in bytes.
 
-        Half again as fast as asking for the offsets. None where the tokens do not add up to the texts.
+        This is 1.5 times as fast as with the tokenizer's offsets. None if the lengths do not add up to the texts.
         """
         if self.bytes_V is None:
             return None
@@ -77,7 +87,7 @@ class BatchTokenizer:
         return ids, character_of_byte[ends_T - self.bytes_V[np.concatenate(ids)]]
 
     def _by_offsets(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        """The same for any tokenizer."""
+        """The same for any tokenizer, with its own offsets."""
         ids, starts, characters = [], [], 0
         for text, encoding in zip(texts, self.rust.encode_batch(list(texts), add_special_tokens=False), strict=True):
             ids.append(np.array(encoding.ids, dtype=self.dtype))
@@ -87,7 +97,7 @@ class BatchTokenizer:
 
 
 def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None:
-    """Length in bytes of each token of a byte-level tokenizer that takes the text as it is; None for any other."""
+    """Length in bytes of each token of a byte-level tokenizer that does not change the text; None for any other."""
     settings = json.loads(tokenizer.to_str())
     steps = settings["pre_tokenizer"] or {}
     last = steps["pretokenizers"][-1] if steps.get("type") == "Sequence" else steps
@@ -102,13 +112,13 @@ def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Hash of what a fast tokenizer does to text, other than truncating and padding, which calls of it change."""
+    """Hash of a fast tokenizer's settings, without truncation and padding, because each call can change those."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
 
 
 def bounded_batches(items: Iterable[Item], characters_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Batches bounded in characters and in number; an item longer than the bound ends its batch."""
+    """Batches of bounded size in characters and items. A longer item is the last of its batch."""
     batch: list[Item] = []
     characters = 0
     for item in items:
@@ -122,7 +132,7 @@ def bounded_batches(items: Iterable[Item], characters_of: Callable[[Item], int])
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces that a tokenizer can take at once, split before a space."""
+    """Split a long text before spaces into pieces that a tokenizer can process at once."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
         end = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)

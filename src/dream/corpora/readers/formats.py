@@ -1,0 +1,54 @@
+"""Chooses the reader of a file: by its suffix, and by its first bytes."""
+
+from collections.abc import Callable
+
+from dream.corpora.compression import PARQUET_MAGIC, without_compression_suffix
+from dream.corpora.readers.delimited import read_csv, read_tsv
+from dream.corpora.readers.json_array import read_json_array
+from dream.corpora.readers.jsonl import read_jsonl
+from dream.corpora.readers.parquet import read_parquet
+from dream.corpora.readers.records import Fields, Records
+from dream.corpora.source_file import SourceFile
+
+READERS: dict[str, Callable[[SourceFile, Fields, int], Records]] = {
+    "jsonl": read_jsonl,
+    "json": read_json_array,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+}
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",  # or JSON lines, see below
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+
+
+def format_of(source: SourceFile, default: str = "jsonl") -> str:
+    """A key of READERS for this file, or `default` if neither suffix nor first bytes say more."""
+    with source.path.open("rb") as file:
+        if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+            return "parquet"
+    found = SUFFIXES.get(without_compression_suffix(source.path).suffix.lower(), default)
+    if found == "json":  # many tools give JSON lines this suffix
+        head = source.head().removeprefix(b"\xef\xbb\xbf").lstrip()
+        return "json" if head.startswith(b"[") else "jsonl"
+    return found
+
+
+def read_records(source: SourceFile, fields: Fields, most_bytes: int, form: str | None = None) -> Records:
+    """Yield (number, record) of a file, in bounded memory.
+
+    Args:
+        source: The file.
+        fields: Readers of tables read only these columns.
+        most_bytes: A longer record is a bad document.
+        form: A key of READERS; found by `format_of` if None.
+
+    Raises:
+        DataError: The file as a whole cannot be read.
+    """
+    return READERS[form or format_of(source)](source, fields, most_bytes)
