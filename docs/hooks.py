@@ -3,8 +3,11 @@
 `make docs` calls `on_page_markdown` for each page. Nothing here imports mkdocs, so that tests can call it, too.
 """
 
+import atexit
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +44,25 @@ class Row(NamedTuple):
     key: str
     default: str
     meaning: str
+
+
+def on_config(config: Any) -> None:
+    """Called by mkdocs first. Let mkdocstrings read a copy of the package that it understands.
+
+    Each folder gets an __init__.py: Python needs none (PEP 420), but mkdocstrings skips folders without one. It shows
+    "Examples:" as code, but "Example:" as prose.
+    """
+    copy = Path(tempfile.mkdtemp(prefix="dream-docs-"))
+    shutil.copytree(ROOT / "src" / "dream", copy / "dream", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in filter(Path.is_dir, (copy / "dream").rglob("*")):
+        (folder / "__init__.py").touch()
+    for file in (copy / "dream").rglob("*.py"):
+        file.write_text(re.sub(r"^( +)Example:$", r"\1Examples:", file.read_text(), flags=re.MULTILINE))
+    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(copy)]
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+
+
+on_config.mkdocs_priority = 100  # type: ignore[attr-defined]  # before mkdocstrings reads its paths
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -93,7 +115,7 @@ def section(file: Path, heading: str, group: str) -> str:
     rows = list(rows_of(file, group))
     about = [heading_comment(file)]
     if group == "callbacks" and rows:  # the file has one key, the callback
-        about.append(escaped(rows[0].meaning))
+        about.append(sentence(escaped(rows[0].meaning)))
         about.append(class_line(rows[0].default))
         rows = rows[1:]
     content = yaml.safe_load(file.read_text()) or {}
@@ -102,6 +124,11 @@ def section(file: Path, heading: str, group: str) -> str:
         about.append(f"Starts from {', '.join(f'`{name}`' for name in parents)}.")
     parts = [f"### {heading}", " ".join(filter(None, about)), table(rows) if rows else ""]
     return "\n\n".join(filter(None, parts))
+
+
+def sentence(text: str) -> str:
+    """A comment as a sentence."""
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def class_line(name: str) -> str:
