@@ -222,7 +222,7 @@ def sets(file: Path) -> list[str]:
         if isinstance(entry, dict):  # another choice of a group
             found += [f"{group.removeprefix('override /')}={choice}" for group, choice in entry.items()]
         elif entry != "_self_":
-            found.append(f"+{entry}")
+            found.append(f"+{entry.removeprefix('/experiment/')}")
     found += [f"{name}={key.value}" for name, key in read_keys(file).items() if not isinstance(
         value_at(content, name), dict) or key.value]  # fmt: skip
     return found
