@@ -1,10 +1,10 @@
 """The documentation is true: commands compose, keys and files exist, examples run. Run: pytest tests/test_docs.py"""
 
 import ast
-import csv
 import importlib.util
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -246,12 +246,27 @@ def page_named(name: str) -> Any:
     return SimpleNamespace(file=SimpleNamespace(src_uri=name))
 
 
-def test_the_reference_shows_value_and_meaning():
-    text = hooks().reference()
-    assert "| `candidates.k` | `8` | candidates of a window |" in text
-    assert "### callbacks.index_refresh" in text
-    assert "`corpus.packages` | `[torch, " in text  # a list over several lines
-    assert re.search(r"\| `corpus.on_bad_document` \| `error` \| A document that cannot be read", text)  # comment above
+def test_the_reference_shows_value_and_meaning(tmp_path):
+    file = tmp_path / "choice.yaml"
+    file.write_text(
+        "# What it is.\ndefaults: [_base, _self_]\n_target_: a.B\n"
+        "k: 8 # how many | at most\nnames: # of them\n  - x\n  - y\n"
+        "# Above\n# it.\npolicy: error\ninner:\n  _target_: c.D\n  size: 1.5e-3 # metres\n"
+    )
+    assert hooks().section(file, "group=choice", "group").splitlines() == [
+        "### group=choice",
+        "",
+        "What it is. Class: `a.B`. Starts from `_base`.",
+        "",
+        "| key | default | meaning |",
+        "|---|---|---|",
+        "| `group.k` | `8` | how many \\| at most |",
+        "| `group.names` | `[x, y]` | of them |",
+        "| `group.policy` | `error` | Above it. |",
+        "| `group.inner` | `c.D` |  |",
+        "| `group.inner.size` | `1.5e-3` | metres |",
+    ]
+    assert "| `candidates.k` | `8` |" in hooks().reference()
 
 
 @pytest.mark.parametrize("name", ["results.md", "security.md", "contributing.md", "changelog.md"])
@@ -291,7 +306,7 @@ def test_versions_agree():
     ("group", "choice", "name"),
     [
         ("objective", "margin", "Margin"),
-        ("corpus", "csv", "CsvCorpus"),
+        ("corpus", "sqlite", "SqliteCorpus"),
         ("encoder", "mean", "MeanEncoder"),
         ("scorer", "untrained", "UntrainedScorer"),
         ("index", "brute", "BruteForceIndex"),
@@ -306,14 +321,16 @@ def test_an_example_can_be_built(group, choice, name, parts, llama_folder, table
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    """A CSV file of 40 documents."""
-    file = tmp_path / "my.csv"
-    with file.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["id", "text"])
-        for number in range(40):
-            words = [f"{syllable}{number % 7}{place % 5}" for place in range(30) for syllable in ("ba", "ko", "mu")]
-            writer.writerow([number, f"document {number} " + " ".join(words)])
+    """An SQLite database of 40 documents."""
+    file = tmp_path / "my.db"
+    database = sqlite3.connect(file)
+    database.execute("CREATE TABLE documents (id, title, text)")
+    for number in range(40):
+        words = [f"{syllable}{number % 7}{place % 5}" for place in range(30) for syllable in ("ba", "ko", "mu")]
+        row = (number, f"Document {number}", f"document {number} {' '.join(words)}")
+        database.execute("INSERT INTO documents VALUES (?, ?, ?)", row)
+    database.commit()
+    database.close()
     return file
 
 
@@ -321,7 +338,7 @@ def table(tmp_path) -> Path:
 def test_the_examples_train_together(parts, llama_folder, table, tmp_path, monkeypatch):
     """One run with the example of every kind; then the run is opened and searched."""
     overrides = [
-        "experiment=margin_only", "encoder=mean", "candidates=with_neighbours", "corpus=csv", f"corpus.path={table}",
+        "experiment=margin_only", "encoder=mean", "candidates=with_neighbours", "corpus=sqlite", f"corpus.path={table}",
         "scorer=untrained", f"scorer.name={llama_folder}", "scorer.scoring.max_passage_tokens=24",
         "scorer.scoring.compile=false", "candidates.k=4", "data.passage_tokens=24", "data.context_tokens=12",
         "data.min_context_tokens=6", "data.target_tokens=8", "data.batch_size=8", "trainer.max_steps=4",
