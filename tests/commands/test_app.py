@@ -1,4 +1,4 @@
-"""The console scripts as a person meets them: help, mistakes, from any folder. Run: pytest tests/commands/test_app.py"""
+"""Console scripts: help, mistakes, from any folder. Run: pytest tests/commands/test_app.py"""
 
 import os
 import subprocess

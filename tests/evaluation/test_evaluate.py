@@ -21,7 +21,7 @@ from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS
 from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.evaluation.system_names import short_names
-from dream.evaluation.systems import _corpus_of, find_runs
+from dream.evaluation.systems import find_runs
 from dream.indexes.exact import ExactIndex
 from dream.utils.errors import ConfigError, DataError
 
@@ -256,15 +256,6 @@ def test_stores_and_embeddings_that_were_moved_are_used(config, moved, world, tm
     summary = json.loads((world / "logs/sweep/0/summary.json").read_text())
     assert results(tmp_path)["flat"]["run/ndcg_at_10"] == summary["trained/ndcg_at_10"]
     assert not (tmp_path / "gone").exists()
-
-
-def test_a_corpus_cache_that_was_moved_is_used(tmp_path):
-    """The run's corpus, such as pydocs, was cached in the old folder of data."""
-    old, new = tmp_path / "old" / "corpora", tmp_path / "new" / "corpora"
-    run = OmegaConf.create({"corpus": {"_target_": "types.SimpleNamespace", "cache_dir": str(old)}})
-    assert _corpus_of(run, new.parent).cache_dir == str(new)
-    old.mkdir(parents=True)
-    assert _corpus_of(run, new.parent).cache_dir == str(old)
 
 
 def test_documents_that_share_an_id_are_refused(config, beir):

@@ -25,7 +25,7 @@ SEARCH = ("dream", "mode=hybrid")
 # What is expected of the next command, by the first pattern that fits the file; new caches fall under the last one.
 # named:   its line says the file; it is rebuilt, and the run ends bitwise equal
 # refused: its line says the file, nothing is done; the run continues from another checkpoint and ends bitwise equal
-# lossless: a bit of it may mean nothing; what is lost is worked out again, reported or not, and the run ends bitwise equal
+# lossless: a bit of it may mean nothing; what is lost is computed again, and the run ends bitwise equal
 # unread:  nothing reads or needs it
 EXPECTED = {
     "data/loglik/**": "lossless",  # what it has lost costs forwards of the language model
@@ -87,7 +87,7 @@ class Scene:
         shutil.copytree(self.states[state], self.world.root, symlinks=True)
 
     def files(self, state: str) -> list[Path]:
-        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not continued
+        """Those that are worth damaging in this state, relative to the root: a run without a checkpoint is not resumed
         with, and a finished one reads little."""
         root = self.states[state]
         files = [file.relative_to(root) for file in sorted(root.rglob("*")) if file.is_file()]

@@ -66,8 +66,8 @@ def test_a_checkpoint_of_another_encoder_is_refused_before_the_scorer_is_loaded(
 
 
 def test_keys_that_only_decide_how_it_is_computed_may_change(config, finished, tmp_path):
-    free = ["trainer.max_steps=8", "data.workers=2", "scorer.scoring.tokens_per_forward=128", "scorer.cache_megabytes=0",
-            "callbacks.candidate_panels=null", "optimizer.optimizer.lr=0.01"]  # fmt: skip
+    free = ["trainer.max_steps=8", "data.workers=2", "scorer.scoring.tokens_per_forward=128",
+            "scorer.cache_megabytes=0", "callbacks.candidate_panels=null", "optimizer.optimizer.lr=0.01"]  # fmt: skip
     train(config("unused", "ckpt=last", *free))
     assert json.loads((finished / "summary.json").read_text())["steps"] == 8
     assert not (tmp_path / "logs" / "unused").exists()

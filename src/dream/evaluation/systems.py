@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
@@ -73,8 +73,8 @@ def open_benchmark(
     """
     split = settings.split or "test"
     if corpus is None:
-        config = open_config(runs[0], settings.trust)
-        corpus = _corpus_of(config, settings.data)
+        config = open_config(runs[0], settings.trust, settings.data)
+        corpus = instantiate(config.corpus)
         split = settings.split or config.evaluation.report_split
     splits, dev = corpus.splits(), settings.dev_split
     require(split in splits, "split", split, f"corpus {corpus.name} has "
@@ -85,13 +85,6 @@ def open_benchmark(
         require(dev != split, "systems", system, f"its weight is tuned on split {dev}, so that it cannot be reported "
                 "on it; choose another split=")  # fmt: skip
     return Benchmark(corpus, settings.data, settings.passage_tokens, settings.passages_per_document), split
-
-
-def _corpus_of(config: DictConfig, data: Path) -> Corpus:
-    """The corpus of a run. If its cache is no longer where the config says, use `data`, where it may have moved."""
-    cache = config.corpus.get("cache_dir")
-    moved = cache is not None and not Path(cache).exists()
-    return instantiate(config.corpus, **({"cache_dir": str(data / "corpora")} if moved else {}))
 
 
 @dataclass
@@ -200,7 +193,7 @@ class Systems:
             yield Member(encoder, self.benchmark.store(encoder, encoder.max_tokens))
 
     def _of_run(self, run: Path, name: str) -> Member:
-        config, encoder = open_encoder(run, self.device, name, self.settings.trust)
+        config, encoder = open_encoder(run, self.device, name, self.settings.trust, self.settings.data)
         encoder = encoder.to(self.settings.dtype)
         passage_tokens = config.data.passage_tokens
         try:
@@ -214,7 +207,7 @@ class Systems:
 
     def _own_store(self, run: Path) -> Store | None:
         try:
-            own = open_store(run, open_config(run, self.settings.trust), self.settings.data)[1]
+            own = open_store(run, open_config(run, self.settings.trust, self.settings.data), self.settings.data)[1]
         except DreamError:  # reported when the run's encoder is opened
             return None
         return own if self.benchmark.takes(own) else None
