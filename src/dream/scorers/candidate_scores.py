@@ -140,7 +140,7 @@ class CandidateScores:
 @torch.no_grad()
 def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np.ndarray) -> tuple[Any, Tensor]:
     """(keys and values of passages and context, owner_T: the passage of each token), within `injectable`."""
-    ids_T = torch.from_numpy(scorer.prompt.join_several(passages, *context)).to(scorer.device)
+    ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, *context)).to(scorer.device)
     owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(ids_T))).to(scorer.device)
     memory = scorer.model.base_model(input_ids=ids_T[None], use_cache=True, attend=plain).past_key_values
     return memory, owner_T

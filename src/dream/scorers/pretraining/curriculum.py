@@ -139,7 +139,7 @@ class CopyCurriculum(IterableDataset):
             short = self.window_tokens - len(window)  # filled by the text that follows the last passage
             last = self.store.passages["tokens"][passages[-1], SCORER, 0] + self.passage_tokens
             texts[-1] = np.concatenate([texts[-1], self._stream(last, short)])
-            rows.append(self.prompt.join_several(texts, window))
+            rows.append(self.prompt.join_passages(texts, window))
         return torch.from_numpy(np.stack(rows))
 
     def _stream(self, start: int, count: int) -> np.ndarray:
