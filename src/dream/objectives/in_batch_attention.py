@@ -21,8 +21,8 @@ def in_batch_weights(sim_SU: Tensor, allowed_SU: Tensor, temperature: float) -> 
 class InBatchAttention(MixedObjective):
     """loss_s = -mean_t log p_LM(y_t | y_<t, x), nats per target token, where every layer adds Σ_u w_u · b_u.
 
-    It is added to the layer's attention output: b_u is the attention output of the window's rows over text u, and w_u = softmax_u(sim_u / temperature). The loss
-    uses no log-likelihoods of single candidates, so its output has none.
+    It is added to the layer's attention output. b_u is the attention output of the window's rows over text u, and
+    w_u = softmax_u(sim_u / temperature). The loss uses no log-likelihoods of single candidates, so its output has none.
     Source: Revela (arXiv 2506.16552), with two differences: the texts are the candidates of all scored windows, and the
     language model is frozen.
 
