@@ -117,7 +117,9 @@ def test_a_passage_that_a_row_cannot_attend_to_has_no_attention_and_no_gradient(
 def test_the_encoders_autocast_does_not_change_the_log_likelihoods(scorer, store):
     expected = scorer.loglik(store, WINDOWS, CANDIDATES)
     weights = torch.full((2, 3), 1 / 3)
-    weighted_S = CandidateScores(scorer, store, WINDOWS, CANDIDATES, Timer()).weighted(weights, every_head(scorer), "keep")
+    weighted_S = CandidateScores(scorer, store, WINDOWS, CANDIDATES, Timer()).weighted(
+        weights, every_head(scorer), "keep"
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(scorer.loglik(store, WINDOWS, CANDIDATES), expected)
         scores = CandidateScores(scorer, store, WINDOWS, CANDIDATES, Timer())
