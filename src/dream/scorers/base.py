@@ -64,8 +64,9 @@ class CausalScorer:
 
     Sequences are padded on the right. Under causal attention no token attends to later tokens, so models of any family
     need neither a mask nor position ids, and the fast causal kernels apply. Pairs of similar length are scored
-    together. The padded length of a pair depends on that pair only, so on a CPU its log-likelihood is bitwise the same
-    in every batch.
+    together. The padded length of a pair depends on that pair only, so in float32 on a CPU its log-likelihood is
+    bitwise the same in every batch. In bfloat16, torch may choose another kernel for forwards of very few pairs; their
+    log-likelihoods then differ by rounding.
 
     Subclasses define `load(store)`, which calls `open` or `use`.
 

@@ -35,7 +35,7 @@ class PaddedPairs:
 
 
 class PairBatching:
-    """Pads pairs and groups them, so that a pair's log-likelihood does not depend on the pairs it is scored with.
+    """Pads pairs and groups them, so that a pair's log-likelihood depends as little as possible on the other pairs.
 
     The padded length of a pair, and which rows of its logits are kept, follow from its own length only. So a pair
     enters matrix products of the same shape in every batch, apart from the number of pairs.
