@@ -19,7 +19,7 @@ PAD_TO = 16  # tokens: a pair is padded to the next multiple, whatever it is sco
 class PaddedPairs:
     """The pairs of one forward.
 
-    Attributes:
+    Args:
         ids_PT: token ids, padded on the right with 0.
         rows_R: rows of the logits that predict a target token of any pair.
         labels_PR: the token that each of these rows predicts, `NO_TARGET` where it is no target token of the pair.

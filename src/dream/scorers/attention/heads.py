@@ -38,7 +38,7 @@ LAYOUT = 2  # raise when the score below changes, so that heads are ranked again
 class RankedHeads:
     """A ranking of heads.
 
-    Attributes:
+    Args:
         rows: (layer, head, score), the best first. The score is a difference of attention shares.
         windows: number of windows that the scores are means over.
         folder: where the ranking is cached.

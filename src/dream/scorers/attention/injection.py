@@ -25,7 +25,16 @@ Heads = Mapping[int, Sequence[int]]  # layer → heads
 
 
 class Attend(Protocol):
-    """Computes a layer's attention: query, key, value (1, heads, tokens, D) → (1, R, H, D)."""
+    """Computes a layer's attention: query, key, value (1, heads, tokens, D) → (1, R, H, D).
+
+    Args:
+        module: the attention layer; `module.layer_idx` is its number.
+        query: of the rows.
+        key: of all tokens; there can be fewer heads than in the query.
+        value: as `key`.
+        mask: true or 0 where a row may attend, false or -inf elsewhere; None: causal, without padding.
+        kwargs: further arguments of the layer, such as `scaling`.
+    """
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any

@@ -23,7 +23,7 @@ WINDOWS_PER_STEP = 16
 class Gain:
     """Log-likelihoods minus those with random passages of other documents: means over windows, nats per target token.
 
-    Attributes:
+    Args:
         best_of_neighbours: with the one of 10 BM25 neighbours that has the highest log-likelihood.
         first_neighbour: with the first BM25 neighbour.
         null: without a passage.
