@@ -1,12 +1,12 @@
 """The ablation's table and picture, from the runs of a sweep.
 
-    dream-train sweep=objectives
-    python benchmarks/ablation.py logs/objectives/<date>_sweep --picture docs/ablation.png
+    dream-train -m experiment=ablation/kl_posterior,ablation/marginal seed=0,1,2    # any settings of the ablation
+    python benchmarks/ablation.py logs/ablation/<date>_sweep --picture docs/ablation.png
 
-One row a setting: mean of the seeds with their lowest and highest value, and what the encoder gained by training, which
-is compared within a seed: both sides start from the same weights. Wall seconds depend on what the log-likelihood cache
-knew; `pairs scored` tells how much it did not. Objectives that put weights into the model's attention have nothing to
-cache and count no pairs.
+Each row is a setting: mean [lowest, highest] of the seeds. `gain by training` is the difference between the trained and
+the untrained encoder of the same seed, which start from the same weights. `wall s` depends on how many log-likelihoods
+were cached; `pairs scored` counts those that were not. Objectives that change the model's attention cache nothing and
+score no pairs.
 """
 
 import argparse
@@ -18,16 +18,20 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
 METRIC = "ndcg_at_10"
 COLUMNS = ("setting", "seeds", "windows", "nDCG@10", "gain by training", "hybrid", "pairs scored", "wall s")
 
 
 def read(sweeps: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Summaries of the finished runs by setting, the seeds in order."""
+    """Setting → summaries of its finished runs, in the order of the seeds."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for summary in sorted(path for sweep in sweeps for path in sweep.rglob("summary.json")):
         config: Any = OmegaConf.load(summary.with_name("config.yaml"))
-        groups[config.label].append(json.loads(summary.read_text()))
+        groups[config.label.rpartition("/")[2]].append(json.loads(summary.read_text()))
     return {label: sorted(runs, key=lambda run: run["seed"]) for label, runs in groups.items()}
 
 
@@ -44,7 +48,7 @@ def spread(numbers: list[float], sign: str = "") -> str:
 
 
 def markdown(groups: dict[str, list[dict[str, Any]]]) -> str:
-    """The best first; untrained and BM25 for comparison."""
+    """The table, the best setting first, then the untrained encoder and BM25."""
     rows = sorted(groups.items(), key=lambda item: -mean(values(item[1], "trained")))
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for label, runs in rows:
@@ -66,7 +70,7 @@ def markdown(groups: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def picture(groups: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
-    """Every seed a dot, every setting a line: what training gained."""
+    """What training gained: a dot for each seed, a line for each setting."""
     from matplotlib.figure import Figure
 
     rows = sorted(groups.items(), key=lambda item: mean(gains(item[1])))
@@ -77,7 +81,7 @@ def picture(groups: dict[str, list[dict[str, Any]]], title: str, path: Path) -> 
         axes.plot(gains(runs), [place] * len(runs), "o", color="#2f4f7f", markersize=4)
     axes.axvline(0, color="#b04a4a", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), labels=[label for label, _ in rows], fontsize=8)
-    axes.set_xlabel("nDCG@10 above the untrained encoder; a dot is a seed")
+    axes.set_xlabel("nDCG@10 minus that of the untrained encoder; a dot is a seed")
     axes.set_title(title, fontsize=9, loc="left")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)
@@ -85,14 +89,14 @@ def picture(groups: dict[str, list[dict[str, Any]]], title: str, path: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps on one corpus")
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps on the same corpus")
     parser.add_argument("--picture", type=Path, help="PNG to write")
     parser.add_argument("--title", default="")
     chosen = parser.parse_args()
     groups = read(chosen.sweeps)
     if not groups:
         parser.error(f"no finished run below {', '.join(map(str, chosen.sweeps))}")
-    print(markdown(groups))
+    log.info(markdown(groups))
     if chosen.picture:
         picture(groups, chosen.title, chosen.picture)
 

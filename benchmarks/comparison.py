@@ -1,9 +1,9 @@
-"""One Markdown table from several evaluations of one split: every system's mean over queries and seeds.
+"""One Markdown table from several evaluations of the same split: each system's mean over queries and seeds.
 
     dream-evaluate run=[logs/a/0,logs/a/1]          # once for each objective; each prints its folder
     python benchmarks/comparison.py info_nce=logs/evaluations/2026-… kl_posterior=logs/evaluations/2026-…
 
-The name before `=` stands for `run` in the rows of that evaluation. Systems that an earlier folder had are left out.
+The name before `=` replaces `run` in the rows of that evaluation. A system that is in several folders is shown once.
 """
 
 import argparse
@@ -11,11 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
 METRICS = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10"}
 
 
 def named(system: str, name: str) -> str:
-    """What the table calls a system of the evaluation that is called `name`."""
+    """The table's name of a system, in the evaluation that is called `name`."""
     if system == "run":
         return name
     kind, _, other = system.partition(":")
@@ -24,7 +28,7 @@ def named(system: str, name: str) -> str:
 
 
 def row_of(system: str, found: dict[str, Any], main: str) -> list[str]:
-    """`found` is what results.json says of the system."""
+    """Cells of the row. `found`: the system's entry in results.json."""
     low, high = found[main]["interval"]
     row = [system, str(found["runs"]), f"{found[main]['mean']:.3f} [{low:.3f}, {high:.3f}]"]
     row += [f"{found[metric]['mean']:.3f}" for metric in METRICS if metric != main]
@@ -36,7 +40,7 @@ def row_of(system: str, found: dict[str, Any], main: str) -> list[str]:
 
 
 def table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Markdown. The rows of single seeds are left out."""
+    """Markdown, without the rows of single seeds."""
     first = next(iter(evaluations.values()))
     main, share = first["metric"], f"{first['statistics']['confidence']:.0%}"
     others = [title for metric, title in METRICS.items() if metric != main]
@@ -47,7 +51,9 @@ def table(evaluations: dict[str, dict[str, Any]]) -> str:
     for name, results in evaluations.items():
         same = [results[key] == first[key] for key in ("corpus", "split", "queries", "documents", "metric", "baseline")]
         if not all(same):
-            raise SystemExit(f"{name}: not the queries, documents, metric and baseline of the first evaluation")
+            raise SystemExit(
+                f"{name}: queries, documents, metric or baseline differ from those of the first evaluation"
+            )
         for short in results["names"].values():
             system = named(short, name)
             if system not in seen:
@@ -58,10 +64,10 @@ def table(evaluations: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluations", nargs="+", metavar="NAME=FOLDER", help="what dream-evaluate wrote")
+    parser.add_argument("evaluations", nargs="+", metavar="NAME=FOLDER", help="a folder of dream-evaluate")
     chosen = [text.partition("=") for text in parser.parse_args().evaluations]
     read = {name: json.loads((Path(folder) / "results.json").read_text()) for name, _, folder in chosen}
-    print(table(read))
+    log.info(table(read))
 
 
 if __name__ == "__main__":

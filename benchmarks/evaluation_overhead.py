@@ -1,12 +1,12 @@
-"""What share of an evaluation is not the encoder's forward pass? Processor time, from opening the corpus to the files.
+"""The share of an evaluation's processor time that is not the encoder's forward pass.
 
     pip install 'dream-retrieval[bench]'
     python benchmarks/evaluation_overhead.py DIR --st NAME_OR_PATH --documents 500 --queries 100
 
-More arguments are overrides of dream-evaluate (st.dtype=bfloat16); with paths.run=DIR its files stay.
+Further arguments are overrides of dream-evaluate, e.g. st.dtype=bfloat16; with paths.run=DIR its files are kept.
 
-Tokenising, cutting, writing shards, searching, scoring, resampling and plotting are the overhead. What depends on
-neither documents nor queries (imports, the model's weights, the plots) weighs the less, the larger the corpus is.
+The overhead is tokenising, cutting, writing shards, searching, scoring, resampling and plotting. Parts of it do not
+depend on documents or queries (imports, loading the weights, plots), so its share is smaller for larger corpora.
 """
 
 import argparse
@@ -19,10 +19,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import dream.utils.runtime
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 
 def part_of(folder: Path, documents: int, queries: int, split: str, copy: Path) -> Path:
-    """The folder's first documents, and the split's first queries."""
+    """A copy with the folder's first documents and the split's first queries."""
     (copy / "qrels").mkdir(parents=True)
     header, *labels = (folder / "qrels" / f"{split}.tsv").read_text().splitlines(keepends=True)
     (copy / "qrels" / f"{split}.tsv").write_text("".join([header, *labels[:queries]]))
@@ -33,7 +36,7 @@ def part_of(folder: Path, documents: int, queries: int, split: str, copy: Path) 
 
 
 def time_forward() -> dict[str, Any]:
-    """Seconds of processor time in sentence-transformers' forward, and texts that went through it."""
+    """Count the processor seconds in sentence-transformers' forward and its texts, in the returned dictionary."""
     from sentence_transformers import SentenceTransformer
 
     spent: dict[str, Any] = {"seconds": 0.0, "texts": 0}
@@ -67,7 +70,7 @@ def main() -> None:
         initialize_config_dir(str(dream.utils.runtime.CONFIG_DIR), version_base="1.3"),
     ):
         folder = part_of(chosen.folder, chosen.documents, chosen.queries, chosen.split, Path(scratch) / "part")
-        overrides = ["benchmark=beir", f"benchmark.path={folder}", f"split={chosen.split}", "device=cpu",
+        overrides = ["corpus=beir", f"corpus.path={folder}", f"split={chosen.split}", "device=cpu",
                      f"systems=[bm25,'st:{chosen.st}','hybrid:st:{chosen.st}']", f"paths.data={scratch}/data",
                      f"paths.logs={scratch}/logs", f"paths.run={scratch}/logs/evaluation", *more]  # fmt: skip
         cfg = compose("evaluate", overrides)
@@ -75,9 +78,10 @@ def main() -> None:
         evaluate(cfg)
         whole = time.process_time() - began
         seconds = json.loads((Path(cfg.paths.run) / "results.json").read_text())["seconds"]
-    print(f"{chosen.documents:,} documents, {spent['texts']:,} texts through the encoder: {whole:.1f} s of processor "
-          f"time, {spent['seconds']:.1f} s in the forward, {1 - spent['seconds'] / whole:.1%} outside")  # fmt: skip
-    print(f"wall seconds by system: {seconds}")
+    log.info(f"{chosen.documents:,} documents, {spent['texts']:,} texts through the encoder: {whole:.1f} s of "
+             f"processor time, {spent['seconds']:.1f} s in the forward, {1 - spent['seconds'] / whole:.1%} "
+             "outside")  # fmt: skip
+    log.info(f"wall seconds by system: {seconds}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What does each attention head teach? How its gradient agrees with what the language model thinks of single passages.
+"""How the gradient through each attention head agrees with the log-likelihoods of single passages.
 
     python benchmarks/head_signal.py [corpus=… scorer=…]
 
-For windows with 8 BM25 neighbours of context and target, the candidates' weights are uniform and one head weighs them.
-`correlation` is that of the log-likelihood's derivative by each weight with the candidates' own log-likelihoods, mean
-over windows; `same best` is how often both name the same candidate (1/8 by chance). A window is clear where the best
-candidate's log-likelihood is 5 nats above the others' mean. Takes the overrides of dream-train.
-"""
+Each window has 8 BM25 neighbours of context and target as candidates, with uniform weights in one attention head.
+`correlation` is between the derivatives of the log-likelihood by the weights and the candidates' own log-likelihoods,
+mean over windows. `same best` is the share of windows in which both have the same best candidate (1/8 by chance). In a
+clear window, the best candidate's log-likelihood is at least 5 nats above the mean of the others. Takes the overrides
+of dream-train.
 
-from pathlib import Path
+Shapes: S windows, K candidates of a window.
+"""
 
 import numpy as np
 import torch
@@ -21,33 +22,34 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 WINDOWS, CANDIDATES, CLEAR, SEED = 96, 8, 5.0, 7
+KEYS = ("scorer.scoring.max_passage_tokens", "scorer.scoring.dtype", "data.target_tokens", "data.context_tokens")
 
 
 def correlation(a_SK: Tensor, b_SK: Tensor) -> Tensor:
-    """Pearson's, of each row."""
+    """Pearson's correlation of each row of a with the same row of b."""
     a_SK, b_SK = (rows - rows.mean(1, keepdim=True) for rows in (a_SK, b_SK))
     return (a_SK * b_SK).sum(1) / (a_SK.norm(dim=1) * b_SK.norm(dim=1)).clamp_min(1e-12)
 
 
 def measure(cfg: DictConfig) -> None:
-    from dream.build import assemble
+    from dream.build import build_text
     from dream.indexes.bm25 import BM25Index
     from dream.scorers.attention.heads import all_heads
-    from dream.scorers.candidate_scores import Reading
+    from dream.scorers.candidate_scores import CandidateScores
     from dream.scorers.pretraining.curriculum import neighbour_passages, random_passages, uniform
     from dream.store.permutation import permute
     from dream.utils.timing import Timer
 
-    parts = assemble(cfg)
+    parts = build_text(cfg)
     parts.scorer.load(parts.store)
-    index = BM25Index.open_or_build(parts.store, Path(cfg.paths.data) / "bm25")
+    index = BM25Index.open_or_build(parts.store)
     windows = permute(SEED, np.arange(WINDOWS), len(parts.store.windows))
     other = random_passages(parts.store, windows, uniform(0, 0, windows))
     found = neighbour_passages(parts.store, index, windows, CANDIDATES, other)
     order = np.stack([uniform(0, 40 + k, windows) for k in range(CANDIDATES)], axis=1).argsort(1)
     ids = torch.from_numpy(windows), torch.from_numpy(np.take_along_axis(found, order, axis=1))
-    reading = Reading(parts.scorer, parts.store, *ids, Timer())
-    loglik_SK = reading.loglik_SK
+    scores = CandidateScores(parts.scorer, parts.store, *ids, Timer())
+    loglik_SK = scores.loglik_SK
     best_S = loglik_SK.argmax(1)
     others_S = (loglik_SK.sum(1) - loglik_SK.amax(1)) / (CANDIDATES - 1)
     clear_S = loglik_SK.amax(1) - others_S > CLEAR
@@ -62,11 +64,11 @@ def measure(cfg: DictConfig) -> None:
         ("all", everyone),
     ]:
         weights_SK = torch.full((WINDOWS, CANDIDATES), 1 / CANDIDATES, requires_grad=True)
-        [gradient_SK] = torch.autograd.grad(reading.weighted(weights_SK, chosen, "keep").sum(), weights_SK)
+        [gradient_SK] = torch.autograd.grad(scores.weighted(weights_SK, chosen, "keep").sum(), weights_SK)
         close_S, same_S = correlation(gradient_SK, loglik_SK), (gradient_SK.argmax(1) == best_S).float()
         log.info(f"{name:16} {close_S.mean():11.3f} {same_S.mean():10.3f} {close_S[clear_S].mean():31.3f} "
             f"{same_S[clear_S].mean():10.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    command("train")(measure)()
+    command("train", __doc__, KEYS)(measure)()

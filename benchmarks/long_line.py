@@ -3,9 +3,8 @@
     /usr/bin/time -v .venv/bin/python benchmarks/long_line.py --megabytes 200 --limit 32 --part store
     /usr/bin/time -v .venv/bin/python benchmarks/long_line.py --megabytes 200 --limit 250 --part store
 
-`--part` says how far to go: `write` only writes the file, `read` reads its documents, `store` prepares a store. The
-difference of the peaks ("Maximum resident set size") is what a part takes. Over the limit the line is left out, and
-the others are read.
+`--part` is the last part to run: `write` writes the file, `read` reads its documents, `store` prepares a store. The
+memory of a part is the difference of the peaks ("Maximum resident set size"). A line above the limit is skipped.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401
+import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import JsonlCorpus
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build
@@ -24,18 +23,18 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-NEIGHBOURS = 1000  # ordinary documents before and behind
+NEIGHBOURS = 1000  # ordinary documents before and after the long line
 PIECE_WORDS = 100_000
 
 
 def write_corpus(path: Path, megabytes: float, seed: int) -> None:
-    """Words of one to ten letters; the long line is written in pieces, so that it is nowhere as a whole."""
+    """Words of one to ten letters. The long line is written in pieces, so it is never in memory as a whole."""
     random = np.random.default_rng(seed)
     letters = "".join(random.choice(list("etaoinshrdlu"), 50_000))
     places, sizes = random.integers(49_000, size=20_000), random.integers(1, 11, size=20_000)
     words = np.array([letters[at : at + size] for at, size in zip(places, sizes, strict=True)])
     with path.open("w", encoding="ascii") as file:
-        for side in ("before", "behind"):
+        for side in ("before", "after"):
             for number in range(NEIGHBOURS):
                 record = {"_id": f"{side}{number}", "text": " ".join(random.choice(words, 200))}
                 file.write(json.dumps(record) + "\n")
@@ -64,7 +63,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     ordinary = JsonlCorpus(
         "ordinary", str(folder / "ordinary.jsonl"), "_id", "title", ["text"], True, None, None, "error", 32
     )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder, ordinary, 2048, 30))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", ordinary, 2048))
     path = folder / "long.jsonl"
     write_corpus(path, options.megabytes, options.seed)
     corpus = JsonlCorpus("long", str(path), "_id", "title", ["text"], True, None, None, "skip", options.limit)
@@ -73,7 +72,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         lengths = [len(document.text) for document in corpus.documents()]
         log.info(f"{len(lengths):,} documents, the longest of {max(lengths):,} characters")
     elif options.part == "store":
-        store = open_or_build(folder, corpus, tokenizer, tokenizer, passage_tokens=128, context_tokens=48,
+        store = open_or_build(folder / "stores", corpus, tokenizer, tokenizer, passage_tokens=128, context_tokens=48,
                               min_context_tokens=16, target_tokens=48)  # fmt: skip
         log.info(f"{store.manifest['counts']['documents']:,} documents")
     log.info(f"{options.part}: {time.perf_counter() - start:.1f} s")

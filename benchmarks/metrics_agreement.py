@@ -1,10 +1,11 @@
-"""Are our metrics those of trec_eval? Every query of every split, against ir-measures (pytrec_eval), from run files.
+"""Compares the metrics with those of trec_eval (ir-measures with pytrec_eval), for every query of every split.
 
     pip install 'dream-retrieval[bench]'
     python benchmarks/metrics_agreement.py DIR...          # folders in BEIR's layout
 
-BM25 ranks three times: as it is; with scores rounded, so that most documents tie; and on a corpus that lacks every 20th
-document, so that relevant ones are missing. Prints the largest difference of any metric of any query.
+The ranking is BM25's, in three variants: unchanged; with rounded scores, so that most documents tie; and on a corpus
+without every 20th document, so that relevant ones are missing. Prints the largest difference of all metrics and
+queries.
 """
 
 import argparse
@@ -13,23 +14,25 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import ir_measures
 import numpy as np
 
-import dream.utils.runtime
+import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import BeirCorpus
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.labelled_queries import LabelledQueries
 from dream.evaluation.metrics import Ranking, per_query_metrics
 from dream.evaluation.outputs import write_run_file
 from dream.indexes.bm25 import BM25Index
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 MEASURES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "R@10", "recall_at_100": "R@100", "mrr_at_10": "RR@10",
             "map_at_100": "AP@100", "success_at_1": "Success@1", "success_at_5": "Success@5"}  # fmt: skip
 
 
 def without_some(folder: Path, copy: Path) -> Path:
-    """The folder without every 20th document."""
+    """A copy of the folder without every 20th document."""
     shutil.copytree(folder / "qrels", copy / "qrels")
     shutil.copy(folder / "queries.jsonl", copy)
     with (folder / "corpus.jsonl").open() as lines, (copy / "corpus.jsonl").open("w") as kept:
@@ -38,7 +41,7 @@ def without_some(folder: Path, copy: Path) -> Path:
 
 
 def rounded(ranking: Ranking) -> Ranking:
-    """Whole scores, and ties by document row."""
+    """The ranking by rounded scores; ties are ordered by document row."""
     coarse = Ranking(ranking.rows_QR.copy(), np.round(ranking.score_QR))
     for rows, scores in zip(coarse.rows_QR, coarse.score_QR, strict=True):
         order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores))
@@ -47,7 +50,9 @@ def rounded(ranking: Ranking) -> Ranking:
 
 
 def largest_difference(ranking: Ranking, labelled: LabelledQueries, qrels: dict, file: Path) -> tuple[float, int]:
-    """(of all metrics and queries, how many values were compared)"""
+    """(largest difference of all metrics and queries, number of compared values)"""
+    import ir_measures
+
     write_run_file(file, "bm25", ranking, labelled)
     run = list(ir_measures.read_trec_run(str(file)))
     place = {query: q for q, query in enumerate(labelled.judgements.query_ids)}
@@ -62,36 +67,24 @@ def largest_difference(ranking: Ranking, labelled: LabelledQueries, qrels: dict,
 
 
 def cases(folder: Path, data: Path) -> Iterator[tuple[str, str, Ranking, LabelledQueries, dict]]:
-    """(variant, split, ranking, labels, qrels as they stand in the files)"""
-    corpora = {"as it is": folder, "documents missing": without_some(folder, data / "lacking" / folder.name)}
+    """Yield (variant, split, ranking, labels, qrels of the files)."""
+    corpora = {"unchanged": folder, "documents missing": without_some(folder, data / "lacking" / folder.name)}
     for variant, path in corpora.items():
-        corpus = BeirCorpus("missing" if path != folder else "whole", **corpus_arguments(path))
+        corpus = BeirCorpus("missing" if path != folder else "whole", str(path), False, "error", 32)
         benchmark = Benchmark(corpus, data / folder.name, None, None)
         store = benchmark.store_of_words()
-        index = BM25Index.open_or_build(store, data / "bm25", "document")
+        index = BM25Index.open_or_build(store, "document")
         for split in corpus.splits():
             labelled = benchmark.labelled(store, split)
             ranking = labelled.by_bm25(index)
             qrels = corpus.labels(split).qrels
             yield variant, split, ranking, labelled, qrels
-            if variant == "as it is":
+            if variant == "unchanged":
                 yield "scores rounded", split, rounded(ranking), labelled, qrels
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:
     return scores[np.isfinite(scores)]
-
-
-def corpus_arguments(path: Path) -> dict:
-    """What the YAML gives."""
-    from omegaconf import OmegaConf
-
-    chosen = OmegaConf.to_container(OmegaConf.load(dream.utils.runtime.CONFIG_DIR / "corpus" / "beir.yaml"))
-    assert isinstance(chosen, dict)
-    return {str(k): v for k, v in chosen.items() if k not in ("_target_", "name")} | {
-        "path": str(path),
-        "deduplicate": False,
-    }
 
 
 def main() -> None:
@@ -105,10 +98,10 @@ def main() -> None:
                 difference, compared = largest_difference(ranking, labelled, qrels, file)
                 ties = sum(len(row) - len(np.unique(row)) for row in map(_finite, ranking.score_QR))
                 missing = sum(map(len, labelled.judgements.missing))
-                print(f"{folder.name:16} {split:6} {variant:18} {compared:7,} values, {ties:8,} ties, "
+                log.info(f"{folder.name:16} {split:6} {variant:18} {compared:7,} values, {ties:8,} ties, "
                       f"{missing:5,} relevant documents missing: largest difference {difference:.1e}")  # fmt: skip
                 worst = max(worst, difference)
-    print(f"largest of all: {worst:.1e}")
+    log.info(f"largest of all: {worst:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Do mteb and dream-evaluate give the same figures? A folder in BEIR's layout becomes a local task of mteb.
+"""Compares the metrics of dream-evaluate with those of mteb, on a folder in BEIR's layout.
 
     pip install 'dream-retrieval[bench]'
     python benchmarks/mteb_agreement.py DIR --run logs/latest --split test
-    python benchmarks/mteb_agreement.py DIR --st NAME_OR_PATH --documents 500    # published, by mteb's wrapper
+    python benchmarks/mteb_agreement.py DIR --st NAME_OR_PATH --documents 500    # a published model
 
-Both embed the beginning of each document only. mteb rounds to five places, so that 5e-6 is full agreement.
+Both embed only the beginning of each document. mteb rounds to five decimal places, so a difference of 5e-6 is full
+agreement.
 """
 
 import argparse
@@ -20,12 +21,15 @@ from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import mean_metrics, per_query_metrics
 from dream.evaluation.mteb_adapter import DreamEncoder
 from dream.indexes.exact import ExactIndex
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 SHARED = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_100")
 
 
 def shortened(folder: Path, documents: int | None, copy: Path) -> Path:
-    """The folder with its first documents alone; labels of the others stay, and count as not found."""
+    """A copy with only the first documents; labels of the others are kept and count as not found."""
     import shutil
 
     shutil.copytree(folder / "qrels", copy / "qrels")
@@ -36,13 +40,13 @@ def shortened(folder: Path, documents: int | None, copy: Path) -> Path:
 
 
 def corpus_of(folder: Path) -> Corpus:
-    """As dream-evaluate benchmark=beir opens it."""
+    """The corpus as `dream-evaluate corpus=beir` opens it."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
     with initialize_config_dir(str(dream.utils.runtime.CONFIG_DIR), version_base="1.3"):
-        cfg = compose("evaluate", ["benchmark=beir", f"benchmark.path={folder}", "paths.run=."])
-    return instantiate(cfg.benchmark)
+        cfg = compose("evaluate", ["corpus=beir", f"corpus.path={folder}", "paths.run=."])
+    return instantiate(cfg.corpus, deduplicate=cfg.deduplicate)
 
 
 def task_of(folder: Path, split: str) -> Any:
@@ -73,7 +77,7 @@ def task_of(folder: Path, split: str) -> Any:
 
 
 def theirs(model: Any, folder: Path, split: str, batch: int) -> dict[str, float]:
-    """mteb's figures."""
+    """Metrics of mteb."""
     import mteb
 
     result = mteb.evaluate(model, [task_of(folder, split)], cache=None, encode_kwargs={"batch_size": batch})
@@ -81,7 +85,7 @@ def theirs(model: Any, folder: Path, split: str, batch: int) -> dict[str, float]
 
 
 def ours(encoder: Encoder, folder: Path, split: str, data: Path, batch: int) -> dict[str, float]:
-    """dream-evaluate's figures."""
+    """Metrics of dream-evaluate."""
     benchmark = Benchmark(corpus_of(folder), data, encoder.max_tokens, 1)
     store = benchmark.store(encoder, encoder.max_tokens)
     labelled = benchmark.labelled(store, split)
@@ -95,8 +99,8 @@ def main() -> None:
     parser.add_argument("--run", default="logs/latest", help="folder of a finished run")
     parser.add_argument("--st", help="a sentence-transformers model instead of the run")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--documents", type=int, help="only the first so many")
-    parser.add_argument("--batch", type=int, default=32, help="texts at a time")
+    parser.add_argument("--documents", type=int, help="number of documents to use; default: all")
+    parser.add_argument("--batch", type=int, default=32, help="texts in a forward of the encoder")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         (part := Path(scratch) / "part").mkdir()
@@ -113,7 +117,7 @@ def main() -> None:
                       ours(encoder, folder, chosen.split, Path(scratch) / "data", chosen.batch))  # fmt: skip
     for metric in SHARED:
         difference = abs(their[metric] - our[metric])
-        print(f"{metric:14} mteb {their[metric]:.5f}  dream-evaluate {our[metric]:.5f}  difference {difference:.1e}")
+        log.info(f"{metric:14} mteb {their[metric]:.5f}  dream-evaluate {our[metric]:.5f}  difference {difference:.1e}")
 
 
 if __name__ == "__main__":

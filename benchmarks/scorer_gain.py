@@ -1,16 +1,17 @@
-"""Does a scorer read its passages? Run: python benchmarks/scorer_gain.py [scorer=hf scorer.name=... corpus=...]
+"""Measures whether a scorer uses its passages.
 
-Prints, in nats per target token against random passages of other documents, what is gained by the first BM25 neighbour,
-by the best of ten in the scorer's own eyes, by no passage at all, and by a random passage in which a span of the target
-stands verbatim. Takes every override of dream-pretrain; a scratch scorer that is not cached is trained first.
+    python benchmarks/scorer_gain.py [scorer=hf scorer.name=... corpus=...]
+
+Prints log-likelihoods in nats per target token, minus those with random passages of other documents: with the first
+BM25 neighbour, with the best of ten neighbours, without a passage, and with a random passage into which a span of the
+target is copied. Takes the overrides of dream-pretrain. A scratch scorer that is not cached is trained first.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
@@ -18,12 +19,18 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 WINDOWS = 512
-SPAN = 24  # tokens of the target that a verbatim passage holds
+SPAN = 24  # tokens of the target that are copied into a passage
 WINDOWS_PER_STEP = 64
+KEYS = ("scorer.scoring.max_passage_tokens", "scorer.scoring.dtype", "scorer.seed")
 
 
 class PlantedPassages:
-    """Looks like a store to the scorer; passage w is a random one with a span of window w's target in its middle."""
+    """A store for the scorer in which passage w is a random one with a span of window w's target in its middle.
+
+    Args:
+        store: where windows and passages are.
+        random_passages_W: window → its random passage.
+    """
 
     def __init__(self, store, random_passages_W: dict[int, int]) -> None:
         self.window_tokens = store.window_tokens
@@ -38,7 +45,7 @@ class PlantedPassages:
 
 
 def verbatim_loglik(scorer, store, window_ids: np.ndarray, seed: int) -> float:
-    """Mean nats per target token behind planted passages."""
+    """Mean log-likelihood with planted passages, nats per target token."""
     from dream.scorers.pretraining.curriculum import random_passages, uniform
     from dream.store.store import SCORER
 
@@ -54,14 +61,15 @@ def verbatim_loglik(scorer, store, window_ids: np.ndarray, seed: int) -> float:
 
 
 def benchmark(cfg: DictConfig) -> None:
-    from dream.build import assemble
+    from dream.build import build_text
     from dream.indexes.bm25 import BM25Index
     from dream.scorers.pretraining.gain import held_out_windows, measure_gain
 
-    parts = assemble(cfg)
+    OmegaConf.update(cfg, "scorer.cache_megabytes", 0)  # planted passages are no passages of the store
+    parts = build_text(cfg)
     store, scorer = parts.store, parts.scorer
     scorer.load(store)
-    index = BM25Index.open_or_build(store, Path(cfg.paths.data) / "bm25")
+    index = BM25Index.open_or_build(store)
     began = time.perf_counter()
     gain = measure_gain(scorer, store, index, WINDOWS, cfg.seed)
     seconds = time.perf_counter() - began
@@ -73,4 +81,4 @@ def benchmark(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("pretrain")(benchmark)()
+    command("pretrain", __doc__, KEYS)(benchmark)()

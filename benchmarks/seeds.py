@@ -3,7 +3,7 @@
     dream-train -m experiment=quickstart seed=0,1,2 objective=kl_posterior,info_nce
     python benchmarks/seeds.py logs/quickstart/<date>_sweep/*
 
-Groups the runs by what differs between their configs apart from the seed, and prints median [lowest, highest].
+Groups the runs by the settings in which they differ, except the seed, and prints median [lowest, highest].
 """
 
 import argparse
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
+
+from dream.utils.logging import log_table
 
 COLUMNS = {
     "bm25/ndcg_at_10": "BM25",
@@ -29,13 +30,14 @@ IGNORED = ("seed", "paths", "hydra")
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value of a nested container."""
+    """Dotted key → value as JSON, of a nested dictionary."""
     if not isinstance(node, dict):
         return {prefix: json.dumps(node)}
     return {key: value for name, child in node.items() for key, value in flatten(child, f"{prefix}.{name}").items()}
 
 
 def settings(run: Path) -> dict[str, Any]:
+    """The run's config by dotted key, without seeds and paths."""
     config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     flat = flatten(config)
     run_path = json.dumps(config["paths"]["run"]).strip('"')  # type: ignore[index,call-overload]
@@ -47,6 +49,7 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def label(config: dict[str, Any], varying: set[str]) -> str:
+    """Name of the run's group. If objectives differ, only the objective's class is shown, not its settings."""
     if "objective._target_" in varying:
         varying = {key for key in varying if not key.startswith("objective.")} | {"objective._target_"}
     parts = [f"{key}={str(config.get(key)).strip(chr(34)).rsplit('.', 1)[-1]}" for key in sorted(varying)]
@@ -57,6 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
     runs = [run for run in parser.parse_args().runs if (run / "summary.json").exists()]
+    if not runs:
+        parser.error("none of these folders is a finished run")
     configs = {run: settings(run) for run in runs}
     keys = set().union(*configs.values())
     varying = {key for key in keys if len({config.get(key) for config in configs.values()}) > 1}
@@ -78,7 +83,7 @@ def main() -> None:
             )
             cells.append(f"{statistics.median(values):.{digits}f}{spread}" if values else "")
         table.add_row(name, str(len(summaries)), *cells)
-    Console(width=150).print(table)
+    log_table(table, width=150)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Memory and speed of preparing and streaming a corpus much larger than the memory it may use.
+"""Memory and speed of preparing and streaming a corpus that is much larger than the memory in use.
 
     .venv/bin/python benchmarks/store_memory.py --megabytes 2000
 
 Writes a JSON-lines file of made-up English, trains the scratch scorer's tokenizer on a sample, prepares the store and
-streams windows with random passages from it. Prints, for each phase, the peak memory above what the imports take:
-`anonymous` is what the process itself holds and should stay below 1,500 MB; `resident` also counts the pages of
-memory-mapped files near those it has touched, which the system takes back whenever it needs them.
+streams windows with random passages from it. Prints, for each phase, the peak memory minus the memory of the imports.
+`anonymous` is the process's own memory, which should stay below 1,500 MB; `resident` also counts pages of memory-mapped
+files, which the system frees when it needs memory.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401
+import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import JsonlCorpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
@@ -32,13 +32,13 @@ MAPS = Path("/proc/self/smaps_rollup")
 
 
 def memory_mb() -> tuple[float, float]:
-    """(resident, anonymous) now."""
+    """(resident, anonymous) memory of this process now."""
     sizes = {line.split()[0]: int(line.split()[1]) / 1e3 for line in MAPS.read_text().splitlines()[1:]}
     return sizes["Rss:"], sizes["Anonymous:"]
 
 
 class Peaks:
-    """Samples memory until it is stopped."""
+    """Samples the memory five times a second until `stop`, which returns the peaks."""
 
     def __init__(self) -> None:
         self.highest = memory_mb()
@@ -59,7 +59,7 @@ class Peaks:
 
 @contextmanager
 def phase(name: str, megabytes: float, imports: tuple[float, float]) -> Iterator[None]:
-    """Run a block and print its line."""
+    """Run a block, then log its time and memory."""
     peaks, start = Peaks(), time.perf_counter()
     yield
     seconds = time.perf_counter() - start
@@ -69,7 +69,7 @@ def phase(name: str, megabytes: float, imports: tuple[float, float]) -> Iterator
 
 
 def write_corpus(path: Path, megabytes: float, seed: int) -> None:
-    """Documents of 1 to 2 kB, of words from a dictionary of 50,000 with a long tail, in sentences."""
+    """Documents of 1 to 2 kB: sentences of words from a dictionary of 50,000 with a long tail."""
     random = np.random.default_rng(seed)
     syllables = np.array([a + b + c for a in ONSETS for b in "aeiou" for c in ["", "", *"nrst"]], dtype=object)
     parts = syllables[random.integers(len(syllables), size=(50_000, 3))]
@@ -87,7 +87,7 @@ def write_corpus(path: Path, megabytes: float, seed: int) -> None:
 
 
 def stream(data: WindowDataModule, windows: int, candidates: int, seed: int) -> None:
-    """Take batches as training does: windows, and random passages in the place of their candidates."""
+    """Take batches as in training: windows, with random passages as candidates."""
     random = np.random.default_rng(seed)
     taken = 0
     for batch in data.train_dataloader():
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=2000, help="size of the corpus")
     parser.add_argument("--folder", type=Path, help="where to write it; default: a temporary directory")
-    parser.add_argument("--windows", type=int, default=20_000, help="how many to stream")
+    parser.add_argument("--windows", type=int, default=20_000, help="number of windows to stream")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -118,13 +118,15 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         write_corpus(file, megabytes, seed)
     corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None, "error", 32)
     with phase("tokenizer", 30, imports):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder, corpus, 8192, 30))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            open_or_train_tokenizer(folder / "tokenizers", corpus, 8192)
+        )
     data = WindowDataModule(
         corpus,
         tokenizer,
         tokenizer,
         max_query_tokens=64,
-        stores_dir=str(folder),
+        stores_dir=str(folder / "stores"),
         batch_size=64,
         workers=0,
         limit_windows=None,

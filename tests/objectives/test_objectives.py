@@ -22,8 +22,8 @@ KL = {"direction": "forward", "in_batch": True, "continuation": 0.0, "null_simil
 
 
 @dataclass
-class Told:
-    """What a language model has said, as numbers."""
+class FixedScores:
+    """Candidate scores with given numbers, in place of a language model."""
 
     loglik_SK: Tensor | None = None
     null_S: Tensor | None = None
@@ -32,12 +32,12 @@ class Told:
     without_SK: Tensor | None = None
 
 
-def candidates(sim_BU, columns_SK, allowed_BU=None, **told) -> Candidates:
+def candidates(sim_BU, columns_SK, allowed_BU=None, **scores) -> Candidates:
     allowed_BU = torch.ones_like(sim_BU, dtype=torch.bool) if allowed_BU is None else allowed_BU
-    return Candidates(sim_BU, columns_SK, allowed_BU, torch.arange(sim_BU.shape[1]), Told(**told))
+    return Candidates(sim_BU, columns_SK, allowed_BU, torch.arange(sim_BU.shape[1]), FixedScores(**scores))
 
 
-def evidence(seen: Candidates) -> LossInputs:
+def inputs_of(seen: Candidates) -> LossInputs:
     return LossInputs(torch.eye(len(seen.sim_BU), dtype=torch.bool), seen, continuation_sim_BB=None)
 
 
@@ -54,7 +54,7 @@ def test_reverse_kl_by_hand():
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_kl_is_zero_where_both_agree_and_its_gradient_vanishes(direction):
+def test_kl_of_equal_distributions_is_0_with_gradient_0(direction):
     sim_BU = torch.tensor([[0.1, 0.2, -0.4], [0.5, 0.0, 0.3]], requires_grad=True)
     posterior_BU = torch.softmax(sim_BU.detach() / 0.1, dim=1)
     loss = kl_posterior(posterior_BU, sim_BU, torch.ones(2, 3, dtype=torch.bool), 0.1, direction).mean()
@@ -93,7 +93,7 @@ def test_kl_posterior_gradient_against_finite_differences(
             loglik_SK=torch.tensor([[-3.0, -5.0], [-40.0, -41.0]], dtype=torch.float64),
             null_S=torch.tensor([-4.0, -39.0], dtype=torch.float64),
         )
-        return objective(LossInputs(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BB))
+        return objective(LossInputs(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BB)).loss
 
     assert torch.autograd.gradcheck(loss, (sim_BU, continuation_sim_BB))
 
@@ -104,11 +104,11 @@ def test_without_in_batch_other_windows_candidates_do_not_matter():
     for other in (-5.0, 5.0):
         own = torch.tensor([[0, 1]])
         seen = candidates(torch.tensor([[0.3, 0.1, other]]), own, loglik_SK=torch.tensor([[-1.0, -2.0]]))
-        losses.append(objective(evidence(seen)).item())
+        losses.append(objective(inputs_of(seen)).loss.item())
     assert losses[0] == losses[1]
 
 
-def test_continuations_take_their_share_and_unscored_windows_have_nothing_else():
+def test_the_target_of_continuations_in_scored_and_unscored_windows():
     """Two windows, one of them scored, sim all 0, so p is uniform over the columns that a window may use.
 
     Window 1: candidates 0, 1 and continuations 1, 2: target (1/4, 1/4, 1/2, 0), p = 1/4 each:
@@ -126,7 +126,7 @@ def test_continuations_take_their_share_and_unscored_windows_have_nothing_else()
             ),
             continuation_sim_BB=torch.zeros(2, 2),
         )
-    )
+    ).loss
     assert loss.item() == pytest.approx((0.5 * math.log(2) + math.log(3)) / 2, abs=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_kl_posterior_of_two_windows_with_three_candidates_by_hand():
     """
     sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
     objective = KLPosterior(1.0, 1.0, **KL)
-    loss = objective(evidence(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK)))
+    loss = objective(inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK))).loss
     loss.backward()
     assert loss.item() == pytest.approx(0.096373, abs=1e-6)
     torch.testing.assert_close(sim.grad, torch.tensor([[-0.075, -0.075, 0.15], [0.0, 0.0, 0.0]]))
@@ -155,24 +155,24 @@ def test_leave_one_out_of_two_windows_with_three_candidates_by_hand():
     """
     sim = torch.zeros(2, 3, requires_grad=True)
     objective = LeaveOneOut(1.0, 1.0, **KL)
-    loss = objective(evidence(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), without_SK=LOGLIK)))
+    loss = objective(inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), without_SK=LOGLIK))).loss
     loss.backward()
     assert loss.item() == pytest.approx(0.029446, abs=1e-6)
     torch.testing.assert_close(sim.grad, torch.tensor([[1 / 24, 1 / 24, -1 / 12], [0.0, 0.0, 0.0]]))
 
 
 def test_marginal_of_two_windows_with_three_candidates_by_hand():
-    """p = (1/4, 1/4, 1/2) and uniform. Two tokens in window 1, with p_LM = (1/2, 1/2, 1) and (1, 1, 1/2) behind the
+    """p = (1/4, 1/4, 1/2) and uniform. Two tokens in window 1, with p_LM = (1/2, 1/2, 1) and (1, 1, 1/2) after the
     candidates: Σ = 3/4 at each, loss ln(4/3) = 0.287682. One token in window 2, with (1/8, 1/8, 1/2): Σ = 1/4, ln 4.
 
     Mean (ln(4/3) + ln 4) / 2 = 0.836988. Gradient by s_k: p_k - mean_t p_k p_LM / Σ, halved: in window 1 candidate 1:
-    1/4 - (1/6 + 1/3) / 2 = 0 and the same for 2, so for 3, too; in window 2: 1/3 - 1/6, 1/3 - 1/6, 1/3 - 2/3.
+    1/4 - (1/6 + 1/3) / 2 = 0, the same for 2, hence 0 for 3; in window 2: 1/3 - 1/6, 1/3 - 1/6, 1/3 - 2/3.
     """
     sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
     chances = torch.tensor([[[0.5, 1.0], [0.5, 1.0], [1.0, 0.5]], [[0.125, 1.0], [0.125, 1.0], [0.5, 1.0]]])
-    told = {"token_loglik": (chances.log(), torch.tensor([[True, True], [True, False]]))}
+    scores = {"token_loglik": (chances.log(), torch.tensor([[True, True], [True, False]]))}
     objective = Marginal(1.0, 0.0, 1.0, None)
-    loss = objective(evidence(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), **told)))
+    loss = objective(inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), **scores))).loss
     loss.backward()
     assert loss.item() == pytest.approx(0.836988, abs=1e-6)
     expected = torch.tensor([[0.0, 0.0, 0.0], [1 / 12, 1 / 12, -1 / 6]])
@@ -187,24 +187,24 @@ def test_marginal_gradient_against_finite_differences():
 
 
 def test_marginal_with_no_passage_as_a_candidate():
-    """One candidate at cosine 0 and none at cosine 0: p = 1/2 each; p_LM 1/2 and 1/4: Σ = 3/8, loss ln(8/3)."""
-    told = {
+    """One candidate and "no passage", both with cosine 0: p = 1/2 each; p_LM 1/2 and 1/4: Σ = 3/8, loss ln(8/3)."""
+    scores = {
         "token_loglik": (torch.tensor([[[0.5]]]).log(), torch.tensor([[True]])),
         "null_token_loglik_ST": torch.tensor([[0.25]]).log(),
     }
     objective = Marginal(1.0, 0.0, 1.0, null_similarity=0.0)
-    loss = objective(evidence(candidates(torch.zeros(1, 1), torch.tensor([[0]]), **told)))
+    loss = objective(inputs_of(candidates(torch.zeros(1, 1), torch.tensor([[0]]), **scores))).loss
     assert loss.item() == pytest.approx(math.log(8 / 3), abs=1e-6)
 
 
-def test_no_passage_takes_its_share_of_the_posterior():
+def test_no_passage_has_its_part_of_the_posterior():
     """Log-likelihoods 0, 0 and ln 2 without a passage: target (1/4, 1/4, 1/2). p uniform over the three: as above,
-    0.058892. Where unhelped windows weigh half, this one does: no candidate is better than none."""
-    told = {"loglik_SK": torch.zeros(1, 2), "null_S": torch.tensor([math.log(2)])}
-    seen = candidates(torch.zeros(1, 2), torch.tensor([[0, 1]]), **told)
+    0.058892. No candidate helps more than no passage, so the window has the weight of unhelped windows."""
+    scores = {"loglik_SK": torch.zeros(1, 2), "null_S": torch.tensor([math.log(2)])}
+    seen = candidates(torch.zeros(1, 2), torch.tensor([[0, 1]]), **scores)
     for weight in (1.0, 0.5):
         objective = KLPosterior(1.0, 1.0, **KL | {"null_similarity": 0.0, "unhelped_weight": weight})
-        assert objective(evidence(seen)).item() == pytest.approx(0.058892 * weight, abs=1e-6)
+        assert objective(inputs_of(seen)).loss.item() == pytest.approx(0.058892 * weight, abs=1e-6)
 
 
 def test_in_batch_weights_of_two_windows_with_three_texts_by_hand():
@@ -216,7 +216,7 @@ def test_in_batch_weights_of_two_windows_with_three_texts_by_hand():
 
 @dataclass
 class Mixture:
-    """A language model that reads as a mixture: p(target) = Σ_k w_k · chance_k. Its loss is known in closed form."""
+    """Stands for a language model with p(target) = Σ_k w_k · chance_k, whose loss is known in closed form."""
 
     chance_SK: Tensor
 
@@ -240,8 +240,10 @@ def test_attention_objectives_of_two_windows_with_three_candidates_by_hand(name)
         objective.chosen = {0: [0]}
     sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
     seen = candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]))
-    seen.reading = Mixture(torch.tensor([[0.5, 0.5, 1.0], [0.125, 0.125, 0.5]]))
-    loss = objective(evidence(seen))
+    seen.scores = Mixture(torch.tensor([[0.5, 0.5, 1.0], [0.125, 0.125, 0.5]]))
+    output = objective(inputs_of(seen))
+    assert output.candidate_loglik_SK is None
+    loss = output.loss
     loss.backward()
     assert loss.item() == pytest.approx(0.836988, abs=1e-6)
     expected = torch.tensor([[1 / 24, 1 / 24, -1 / 12], [1 / 12, 1 / 12, -1 / 6]])
@@ -279,7 +281,7 @@ def test_windows_of_one_document_are_no_negatives_of_each_other():
 
 
 @pytest.mark.parametrize("temperature", [0, -0.1])
-def test_a_temperature_that_cannot_be_is_refused_by_name(temperature):
+def test_a_temperature_out_of_range_names_its_key(temperature):
     with pytest.raises(ConfigError, match="objective.temperature"):
         InfoNCE(temperature)
     with pytest.raises(ConfigError, match="objective.lm_temperature"):

@@ -24,11 +24,11 @@ FAMILIES = {
     "qwen2": lambda v: Qwen2ForCausalLM(
         Qwen2Config(vocab_size=v, max_position_embeddings=128, num_key_value_heads=2, **SMALL)
     ),
-    # Dropout of one half: a model that is not in eval mode cannot pass.
+    # Dropout 0.5: a model that is not in eval mode fails.
     "gpt2": lambda v: GPT2LMHeadModel(
         GPT2Config(vocab_size=v, n_positions=128, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5, attn_pdrop=0.5)
     ),
-    # Its logits are capped after the projection, and half of its layers see a sliding window only.
+    # Its logits are capped after the projection, and half of its layers have a sliding window.
     "gemma2": lambda v: Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=v, num_key_value_heads=2, head_dim=8, sliding_window=16, final_logit_softcapping=2.0, **SMALL
@@ -42,7 +42,6 @@ SCORING = {
     "dtype": "float32",
     "compile": False,
 }
-NO_CACHE = {"cache": False, "cache_dir": "", "cache_megabytes": 1}
 WINDOWS = torch.tensor([0, 7, 31])
 CANDIDATES = torch.tensor([[3, -1, 40, 41], [50, 51, 2, 9], [-1, 60, 0, 1]])
 
@@ -62,7 +61,7 @@ def llama(tokenizer, tmp_path_factory):
 
 
 def load(folder, store, **changes):
-    scorer = HFScorer(corpus=None, name=folder, scoring=SCORING | changes, trust_remote_code=False, **NO_CACHE)
+    scorer = HFScorer(corpus=None, name=folder, scoring=SCORING | changes, trust_remote_code=False, cache_megabytes=0)
     scorer.load(store)
     return scorer
 
@@ -83,7 +82,7 @@ def plain_loop(scorer, store, window, candidate, separator="\n\n", longest=16):
 
 
 @pytest.mark.parametrize("tokens_per_forward", [1, 130, 4096])
-def test_equals_the_plain_loop_whatever_the_batches(model_folder, store, tokens_per_forward):
+def test_equals_the_plain_loop_for_any_batch_size(model_folder, store, tokens_per_forward):
     scorer = load(model_folder, store, tokens_per_forward=tokens_per_forward)
     loglik = scorer.loglik(store, WINDOWS, CANDIDATES)
     expected = [
@@ -93,14 +92,14 @@ def test_equals_the_plain_loop_whatever_the_batches(model_folder, store, tokens_
     assert loglik.dtype == torch.float32
     assert loglik.shape == CANDIDATES.shape
     torch.testing.assert_close(loglik, torch.tensor(expected), rtol=1e-4, atol=0)
-    assert loglik.std(dim=1).min() > 1e-2  # the passages make a difference, so agreement is no accident
+    assert loglik.std(dim=1).min() > 1e-2  # the passages matter, so the agreement is not a coincidence
 
 
 def test_order_of_the_pairs_does_not_matter(llama, store):
     scorer = load(llama, store, tokens_per_forward=100)
     straight = scorer.loglik(store, WINDOWS, CANDIDATES)
-    turned = scorer.loglik(store, WINDOWS.flip(0), CANDIDATES.flip(0, 1))
-    torch.testing.assert_close(turned.flip(0, 1), straight, rtol=1e-5, atol=0)
+    flipped = scorer.loglik(store, WINDOWS.flip(0), CANDIDATES.flip(0, 1))
+    torch.testing.assert_close(flipped.flip(0, 1), straight, rtol=1e-5, atol=0)
 
 
 def test_compiled_equals_eager(llama, store):
@@ -127,7 +126,7 @@ def test_the_model_is_frozen(llama, store):
     assert scorer.model.get_input_embeddings().weight.abs().sum() > 0
 
 
-def test_fingerprint_tells_what_the_numbers_depend_on(llama, store, tmp_path, tokenizer):
+def test_fingerprint_covers_what_the_log_likelihoods_depend_on(llama, store, tmp_path, tokenizer):
     same = [load(llama, store).fingerprint, load(llama, store, tokens_per_forward=7).fingerprint]
     assert same[0] == same[1]
     shorter = load(llama, store, max_passage_tokens=5)
@@ -156,6 +155,11 @@ def test_bad_values_name_their_key(llama, store, changes, message):
         load(llama, store, **changes)
 
 
-def test_a_missing_model_is_told_in_one_line(tmp_path):
+def test_a_missing_model_is_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^scorer.name=.*cannot be loaded"):
-        HFScorer(corpus=None, name=str(tmp_path / "none"), scoring=SCORING, trust_remote_code=False, **NO_CACHE)
+        HFScorer(corpus=None, name=str(tmp_path / "none"), scoring=SCORING, trust_remote_code=False, cache_megabytes=0)
+
+
+def test_a_negative_cache_size_is_refused(llama):
+    with pytest.raises(ConfigError, match="scorer.cache_megabytes=-1"):
+        HFScorer(corpus=None, name=llama, scoring=SCORING, trust_remote_code=False, cache_megabytes=-1)

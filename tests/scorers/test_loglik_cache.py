@@ -1,10 +1,11 @@
-"""What the scorer keeps on disk: found again bit by bit, whatever happens to file or process.
+"""The cache of log-likelihoods on disk: bitwise the same values again, also after damage and killed processes.
 
-Run: pytest tests/scorers/test_cache.py
+Run: pytest tests/scorers/test_loglik_cache.py
 """
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -16,6 +17,7 @@ from tests.scorers.test_loglik import CANDIDATES, SCORING, WINDOWS, save_model
 
 from dream.scorers.hf import HFScorer
 from dream.scorers.loglik_cache import LoglikCache
+from dream.store.store import Store
 from dream.utils.errors import ConfigError
 
 PAIRS = np.array([7, 7, 2**31]), np.array([3, -1, 2**31 - 1])
@@ -38,20 +40,27 @@ def llama(tokenizer, tmp_path_factory):
     return save_model("llama", tokenizer, tmp_path_factory.mktemp("llama"))
 
 
-def scorer_with(llama, store, folder, **changes):
+@pytest.fixture
+def own_store(store, tmp_path):
+    """A copy of the store whose caches are in tmp_path."""
+    return Store(shutil.copytree(store.path, tmp_path / "stores" / store.path.name))
+
+
+def scorer_with(llama, store, cache_megabytes=10, **changes):
     scoring = SCORING | {"tokens_per_forward": 130} | changes
-    kept = {"cache": folder is not None, "cache_dir": str(folder), "cache_megabytes": 10}
-    scorer = HFScorer(corpus=None, name=llama, scoring=scoring, trust_remote_code=False, **kept)
+    scorer = HFScorer(
+        corpus=None, name=llama, scoring=scoring, trust_remote_code=False, cache_megabytes=cache_megabytes
+    )
     scorer.load(store)
     return scorer
 
 
-def test_what_was_added_is_found_by_the_next_process(tmp_path):
+def test_added_values_are_found_by_the_next_process(tmp_path):
     opened(tmp_path).add(*PAIRS, NATS)
     again = opened(tmp_path)
     np.testing.assert_array_equal(again.find(*PAIRS), NATS)
     assert np.isnan(again.find(np.array([7, 8]), np.array([4, 3]))).all()
-    again.add(np.array([7]), np.array([1]), NATS[:1])  # between two that are there
+    again.add(np.array([7]), np.array([1]), NATS[:1])  # between two existing ones
     np.testing.assert_array_equal(again.find(*PAIRS), NATS)
 
 
@@ -60,42 +69,46 @@ def test_scopes_do_not_mix(tmp_path):
     assert np.isnan(opened(tmp_path, "b").find(*PAIRS)).all()
 
 
-def test_what_is_not_finite_is_not_kept(tmp_path):
+def test_values_that_are_not_finite_are_not_added(tmp_path):
     cache = opened(tmp_path)
     cache.add(*PAIRS, np.array([np.nan, -np.inf, -1], dtype=np.float32))
     assert np.isnan(cache.find(*PAIRS)).tolist() == [True, True, False]
 
 
-def test_results_are_bitwise_the_same_with_and_without(llama, store, tmp_path):
-    """Half of the pairs are known, so that the others are scored in another company than without a cache."""
-    without = scorer_with(llama, store, None).loglik(store, WINDOWS, CANDIDATES)
-    scorer = scorer_with(llama, store, tmp_path)
-    scorer.loglik(store, WINDOWS, CANDIDATES[:, ::2])
-    half_known = scorer.loglik(store, WINDOWS, CANDIDATES)
+def test_results_are_bitwise_the_same_with_and_without_a_cache(llama, own_store, tmp_path):
+    """Half of the pairs are cached, so the others are scored in other batches than without a cache."""
+    without = scorer_with(llama, own_store, cache_megabytes=0).loglik(own_store, WINDOWS, CANDIDATES)
+    assert not (tmp_path / "loglik").exists()
+    scorer = scorer_with(llama, own_store)
+    scorer.loglik(own_store, WINDOWS, CANDIDATES[:, ::2])
+    half_cached = scorer.loglik(own_store, WINDOWS, CANDIDATES)
     assert (scorer.pairs_asked, scorer.pairs_scored) == (6 + 12, 12)
-    assert torch.equal(half_known, without)
-    again = scorer_with(llama, store, tmp_path)
-    assert torch.equal(again.loglik(store, WINDOWS, CANDIDATES), without)
+    assert torch.equal(half_cached, without)
+    again = scorer_with(llama, own_store)
+    assert torch.equal(again.loglik(own_store, WINDOWS, CANDIDATES), without)
     assert (again.pairs_scored, again.forwards) == (0, 0)
+    assert file_of(tmp_path / "loglik").name == "loglik-1.sqlite"
 
 
-def test_batch_size_and_company_change_no_bit(llama, store):
+def test_no_bit_depends_on_the_batch(llama, store):
     windows = torch.arange(16)
     candidates = torch.arange(16 * 6).view(16, 6)
-    alone = scorer_with(llama, store, None, tokens_per_forward=1).loglik(store, windows, candidates)
-    together = scorer_with(llama, store, None, tokens_per_forward=4096).loglik(store, windows, candidates)
-    assert torch.equal(alone, together)
+    single, together = (
+        scorer_with(llama, store, 0, tokens_per_forward=tokens).loglik(store, windows, candidates)
+        for tokens in (1, 4096)
+    )
+    assert torch.equal(single, together)
 
 
-def test_another_model_or_prompt_has_log_likelihoods_of_its_own(llama, store, tmp_path):
-    scorer_with(llama, store, tmp_path).loglik(store, WINDOWS, CANDIDATES)
-    other = scorer_with(llama, store, tmp_path, max_passage_tokens=5)
-    other.loglik(store, WINDOWS, CANDIDATES)
+def test_another_model_or_prompt_has_its_own_log_likelihoods(llama, own_store):
+    scorer_with(llama, own_store).loglik(own_store, WINDOWS, CANDIDATES)
+    other = scorer_with(llama, own_store, max_passage_tokens=5)
+    other.loglik(own_store, WINDOWS, CANDIDATES)
     assert other.pairs_scored == CANDIDATES.numel()
 
 
 def damage_value(file):
-    """Flips one bit of a stored log-likelihood, as a failing disk would."""
+    """Flip one bit of a stored log-likelihood, as a failing disk does."""
     content = bytearray(file.read_bytes())
     at = content.find(NATS[:1].tobytes())
     assert at > 0
@@ -112,7 +125,7 @@ def overwrite_start(file):
 
 
 @pytest.mark.parametrize("damage", [damage_value, cut_short, overwrite_start])
-def test_damage_is_named_and_what_was_lost_made_anew(tmp_path, capsys, damage):
+def test_damage_is_reported_and_a_new_file_replaces_the_damaged_one(tmp_path, capsys, damage):
     cache = opened(tmp_path)
     cache.add(*PAIRS, NATS)
     cache.close()
@@ -126,7 +139,7 @@ def test_damage_is_named_and_what_was_lost_made_anew(tmp_path, capsys, damage):
     assert file_of(tmp_path) != file
 
 
-def test_damage_after_it_was_opened_is_noticed_too(tmp_path, capsys):
+def test_damage_of_an_open_file_is_noticed(tmp_path, capsys):
     cache = opened(tmp_path)
     cache.add(*PAIRS, NATS)
     cache.connection.execute("UPDATE windows SET nats = zeroblob(8) WHERE window = 7")
@@ -135,7 +148,7 @@ def test_damage_after_it_was_opened_is_noticed_too(tmp_path, capsys):
 
 
 def test_full_caches_make_room_then_stop(tmp_path, capsys):
-    """1 MB: another scope's rows give way first, its own stay."""
+    """1 MB: another scope's rows are deleted first; the scope's own rows stay."""
     many = 6000
     windows, passages = np.repeat(np.arange(many), 20), np.tile(np.arange(20), many)
     nats = np.random.default_rng(0).normal(size=len(windows)).astype(np.float32)
@@ -150,32 +163,31 @@ def test_full_caches_make_room_then_stop(tmp_path, capsys):
     np.testing.assert_array_equal(second.find(windows[:9], passages[:9]), nats[:9])
 
 
-def test_a_scope_that_gave_way_while_it_is_used_mixes_with_no_other(tmp_path):
-    """One process makes room, another goes on adding, a third begins: it finds nothing of the second's."""
-    going_on, other = opened(tmp_path, "second"), opened(tmp_path, "first")
-    other.most_bytes = 0  # as good as full
+def test_a_scope_that_is_deleted_while_in_use_mixes_with_no_other(tmp_path):
+    """One process deletes a scope that another still adds to; a third starts and finds nothing of it."""
+    in_use, other = opened(tmp_path, "second"), opened(tmp_path, "first")
+    other.most_bytes = 0  # as if the file were full
     other.add(*PAIRS, NATS)
-    going_on.add(*PAIRS, NATS)
+    in_use.add(*PAIRS, NATS)
     assert np.isnan(opened(tmp_path, "third").find(*PAIRS)).all()
     np.testing.assert_array_equal(opened(tmp_path, "second").find(*PAIRS), NATS)
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_itself(llama, store, tmp_path, capsys):
-    blocker = tmp_path / "file"
-    blocker.write_text("not a folder")
-    scorer = scorer_with(llama, store, blocker)
-    expected = scorer_with(llama, store, None).loglik(store, WINDOWS, CANDIDATES)
-    assert torch.equal(scorer.loglik(store, WINDOWS, CANDIDATES), expected)
-    assert torch.equal(scorer.loglik(store, WINDOWS, CANDIDATES), expected)
-    assert capsys.readouterr().out.count("not kept") == 1
+def test_a_cache_that_cannot_be_written_does_not_stop_the_scorer(llama, own_store, tmp_path, capsys):
+    (tmp_path / "loglik").write_text("a file, not a folder")
+    scorer = scorer_with(llama, own_store)
+    expected = scorer_with(llama, own_store, cache_megabytes=0).loglik(own_store, WINDOWS, CANDIDATES)
+    assert torch.equal(scorer.loglik(own_store, WINDOWS, CANDIDATES), expected)
+    assert torch.equal(scorer.loglik(own_store, WINDOWS, CANDIDATES), expected)
+    assert capsys.readouterr().out.count("log-likelihoods are not cached") == 1
 
 
-def test_a_size_of_nothing_is_refused(tmp_path):
+def test_a_size_of_0_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="scorer.cache_megabytes=0"):
         LoglikCache(tmp_path, 0)
 
 
-def _write_for_ever(folder, seed):
+def _write_until_killed(folder, seed):
     cache, draw = opened(folder), np.random.default_rng(seed)
     while True:
         windows = draw.integers(0, 50, 20)
@@ -183,10 +195,10 @@ def _write_for_ever(folder, seed):
         cache.add(windows, passages, (windows * 1000 + passages).astype(np.float32))
 
 
-def test_several_writers_killed_at_any_moment_leave_a_whole_cache(tmp_path):
+def test_writers_that_are_killed_leave_an_intact_cache(tmp_path):
     start = multiprocessing.get_context("spawn")
     for attempt in range(3):
-        writers = [start.Process(target=_write_for_ever, args=(tmp_path, 10 * attempt + n)) for n in range(2)]
+        writers = [start.Process(target=_write_until_killed, args=(tmp_path, 10 * attempt + n)) for n in range(2)]
         for writer in writers:
             writer.start()
         known = 0
@@ -211,7 +223,7 @@ def _all_pairs(folder):
     return [np.concatenate(column) for column in zip(*rows, strict=True)] if rows else [np.empty(0)] * 3
 
 
-def test_a_foreign_file_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_not_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     opened(tmp_path).add(*PAIRS, NATS)
     assert (tmp_path / "notes.txt").read_text() == "mine"

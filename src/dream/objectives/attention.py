@@ -1,4 +1,7 @@
-"""The DREAM objective: the language model reads all candidates at once, and the retriever weights its attention."""
+"""The DREAM objective: the language model reads all candidates in one prompt; the retriever weights its attention.
+
+Shapes: S scored windows, K candidates of a window.
+"""
 
 from typing import Literal
 
@@ -12,19 +15,25 @@ from dream.utils.errors import require
 
 
 class Attention(MixedObjective):
-    """loss = -mean_t log p_LM(y_t | y_<t, x, d_1..d_K), where chosen heads weight passage k by p_k = softmax(sim / T).
+    """loss_s = -mean_t log p_LM(y_t | y_<t, x, d_1..d_K), nats per target token.
 
+    Chosen heads weight their attention on passage k by p_k = softmax_k(sim_k / temperature): see `reweigh`. The
+    gradient reaches the encoder through p. The loss uses no log-likelihoods of single candidates, so its output has
+    none.
     Source: DREAM (Tang & Yang, arXiv 2606.24667).
 
     Args:
-        temperature: T, of the retriever's softmax over cosines.
-        continuation: share of the contrast with the window's own continuation, 0 to 1.
+        temperature: of the retriever's softmax over cosines.
+        continuation: share of the contrast with the window's own continuation, at least 0 and below 1.
         unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
-        mass: what a head's attention on all passages sums to: `keep` its own sum, or `full` for 1.
-        heads: `found` (ranked first by `finder`), `random` (the control), `all`, or a list of [layer, head].
+        mass: sum of a row's attention on all passages: `keep`, the head's own; `full`, 1.
+        heads: `found` (the best of `finder`), `random` (the control), `all`, or a list of [layer, head].
         count: number of heads if they are found or random.
         seed: of random heads.
         finder: ranks the heads of the language model.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class Attention(MixedObjective):
         self.heads, self.count, self.seed, self.finder = heads, count, seed, finder
 
     def prepare(self, scorer, store, k: int) -> None:
+        """Choose the heads. Raises ConfigError if they do not exist, or if the model cannot read K passages at once."""
         scorer.require_room(store, k, "candidates.k", k)
         self.chosen = choose_heads(self.heads, self.count, self.seed, scorer, store, self.finder)
 

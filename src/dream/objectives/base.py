@@ -1,4 +1,8 @@
-"""What the module hands to an objective, and what an objective returns."""
+"""The inputs and the output of an objective, and its base class.
+
+Shapes: B windows of a step, S those of them that the language model scores (the first ones), K candidates of a window,
+U distinct candidates of the step.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Candidates:
-    """The U distinct candidates of a step, compared with its B windows. The first S windows may be scored by the LM.
+    """The U distinct candidates of a step and their similarities with its B windows.
 
-    Attributes:
+    Args:
         sim_BU: cosine of context b and candidate u by the current encoder, with gradient.
-        columns_SK: for each scored window, the columns of its own K candidates in U.
-        allowed_BU: false if u comes from the window's own document.
+        columns_SK: for each scored window, the columns of its own K candidates in U, int64.
+        allowed_BU: whether candidate u may be a negative of window b: false if it comes from the same document.
         ids_U: passage ids.
-        scores: log-likelihoods by the frozen LM, computed on first use.
+        scores: log-likelihoods of the scored windows given their candidates, computed on first use.
     """
 
     sim_BU: Tensor
@@ -34,18 +38,19 @@ class Candidates:
 
     @property
     def sim_SK(self) -> Tensor:
-        """Similarities of each scored window with its own candidates."""
+        """Similarities of each scored window with its own candidates, with gradient."""
         return self.sim_BU[: len(self.columns_SK)].gather(1, self.columns_SK)
 
 
 @dataclass
 class LossInputs:
-    """The inputs of an objective for B windows. Inputs that the objective does not need are None.
+    """The inputs of an objective for B windows.
 
-    Attributes:
+    Args:
         same_document_BB: whether two windows come from the same document.
-        candidates: see `Candidates`.
-        continuation_sim_BB: cosine of context b and the continuation of window c, with gradient.
+        candidates: the candidates; None if the objective does not need them.
+        continuation_sim_BB: cosine of the context of window b and the continuation of window c, with gradient; None if
+            the objective does not need it.
     """
 
     same_document_BB: Tensor
@@ -57,10 +62,15 @@ class LossInputs:
 class LossOutput:
     """The result of an objective.
 
-    Attributes:
-        loss: scalar with gradient, in nats.
-        candidate_loglik_SK: per-candidate log-likelihoods if the loss used them, in nats up to a constant of each
-            window: the LM posterior is their softmax. Logged, never trained on.
+    The LM posterior of window s is softmax_k(candidate_loglik_sk / lm_temperature) (Bayes' rule with a uniform prior if
+    the temperature is 1). The module logs it; the gradient comes from `loss` only.
+
+    Args:
+        loss: scalar with gradient, the mean over windows of the loss in nats. The unit of a window's loss depends on
+            the objective: a divergence or a cross-entropy of one choice (nats), or nats per target token.
+        candidate_loglik_SK: log-likelihood of the target for each candidate, in nats, summed over the target's tokens,
+            up to a constant of each window; without gradient. None if the loss does not use single candidates'
+            log-likelihoods, as in `attention`, `in_batch_attention` and `info_nce`.
     """
 
     loss: Tensor
@@ -68,10 +78,10 @@ class LossOutput:
 
 
 class Objective:
-    """Turns `LossInputs` into a scalar loss. To add one, write one file and one YAML.
+    """Computes a scalar loss from `LossInputs`. A call has no side effects. To add one, write one file and one YAML.
 
     Attributes:
-        needs_candidates: whether it uses candidates, and with them the language model.
+        needs_candidates: whether it uses candidates and the language model.
         needs_continuation: whether it uses the windows' continuations.
         temperature: of the retriever's softmax over cosines.
         lm_temperature: of the posterior's softmax, if the objective has a posterior.
@@ -93,14 +103,27 @@ class Objective:
     lm_temperature: float = 1.0
 
     def prepare(self, scorer: "CausalScorer", store: "Store", k: int) -> None:
-        """Called once before training, after the scorer has its weights. `k`: candidates of a window."""
+        """Called once before training.
+
+        Args:
+            scorer: with its weights.
+            store: passages and windows.
+            k: number of candidates of a window.
+
+        Raises:
+            ConfigError: the scorer or the store does not fit the settings.
+        """
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         raise NotImplementedError
 
 
 def check_knobs(temperature: float, continuation: float, unhelped_weight: float, null_similarity: float | None) -> None:
-    """Check the settings that several objectives share. The error names the one that is out of range."""
+    """Check the settings that several objectives share.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
     require(temperature > 0, "objective.temperature", temperature, "must be above 0")
     require(0 <= continuation < 1, "objective.continuation", continuation, "at least 0 and below 1")
     require(0 <= unhelped_weight <= 1, "objective.unhelped_weight", unhelped_weight, "from 0 to 1")
@@ -109,14 +132,17 @@ def check_knobs(temperature: float, continuation: float, unhelped_weight: float,
 
 
 def spread(values_BK: Tensor, columns_BK: Tensor, width: int) -> Tensor:
-    """values_BU: each window's K values in their columns of a zero matrix with `width` columns."""
+    """values_BU: each window's K values in their columns of a matrix with U = `width` columns; 0 in the others."""
     return torch.zeros(len(values_BK), width, dtype=values_BK.dtype, device=values_BK.device).scatter_add(
         1, columns_BK, values_BK
     )
 
 
 def window_weights(scores: "CandidateScores", unhelped_weight: float) -> Tensor | float:
-    """weight_S: 1 if some candidate makes the target likelier than no passage does, else `unhelped_weight`."""
+    """weight_S: 1 if a candidate makes the target more likely than no passage does, else `unhelped_weight`.
+
+    With `unhelped_weight` 1 it is the number 1, and no log-likelihood is computed.
+    """
     if unhelped_weight == 1:
         return 1.0
     helped_S = scores.loglik_SK.amax(1) > scores.null_S

@@ -1,4 +1,7 @@
-"""The Revela objective: a window also attends to all candidates of the step, weighted by similarity."""
+"""The Revela objective: a window also attends to all candidates of the step, weighted by similarity.
+
+Shapes: S scored windows, U distinct candidates of the step.
+"""
 
 import torch
 from torch import Tensor
@@ -8,15 +11,29 @@ from dream.objectives.mixed import MixedObjective
 
 
 def in_batch_weights(sim_SU: Tensor, allowed_SU: Tensor, temperature: float) -> Tensor:
-    """weights_SU = softmax_u(cos_su / temperature) over the texts that a window may read. Source: Revela, below."""
+    """weights_SU = softmax_u(sim_su / temperature) over the allowed texts of each window; 0 for the others.
+
+    Source: Revela (arXiv 2506.16552).
+    """
     return torch.softmax((sim_SU / temperature).masked_fill(~allowed_SU, -torch.inf), dim=1)
 
 
 class InBatchAttention(MixedObjective):
-    """loss = -mean_t log p_LM(y_t | y_<t, x), where every layer adds Σ_u w_u · b_u to what it attends to.
+    """loss_s = -mean_t log p_LM(y_t | y_<t, x), nats per target token, where every layer adds Σ_u w_u · b_u.
 
-    b_u is what the window's tokens read in text u. Source: Revela (arXiv 2506.16552). The texts of the batch are the
-    candidates of all scored windows, and the language model stays frozen, whereas the paper trains it, too.
+    It is added to the layer's attention output. b_u is the attention output of the window's rows over text u, and
+    w_u = softmax_u(sim_u / temperature). The loss uses no log-likelihoods of single candidates, so its output has none.
+    Source: Revela (arXiv 2506.16552), with two differences: the texts are the candidates of all scored windows, and the
+    language model is frozen.
+
+    Args:
+        temperature: of the retriever's softmax over cosines.
+        continuation: share of the contrast with the window's own continuation, at least 0 and below 1.
+        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
+        value_norm: divide b_u by the attention-weighted mean norm of the values of text u.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     def __init__(self, temperature: float, continuation: float, unhelped_weight: float, value_norm: bool) -> None:

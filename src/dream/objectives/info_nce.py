@@ -1,4 +1,7 @@
-"""Contrastive loss on a window's own continuation: needs no language model, so others are measured against it."""
+"""Contrastive loss on a window's own continuation. It needs no language model: the baseline of all objectives.
+
+Shapes: B windows of a step, U distinct candidates of the step.
+"""
 
 import torch
 from torch import Tensor
@@ -10,9 +13,17 @@ from dream.utils.errors import require
 
 def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
              temperature: float) -> Tensor:  # fmt: skip
-    """loss_B: cross-entropy (nats) of a window's continuation among all continuations and candidates of the step.
+    """loss_b = -log softmax(sim_b / temperature) at the window's own continuation, in nats.
 
-    InfoNCE with hard negatives, as in DPR (Karpukhin et al. 2020, §3.2), the pairs being consecutive spans.
+    The softmax runs over all continuations and candidates of the step, except those of the window's own document.
+    Source: InfoNCE with hard negatives, as in DPR (Karpukhin et al. 2020, §3.2). Here a pair is two consecutive spans.
+
+    Args:
+        candidate_sim_BU: cosines with the candidates.
+        allowed_BU: false if candidate u comes from the document of window b.
+        continuation_sim_BB: cosines with the continuations.
+        same_document_BB: whether two windows come from the same document.
+        temperature: of the softmax over cosines.
     """
     negatives_only_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
     logits = torch.cat([continuation_sim_BB.masked_fill(negatives_only_BB, -torch.inf),
@@ -21,16 +32,31 @@ def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: 
 
 
 def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy (nats) of continuation b among the continuations of the batch, given context b.
+    """loss = -mean_b log (exp(sim_bb / temperature) / Σ_c exp(sim_bc / temperature)), in nats.
 
-    Other windows of the same document are no negatives. Source: van den Oord et al. 2018, eq. 4; for consecutive spans
-    as pairs, the inverse cloze task (Lee et al. 2019) and Contriever (Izacard et al. 2021, §3).
+    The sum runs over c = b and all windows c of other documents.
+    Source: InfoNCE (van den Oord et al. 2018, eq. 4); with consecutive spans as pairs: the inverse cloze task (Lee et
+    al. 2019) and Contriever (Izacard et al. 2021, §3).
+
+    Args:
+        sim_BB: cosine of the context of window b and the continuation of window c.
+        same_document_BB: whether two windows come from the same document.
+        temperature: of the softmax over cosines.
     """
     nothing_B0 = sim_BB[:, :0]
     return contrast(nothing_B0, nothing_B0.bool(), sim_BB, same_document_BB, temperature).mean()
 
 
 class InfoNCE(Objective):
+    """Cross-entropy of a window's own continuation among the continuations of the step: see `info_nce`.
+
+    Args:
+        temperature: of the softmax over cosines.
+
+    Raises:
+        ConfigError: the temperature is not above 0.
+    """
+
     needs_continuation = True
 
     def __init__(self, temperature: float) -> None:

@@ -1,4 +1,7 @@
-"""KL divergence between the LM posterior over candidates and the retriever's distribution."""
+"""KL divergence between the LM posterior over candidates and the retriever's distribution.
+
+Shapes: B windows of a step, S those of them that are scored, K candidates of a window, U distinct candidates.
+"""
 
 from typing import Literal
 
@@ -13,11 +16,18 @@ from dream.utils.errors import require
 def kl_posterior(
     posterior_BU: Tensor, sim_BU: Tensor, allowed_BU: Tensor, temperature: float, direction: str
 ) -> Tensor:
-    """loss_B = KL(posterior ‖ p), or KL(p ‖ posterior) where `direction` is reverse, in nats.
+    """loss_b = KL(posterior ‖ p) = Σ_u posterior_u · (log posterior_u - log p_u), in nats; reverse: KL(p ‖ posterior).
 
-    p = softmax(sim / temperature) over the allowed columns. Forward: PDist of Atlas (Izacard et al. 2022, §2.2) and ART
-    (Sachan et al. 2022, eq. 4). Reverse is finite only where the posterior has mass, so that p leaves out the other
-    columns.
+    p = softmax(sim / temperature) over the allowed columns. The reverse KL is infinite if p has mass where the
+    posterior has none, so for it p is restricted to columns where the posterior has mass.
+    Source: forward, PDist of Atlas (Izacard et al. 2022, §2.2) and ART (Sachan et al. 2022, eq. 4).
+
+    Args:
+        posterior_BU: the target distribution; each row sums to 1.
+        sim_BU: cosines, with gradient.
+        allowed_BU: columns that p runs over. The posterior has no mass on the others.
+        temperature: of the retriever's softmax over cosines.
+        direction: `forward` or `reverse`.
     """
     if direction == "reverse":
         allowed_BU = allowed_BU & (posterior_BU > 0)
@@ -32,20 +42,32 @@ def kl_posterior(
 
 
 class KLPosterior(Objective):
-    """KL between a target distribution and the retriever's distribution p over the candidates of the step.
+    """loss = mean over windows of KL(target ‖ p), in nats, where p is the retriever's distribution over candidates.
+
+        posterior_k = softmax_k(loglik_k / lm_temperature)
+        target      = (1 - continuation) · posterior + continuation · (the window's own continuation)
+        p           = softmax(sim / temperature)
 
     The target mixes the LM posterior with the window's own continuation (weight `continuation`). Unscored windows use
     only the continuation as positive, and their candidates as hard negatives.
 
     Args:
         temperature: of the retriever's softmax over cosines.
-        lm_temperature: of the posterior's softmax; 1 is Bayes' rule, since log-likelihoods are sums in nats.
+        lm_temperature: of the posterior's softmax. 1 gives Bayes' rule, because log-likelihoods are sums in nats.
         direction: `forward`: KL(target ‖ p); `reverse`: KL(p ‖ target).
         in_batch: p runs over all candidates and continuations of the step, not only over the window's own.
-        continuation: weight of the own continuation in the target, 0 to 1.
-        null_similarity: cosine at which "no passage" is one more candidate of a scored window; null: it is none.
+        continuation: weight of the own continuation in the target, at least 0 and below 1. With 0, only scored windows
+            count.
+        null_similarity: if given, "no passage" is one more candidate of a scored window, with this cosine.
             Source: REALM (Guu et al. 2020, §3.3).
         unhelped_weight: weight, 0 to 1, of scored windows that no candidate helps more than no passage.
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Example:
+        >>> objective = KLPosterior(0.05, 1.0, "forward", True, 0.7, None, 1.0)
+        >>> loss, loglik_SK = objective(inputs).loss, objective(inputs).candidate_loglik_SK
     """
 
     needs_candidates = True
@@ -69,7 +91,7 @@ class KLPosterior(Objective):
         self.needs_continuation = continuation > 0
 
     def candidate_loglik(self, candidates: Candidates) -> Tensor:
-        """candidate_loglik_SK: the nats whose softmax is the posterior."""
+        """candidate_loglik_SK in nats: the posterior is softmax_k(candidate_loglik / lm_temperature)."""
         return candidates.scores.loglik_SK
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
@@ -100,7 +122,7 @@ class KLPosterior(Objective):
         return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK)
 
     def _posterior(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor]:
-        """(posterior_SK of the candidates, its share of "no passage": (S, 1), or (S, 0) if that is no candidate)"""
+        """(posterior_SK of the candidates; posterior of "no passage": (S, 1), or (S, 0) if it is not a candidate)"""
         parts = [loglik_SK]
         if self.null_similarity is not None:
             parts.append(candidates.scores.null_S[:, None])

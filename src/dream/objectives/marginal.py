@@ -1,4 +1,7 @@
-"""Likelihood of the target with the candidate as a latent variable."""
+"""Likelihood of the target with the candidate as a latent variable.
+
+Shapes: S scored windows, K candidates of a window, T target tokens (padded).
+"""
 
 import torch
 from torch import Tensor
@@ -8,16 +11,25 @@ from dream.objectives.mixed import MixedObjective
 
 
 def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
-    """loss_S = -mean_t log Σ_k p_k · p_LM(y_t | y_<t, d_k, x), nats per token, over the tokens of the mask.
+    """loss_s = -mean_t log Σ_k p_k · p_LM(y_t | y_<t, d_k, x), in nats per token.
 
-    Source: REALM (Guu et al. 2020, eq. 1) and EMDR2 (Sachan et al. 2021, eq. 5), summed over passages at every token.
+    Source: REALM (Guu et al. 2020, eq. 1) and EMDR2 (Sachan et al. 2021, eq. 5). Here the sum over passages is taken at
+    every token.
+
+    Args:
+        log_p_SK: log of the retriever's distribution over candidates, with gradient.
+        loglik_SKT: log-likelihood of each target token, in nats.
+        mask_ST: true at tokens, false at padding; the mean runs over tokens.
     """
     log_p_ST = torch.logsumexp(log_p_SK[:, :, None] + loglik_SKT, dim=1)
     return -(log_p_ST * mask_ST).sum(1) / mask_ST.sum(1)
 
 
 class Marginal(MixedObjective):
-    """The loss of a scored window is `marginal`. With `null_similarity`, "no passage" is one more candidate."""
+    """The loss of a scored window is `marginal`, in nats per target token, with p = softmax(sim / temperature).
+
+    Args: those of `MixedObjective`. With `null_similarity`, "no passage" is one more candidate, with this cosine.
+    """
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         loglik_SKT, mask_ST = candidates.scores.token_loglik

@@ -1,4 +1,7 @@
-"""Base of objectives that mix a loss from the language model with the contrast of each window's own continuation."""
+"""Base of objectives that mix a loss from the language model with the contrast of each window's own continuation.
+
+Shapes: B windows of a step, S those of them that are scored (the first ones), K candidates of a window.
+"""
 
 import torch
 from torch import Tensor
@@ -8,21 +11,31 @@ from dream.objectives.info_nce import contrast
 
 
 def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:
-    """Mean over windows of (1 - continuation) · loss + continuation · contrast; unscored windows: the contrast only."""
+    """Mean over windows of (1 - continuation) · loss + continuation · contrast; unscored windows: the contrast only.
+
+    Args:
+        loss_S: losses of the scored windows, nats per target token.
+        contrast_B: contrastive losses of all windows, nats.
+        continuation: share of the contrast in scored windows, 0 to 1.
+    """
     scored = len(loss_S)
     mixed_S = (1 - continuation) * loss_S + continuation * contrast_B[:scored]
     return torch.cat([mixed_S, contrast_B[scored:]]).mean()
 
 
 class MixedObjective(Objective):
-    """Base of objectives with a loss for each scored window, `window_losses`.
+    """Base of objectives with a loss for each scored window: subclasses define `window_losses`.
+
+    The loss is `mix` of these, multiplied by `window_weights`, and the `contrast` with the window's own continuation.
 
     Args:
         temperature: of the retriever's softmax over cosines.
-        continuation: share of the contrast with the window's own continuation, 0 to 1. With 0, only scored windows
-            count.
+        continuation: share of the contrast, at least 0 and below 1. With 0, only scored windows count.
         unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
-        null_similarity: cosine at which "no passage" is one more candidate, for objectives that support it; null: none.
+        null_similarity: if given, "no passage" is one more candidate, with this cosine, in objectives that support it.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     needs_candidates = True
@@ -36,7 +49,7 @@ class MixedObjective(Objective):
         self.needs_continuation = continuation > 0
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
-        """(loss_S of each scored window, candidate_loglik_SK if the loss used them)"""
+        """(loss_S of the scored windows, nats per target token; candidate_loglik_SK, or None: see `LossOutput`)"""
         raise NotImplementedError
 
     def __call__(self, inputs: LossInputs) -> LossOutput:

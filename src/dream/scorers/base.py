@@ -1,6 +1,7 @@
 """The frozen causal language model: how likely is a target after a passage and a context?
 
-Shapes: B windows, K candidates of a window, P pairs of one forward, T tokens, R rows of logits kept, V vocabulary.
+Shapes: B windows, K candidates of a window, P pairs, M passages in a prompt, T tokens, R rows whose logits are kept,
+V vocabulary, D width of the embeddings.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from dream.scorers.batching import NO_TARGET, TOKENS_PER_FORWARD, PairBatching, left_aligned
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.prompt import Prompt
@@ -23,16 +25,23 @@ from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
 from dream.utils.errors import ConfigError, require
 
-transformers_logging.disable_progress_bar()  # a bar for each shard of weights tells nobody anything
-
-TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # on a CPU, activations that fit its caches are scored fastest
-NO_TARGET = -100
-PAD_TO = 16  # tokens: a pair is padded to the next multiple, whatever it is scored with
+transformers_logging.disable_progress_bar()  # a bar for each shard of weights is noise
 
 
 @dataclass
 class Scoring:
-    """How pairs are scored; the fields are those of `scorer.scoring` in the YAML."""
+    """How pairs are scored: the fields of `scorer.scoring` in the YAML.
+
+    Args:
+        template: pieces of the prompt before the target: see `Prompt`.
+        max_passage_tokens: longer passages are cut at their end.
+        tokens_per_forward: tokens of one forward at most, padding included; `auto`: depends on the device.
+        dtype: of the weights: `auto`, bfloat16, float16 or float32.
+        compile: whether to use torch.compile: `auto`, true or false.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
 
     template: list[str]
     max_passage_tokens: int
@@ -51,19 +60,36 @@ class Scoring:
 
 
 class CausalScorer:
-    """Scores pairs with a causal language model that is frozen, in eval mode and in no module's state.
+    """Scores pairs of window and passage with a causal language model that is frozen and in eval mode.
 
-    Sequences are padded on the right: under causal attention no token sees what follows it, so neither a mask nor
-    position ids are needed, for any model family, and the fast causal kernels apply. Pairs are scored together with
-    pairs of about their length, in forwards of a bounded number of tokens. To how many tokens a pair is padded depends
-    on that pair alone, so that on a CPU its log-likelihood is bitwise the same in whatever company it is scored.
+    Sequences are padded on the right. Under causal attention no token attends to later tokens, so models of any family
+    need neither a mask nor position ids, and the fast causal kernels apply. Pairs of similar length are scored
+    together. The padded length of a pair depends on that pair only, so in float32 on a CPU its log-likelihood is
+    bitwise the same in every batch. In bfloat16, torch may choose another kernel for forwards of very few pairs; their
+    log-likelihoods then differ by rounding.
 
-    `pairs_asked`, `pairs_scored` and `forwards` count since the start; what the cache knows is not scored.
+    Subclasses define `load(store)`, which calls `open` or `use`.
+
+    Args:
+        tokenizer: of the language model.
+        scoring: how pairs are scored.
+        cache_megabytes: size of the cache of log-likelihoods on disk; 0: no cache.
+
+    Attributes:
+        fingerprint: hash of everything that the log-likelihoods depend on, except the store.
+        pairs_asked: number of pairs whose log-likelihood was requested.
+        pairs_scored: number of pairs that the model scored; the others were in the cache.
+        forwards: number of forwards of the model.
+
+    Example:
+        >>> scorer = HFScorer(None, "Qwen/Qwen2.5-0.5B", scoring, trust_remote_code=False, cache_megabytes=0)
+        >>> scorer.load(store)
+        >>> loglik_BK = scorer.loglik(store, torch.tensor([7]), torch.tensor([[50, 51, -1]]))
     """
 
     model: Any
     _cache: LoglikCache | None
-    fingerprint: str  # of all that the log-likelihoods depend on, but for the store
+    fingerprint: str
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache_megabytes: int) -> None:
         require(cache_megabytes >= 0, "scorer.cache_megabytes", cache_megabytes, "a number of MB, or 0 for no cache")
@@ -96,7 +122,7 @@ class CausalScorer:
         self.to(self.device)
 
     def to(self, device: torch.device | str) -> "CausalScorer":
-        """Move to the device, in the type and with the compilation that suit it."""
+        """Move to the device; choose the type of the weights and the compilation for it."""
         self.device = torch.device(device)
         if not hasattr(self, "model"):
             return self
@@ -113,13 +139,16 @@ class CausalScorer:
         return self
 
     def token_embeddings(self) -> Tensor:
-        """(V, D) float32, a copy of the input embeddings on the CPU."""
+        """(V, D) float32: a copy of the input embeddings, on the CPU."""
         return self.model.get_input_embeddings().weight.detach().to("cpu", torch.float32, copy=True)
 
     def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
-        """loglik_BK, float32: log p(target | passage, context) in nats, summed over the target's tokens.
+        """loglik_BK float32: log p(target | passage, context) in nats, summed over the tokens of the target.
 
-        Candidate id -1 is the null passage: the model reads the context alone.
+        Args:
+            store: where windows and passages are.
+            window_ids_B: rows of the store's window table.
+            candidate_ids_BK: passage ids; -1 is the null passage: the model reads the context without a passage.
         """
         passages_P = candidate_ids_BK.flatten().cpu().numpy()
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
@@ -135,9 +164,9 @@ class CausalScorer:
         return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
 
     def token_loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """(loglik_BKT of every token of the target, in nats, 0 behind its end; mask_BT, true where a token is).
+        """(loglik_BKT: log-likelihood of each target token in nats, 0 after the last; mask_BT: true at tokens).
 
-        Nothing of it is cached: it is as many times larger than the sums as a target has tokens.
+        Not cached, because it is larger than the sums by the number of tokens of a target.
         """
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
         self.pairs_asked += len(windows_P)
@@ -148,9 +177,9 @@ class CausalScorer:
         return loglik_BKT.to(candidate_ids_BK.device), mask_BT.to(candidate_ids_BK.device)
 
     def loglik_without(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
-        """loglik_BK: log p(target | all candidates but k, in one prompt, context), in nats. Not cached.
+        """loglik_BK: log p(target | all candidates except k in one prompt, context), in nats. Not cached.
 
-        Needs room for K - 1 passages: see `require_room`.
+        The model must be able to read K - 1 passages at once: see `require_room`.
         """
         windows, k = candidate_ids_BK.shape
         others = torch.tensor([[other for other in range(k) if other != left] for left in range(k)])
@@ -160,7 +189,11 @@ class CausalScorer:
         return torch.from_numpy(loglik_P).view(windows, k).to(candidate_ids_BK.device)
 
     def require_room(self, store: Store, passages: int, key: str, value: int) -> None:
-        """ConfigError, naming the key, where the model cannot read as many passages at once."""
+        """Check that the model has positions for this many passages in one prompt.
+
+        Raises:
+            ConfigError: it has too few. The message names `key` and `value`, which the caller gives.
+        """
         longest = longest_sequence(self.prompt, self.scoring, store, passages)
         require(longest <= self.most_tokens, key, value, f"{passages} passages are read at once, up to {longest} "
                 f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
@@ -176,7 +209,7 @@ class CausalScorer:
 
     @contextmanager
     def no_autocast(self) -> Iterator[None]:
-        """In the model's own type, whatever the training of the encoder does: what is kept must not depend on it."""
+        """Switch autocast off: cached log-likelihoods must not depend on the precision of the encoder's training."""
         with torch.autocast(self.device.type, enabled=False):
             yield
 
@@ -184,10 +217,7 @@ class CausalScorer:
     def _score(
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
     ) -> np.ndarray:
-        """loglik_P float32, by forwards of the model, or loglik_PT of the target's tokens, with 0 behind its end.
-
-        M passages stand in a prompt.
-        """
+        """Score pairs with the model: loglik_P float32, or loglik_PT of the target's tokens, 0 after the last."""
         sequences, targets = self._sequences(store, windows_P, passages_PM)
         tokens = max(targets, default=0)
         loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
@@ -195,82 +225,48 @@ class CausalScorer:
             return loglik_P
         order, scores = [], []
         forward = self._rows if by_token else self._sums
-        for pairs in self._forwards(np.array([len(sequence) for sequence in sequences])):
-            # One row alone would be compiled a second time: inductor treats a size of 1 as a constant.
+        batching = PairBatching(self.most_tokens, self.longest_target)
+        for pairs in batching.forwards(np.array([len(sequence) for sequence in sequences]), self.token_budget):
+            # A single row would be compiled a second time: inductor treats a size of 1 as a constant.
             rows = pairs if len(pairs) > 1 else pairs.repeat(2)
-            batch = self._pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
+            batch = batching.pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
             order.append(pairs)
             with self.no_autocast():
-                scored = forward(*(part.to(self.device) for part in batch))[: len(pairs)]
-            scores.append(self._left_aligned(scored, batch[2][: len(pairs)], tokens) if by_token else scored)
+                scored = forward(*batch.to(self.device))[: len(pairs)]
+            scores.append(left_aligned(scored, batch.labels_PR[: len(pairs)], tokens) if by_token else scored)
         self.forwards += len(scores)
         self.pairs_scored += len(sequences)
         loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
         return loglik_P
 
-    def _left_aligned(self, scored_PR: Tensor, labels_PR: Tensor, tokens: int) -> Tensor:
-        """Of each pair the rows that are target, from the first column on: (P, tokens)."""
-        is_target_PR = (labels_PR != NO_TARGET).to(scored_PR.device)
-        first_P1 = is_target_PR.int().argmax(1, keepdim=True)
-        columns_PT = first_P1 + torch.arange(tokens, device=scored_PR.device)
-        inside_PT = columns_PT < first_P1 + is_target_PR.sum(1, keepdim=True)
-        return scored_PR.gather(1, columns_PT.clamp(max=scored_PR.shape[1] - 1)) * inside_PT
-
     def passage(self, store: Store, passage_id: int) -> np.ndarray:
-        """What the model reads of a passage; nothing of the null passage, -1."""
+        """Tokens of a passage as the model reads it: cut to `max_passage_tokens`; empty for the null passage, -1."""
         if passage_id < 0:
             return np.empty(0, dtype=np.int64)
         return store.passage_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
 
     def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray) -> tuple[list, list[int]]:
-        """(token ids of each pair, how many of them are target)"""
+        """(token ids of each pair, number of target tokens of each pair)"""
         sequences, targets = [], []
         for window, ids_M in zip(windows_P.tolist(), passages_PM.tolist(), strict=True):
             context, target = store.window_tokens(window, SCORER)
             passages = [self.passage(store, passage_id) for passage_id in ids_M]
-            sequences.append(self.prompt.join_several(passages, context, target))
+            sequences.append(self.prompt.join_passages(passages, context, target))
             targets.append(len(target))
         return sequences, targets
 
-    def _forwards(self, lengths_P: np.ndarray) -> Iterator[np.ndarray]:
-        """Pairs that are padded to the same number of tokens, as many at a time as the token budget allows."""
-        padded_P = self._padded(lengths_P)
-        for length in np.unique(padded_P):
-            pairs = np.flatnonzero(padded_P == length)
-            rows = max(1, self.token_budget // int(length))
-            for start in range(0, len(pairs), rows):
-                yield pairs[start : start + rows]
-
     @property
     def token_budget(self) -> int:
-        """Tokens of one forward, at most."""
+        """Tokens of one forward at most, padding included."""
         budget = self.scoring.tokens_per_forward
         return TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
 
-    def _padded(self, lengths_P: np.ndarray) -> np.ndarray:
-        return np.minimum(-(-lengths_P // PAD_TO) * PAD_TO, self.most_tokens)
-
-    def _pad(self, sequences: list[np.ndarray], targets: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids_PT, rows_R whose logits predict a target token of any pair, labels_PR with NO_TARGET elsewhere)
-
-        R follows from T: a product of matrices of another size could sum in another order.
-        """
-        ends_P = np.array([len(sequence) for sequence in sequences])
-        starts_P = ends_P - np.array(targets)
-        ids_PT = np.zeros((len(sequences), self._padded(ends_P).max()), dtype=np.int64)
-        for row, sequence in zip(ids_PT, sequences, strict=True):
-            row[: len(sequence)] = sequence
-        columns_R = np.arange(max(1, ids_PT.shape[1] - PAD_TO + 1 - self.longest_target), ids_PT.shape[1])
-        is_target_PR = (columns_R >= starts_P[:, None]) & (columns_R < ends_P[:, None])
-        labels_PR = np.where(is_target_PR, ids_PT[:, columns_R], NO_TARGET)
-        return torch.from_numpy(ids_PT), torch.from_numpy(columns_R - 1), torch.from_numpy(labels_PR)
-
     def _pair_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """Compiled as one graph, so that float32 log-probabilities of the vocabulary never reach memory."""
+        """loglik_P. Compiled as one graph, so the float32 log-probabilities of the vocabulary are never stored."""
         return self._row_loglik(ids_PT, rows_R, labels_PR).sum(1)
 
     def _row_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """loglik_PR of the labels, 0 where there is none."""
+        """loglik_PR of the labels, 0 where the label is `NO_TARGET`."""
         if self.keeps_rows:
             logits_PRV = self.model(input_ids=ids_PT, logits_to_keep=rows_R, use_cache=False).logits
         else:
@@ -281,13 +277,13 @@ class CausalScorer:
 
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
-    """Tokens of the longest sequence that any window and as many passages of the store make."""
+    """Most tokens that a sequence of this many passages and a window of the store can have."""
     _, context, _, _ = store.manifest["lengths"]
     return prompt.overhead(passages) + passages * scoring.max_passage_tokens + context + store.longest_target
 
 
 def _checksums(model: Any) -> list[int]:
-    """Exact sums of the weights' bits: the same on every machine, whatever the order of summation."""
+    """Sums of the weights' bits as integers: exact, so the same on every machine and in every order of summation."""
     bits = {2: torch.int16, 4: torch.int32}
     return [
         int(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64)) for weight in model.parameters()

@@ -1,4 +1,4 @@
-"""Log-likelihoods of a step's windows behind their candidates, by the frozen language model.
+"""Log-likelihoods of the targets of a step's windows given their candidates, by the frozen language model.
 
 Shapes: S scored windows, K candidates of a window, U distinct candidates of the step, H heads, T tokens, R rows.
 """
@@ -19,16 +19,16 @@ from dream.utils.timing import Timer
 
 
 class CandidateScores:
-    """Log-likelihoods of S windows behind their K candidates, each computed on first use and then kept.
+    """Log-likelihoods of S windows given their K candidates. Each property is computed on first use, then cached.
 
-    The properties are constants without gradient; `weighted` and `in_batch` are differentiable in their weights.
+    The properties have no gradient. `weighted` and `in_batch` are differentiable once in their weights.
 
     Args:
         scorer: the frozen language model.
         store: where windows and passages are.
-        window_ids_S: the scored windows.
-        candidate_ids_SK: their candidates.
-        timer: charged with the time of scoring.
+        window_ids_S: rows of the scored windows in the store's window table.
+        candidate_ids_SK: passage ids of their candidates.
+        timer: measures the time of scoring, under the name `score`.
     """
 
     def __init__(
@@ -39,51 +39,62 @@ class CandidateScores:
 
     @cached_property
     def loglik_SK(self) -> Tensor:
-        """log p(target | candidate, context), nats, summed over the target's tokens."""
+        """log p(target | candidate, context) in nats, summed over the tokens of the target."""
         with self.timer("score"):
             return self.scorer.loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
 
     @cached_property
     def null_S(self) -> Tensor:
-        """log p(target | context), nats, with no passage at all."""
+        """log p(target | context) in nats, without a passage."""
         with self.timer("score"):
             nothing_S1 = torch.full_like(self.window_ids_S, -1)[:, None]
             return self.scorer.loglik(self.store, self.window_ids_S, nothing_S1)[:, 0]
 
     @cached_property
     def token_loglik(self) -> tuple[Tensor, Tensor]:
-        """(loglik_SKT of the target's tokens, nats; mask_ST, true where a token is)"""
+        """(loglik_SKT of each target token in nats, 0 after the last; mask_ST: true at tokens)"""
         with self.timer("score"):
             return self.scorer.token_loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
 
     @cached_property
     def null_token_loglik_ST(self) -> Tensor:
-        """log p of each token of the target, nats, with no passage at all."""
+        """log p of each target token in nats, without a passage."""
         with self.timer("score"):
             nothing_S1 = torch.full_like(self.window_ids_S, -1)[:, None]
             return self.scorer.token_loglik(self.store, self.window_ids_S, nothing_S1)[0][:, 0]
 
     @cached_property
     def without_SK(self) -> Tensor:
-        """log p(target | all candidates but k, context), nats."""
+        """log p(target | all candidates except k in one prompt, context) in nats."""
         with self.timer("score"):
             return self.scorer.loglik_without(self.store, self.window_ids_S, self.candidate_ids_SK)
 
     def weighted(self, weights_SK: Tensor, heads: Heads, mass: Mass) -> Tensor:
-        """loglik_S per token of the target, nats, where `heads` attend to passages by the weights; differentiable.
+        """loglik_S: mean log p of the target's tokens, in nats, if `heads` weight their attention on passages.
 
-        The model reads all candidates at once, before the context. Rows before the one that predicts the target's
-        first token are as ever, so that they are read without gradient; the target's are read with it. One window
-        after another, each with its gradient at once: memory is bounded by one window's rows.
+        The prompt is all candidates, then the context, then the target. Only rows that predict target tokens use the
+        weights; the earlier rows are computed as usual and without gradient. The gradient of each window is computed
+        at once, so memory is needed for the rows of one window only.
+
+        Args:
+            weights_SK: weight of each candidate, with gradient; each row sums to 1.
+            heads: the heads that use the weights, by layer.
+            mass: what a row's attention on all passages sums to: see `reweigh`.
         """
         with self.timer("score"), self.scorer.no_autocast(), injectable(self.scorer.model):
             loglik = lambda row, weights_K: self._weighted(row, weights_K, heads, mass)  # noqa: E731
             return _differentiable(loglik, weights_SK, self.scorer.device)
 
     def in_batch(self, weights_SU: Tensor, distinct_U: Tensor, value_norm: bool) -> Tensor:
-        """loglik_S per token of the target, nats, where every row of the window also attends to the U texts.
+        """loglik_S: mean log p of the target's tokens, in nats, if every row of the window also attends to U texts.
 
-        The texts are read once, without gradient and alone. The window stands where it would behind one passage.
+        Each text is read once, without gradient and without the others. The positions of the window's tokens are those
+        they would have after one passage of the longest text's length.
+
+        Args:
+            weights_SU: weight of each text, with gradient; each row sums to 1.
+            distinct_U: passage ids of the texts.
+            value_norm: see `InBatchAttention`.
         """
         if not len(weights_SU):
             return weights_SU.sum(1)
@@ -119,7 +130,7 @@ class CandidateScores:
 
     @torch.no_grad()
     def _read_texts(self, passage_ids_U: Tensor) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
-        """(keys and values of every attention layer, (U, heads, T, D) each; mask_UT)"""
+        """(keys and values of each attention layer, of shape (U, heads, T, D); mask_UT: true at tokens)"""
         scorer = self.scorer
         texts = [scorer.prompt.text(scorer.passage(self.store, passage_id)) for passage_id in passage_ids_U.tolist()]
         batch = pad_tokens(texts, 0).to(scorer.device)
@@ -139,15 +150,15 @@ class CandidateScores:
 
 @torch.no_grad()
 def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np.ndarray) -> tuple[Any, Tensor]:
-    """(keys and values of passages and context, owner_T: the passage of each token), within `injectable`."""
-    ids_T = torch.from_numpy(scorer.prompt.join_several(passages, *context)).to(scorer.device)
+    """(keys and values of passages and context; owner_T: the passage of each token). Call it within `injectable`."""
+    ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, *context)).to(scorer.device)
     owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(ids_T))).to(scorer.device)
     memory = scorer.model.base_model(input_ids=ids_T[None], use_cache=True, attend=plain).past_key_values
     return memory, owner_T
 
 
 def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor, device: torch.device) -> Tensor:
-    """loglik_S of (row, weights_K), differentiable once; each row's gradient is taken as soon as it is there."""
+    """loglik_S, where loglik(row, weights_K) gives one row. Differentiable once; gradients are computed row by row."""
     values, gradients = [], []
     for row, weights_K in enumerate(weights_SK.detach()):
         leaf = weights_K.to(device, copy=True).requires_grad_()
@@ -158,5 +169,5 @@ def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor,
     if not values:
         return weights_SK.sum(1)
     value_S, gradient_SK = torch.stack(values).to(weights_SK), torch.stack(gradients).to(weights_SK)
-    # The value itself, with the gradient that was taken.
+    # The second term is 0, and has the gradient that was computed above.
     return value_S + ((weights_SK - weights_SK.detach()) * gradient_SK).sum(1)

@@ -1,4 +1,4 @@
-"""Whether torch.compile can work on this machine, and how weights are held there."""
+"""Whether torch.compile works on this machine, and which type the weights have there."""
 
 import os
 import shutil
@@ -12,7 +12,16 @@ from dream.utils.runtime import has_fast_bfloat16
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:
-    """`auto`: where inductor finds what it needs, a C++ compiler and Python's headers, and the device is its home."""
+    """Whether to compile. `auto`: if the device is a CPU or GPU, with a C++ compiler and Python's headers for inductor.
+
+    Args:
+        key: config key, for the error.
+        choice: `auto`, true or false.
+        device: where the model runs.
+
+    Raises:
+        ConfigError: the choice is none of these.
+    """
     require(choice in ("auto", True, False), key, choice, "choose auto, true or false")
     if choice != "auto":
         return bool(choice)
@@ -23,7 +32,16 @@ def wants_compilation(key: str, choice: str | bool, device: torch.device) -> boo
 
 
 def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where its matrix products are native, else float32."""
+    """Type of the weights. `auto`: bfloat16 if the device has native bfloat16 matrix products, else float32.
+
+    Args:
+        key: config key, for the error.
+        choice: `auto` or the name of a floating-point type of torch.
+        device: where the model runs.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
     if choice == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device.type) else torch.float32
     dtype = getattr(torch, choice, None)

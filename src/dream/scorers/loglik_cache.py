@@ -1,7 +1,7 @@
-"""Log-likelihoods on disk: the scorer is frozen, so that log p(y | d, x) is worked out once and never changes.
+"""Log-likelihoods on disk. The scorer is frozen, so log p(y | d, x) is computed once and never changes.
 
-One SQLite file serves every scorer, store, run and process. It survives a kill at any moment (write-ahead log); what it
-holds is checked against checksums before it is used. Shapes: P (window, passage) pairs.
+All scorers, stores, runs and processes share one SQLite file. Its write-ahead log keeps it intact if a process is
+killed. Each row has a checksum, which is verified before use. Shapes: P (window, passage) pairs.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-BUSY_SECONDS = 60.0  # wait for another process's transaction, each of which takes milliseconds
+BUSY_SECONDS = 60.0  # longest wait for another process's transaction, which usually takes milliseconds
 IDS, NATS = np.dtype("<i4"), np.dtype("<f4")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, used REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS windows (scope INTEGER, window INTEGER, passages BLOB NOT NULL, nats BLOB NOT NULL,
     checksum INTEGER NOT NULL, PRIMARY KEY (scope, window)) WITHOUT ROWID;
 """
-# Errors that say nothing about the file; any other means that it is not what was written.
+# Errors that do not mean damage. Any other error means that the file's content has changed.
 PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN,
            sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}  # fmt: skip
 
@@ -35,10 +35,25 @@ Result = TypeVar("Result")
 
 
 class LoglikCache:
-    """`open` says for which scorer and store; then `find` and `add`. It never stops a run: where it cannot be used it
-    says so once, and the scorer works everything out.
+    """Call `open` with a scope (one scorer and store), then `find` and `add`.
 
-    At most `megabytes` are kept: what was used longest ago by another scorer or store gives way, then nothing is added.
+    The cache never stops a run. If the file cannot be used, one message is logged, and the scorer computes every
+    log-likelihood. A damaged file is logged and replaced by an empty one. If the file has reached its size, the scopes
+    that were used longest ago are deleted; if only the current scope is left, nothing more is added.
+
+    Args:
+        folder: of the file `loglik-<number>.sqlite`.
+        megabytes: size of the file at most, in MB (10^6 bytes).
+
+    Raises:
+        ConfigError: `megabytes` is not positive.
+
+    Example:
+        >>> cache = LoglikCache(folder, megabytes=100)
+        >>> cache.open("fingerprint of the scorer and the store")
+        >>> cache.add(np.array([7]), np.array([3]), np.array([-1.5]))
+        >>> cache.find(np.array([7, 7]), np.array([3, 4]))
+        array([-1.5,  nan], dtype=float32)
     """
 
     def __init__(self, folder: Path, megabytes: int) -> None:
@@ -48,20 +63,21 @@ class LoglikCache:
         self.is_full = False
 
     def open(self, scope: str) -> None:
-        """Use what is known of this scope, a hash of all that the log-likelihoods depend on. It is verified first."""
+        """Use the rows of this scope, after verifying them. `scope`: hash of all that the log-likelihoods depend on."""
         self.close()
-        # A number that follows from the name is never given to another scope, whoever deletes or adds rows meanwhile.
+        # A hash of the name, so no other scope gets this number, even if processes delete and add scopes meanwhile.
         self.scope = int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=7).digest())
         self.is_full = False
         self._try(self._open, None)
 
     def close(self) -> None:
+        """Close the connection; `find` then finds nothing and `add` adds nothing."""
         if self.connection is not None:
             self.connection.close()
         self.connection = None
 
     def find(self, windows_P: np.ndarray, passages_P: np.ndarray) -> np.ndarray:
-        """loglik_P float32 in nats, NaN where it is not known."""
+        """loglik_P float32 in nats; NaN for pairs that are not in the cache."""
         loglik_P = np.full(len(windows_P), np.nan, dtype=NATS)
         pairs_of = dict(_by_window(windows_P))
         rows: list[Row] = self._try(lambda: list(self._rows(list(pairs_of))), [])
@@ -73,13 +89,16 @@ class LoglikCache:
         return loglik_P
 
     def add(self, windows_P: np.ndarray, passages_P: np.ndarray, loglik_P: np.ndarray) -> None:
-        """Keep what is finite."""
+        """Add pairs with their loglik_P in nats, except those that are not finite."""
         finite_P = np.isfinite(loglik_P)
         if finite_P.any() and not self.is_full:
             self._try(lambda: self._add(windows_P[finite_P], passages_P[finite_P], loglik_P[finite_P]), None)
 
     def _file(self) -> Path:
-        """Numbered: a damaged file is left for the next number, and processes that still use it disturb no one."""
+        """The file with the highest number.
+
+        A damaged file is replaced by one with the next number, so processes that still use the old one cannot harm it.
+        """
         numbers = [int(file.stem.split("-")[1]) for file in self.folder.glob("loglik-[0-9]*.sqlite")]
         return self.folder / f"loglik-{max(numbers, default=1)}.sqlite"
 
@@ -95,16 +114,16 @@ class LoglikCache:
             pass
 
     def _register(self) -> None:
-        """Once more with all that is added: where another process has made room meanwhile, the scope is gone."""
+        """Write the scope's row. Repeated with every addition, because another process may have deleted the scope."""
         assert self.connection is not None
         self.connection.execute("INSERT OR REPLACE INTO scopes VALUES (?, ?)", (self.scope, time.time()))
 
     def _rows(self, windows: Sequence[int] | None) -> Iterator[Row]:
-        """What is known of these windows, or of all; verified."""
+        """Verified rows of these windows, or of all windows. Raises DamageError if a checksum differs."""
         if self.connection is None:
             return
         query = "SELECT window, passages, nats, checksum FROM windows WHERE scope = ?"
-        if windows is not None:  # whole numbers: nothing to escape, and no limit on how many
+        if windows is not None:  # integers need no escaping; SQLite limits the number of ? parameters
             query += f" AND window IN ({','.join(map(str, windows))})"
         for window, ids, nats, checksum in self.connection.execute(query, (self.scope,)):
             if checksum != _checksum(window, ids, nats):
@@ -114,7 +133,7 @@ class LoglikCache:
     def _add(self, windows_P: np.ndarray, passages_P: np.ndarray, loglik_P: np.ndarray) -> None:
         if self.connection is None or not self._make_room():
             return
-        self.connection.execute("BEGIN IMMEDIATE")  # nobody changes the rows between reading and writing them
+        self.connection.execute("BEGIN IMMEDIATE")  # no other process changes the rows between reading and writing
         try:
             self._register()
             pairs_of = dict(_by_window(windows_P))
@@ -132,14 +151,14 @@ class LoglikCache:
                 self.connection.execute("ROLLBACK")
 
     def _make_room(self) -> bool:
-        """Whether there is room; other scopes give way, those used longest ago first."""
+        """Delete other scopes, those used longest ago first, until there is room. Returns whether there is."""
         assert self.connection is not None
         while self._bytes() > self.most_bytes:
             oldest = "SELECT id FROM scopes WHERE id != ? ORDER BY used LIMIT 1"
             row = self.connection.execute(oldest, (self.scope,)).fetchone()
             if row is None:
                 self.is_full = True
-                log.info(f"{self.file}: full, no more log-likelihoods are kept; raise scorer.cache_megabytes")
+                log.warning(f"{self.file}: full, no more log-likelihoods are cached; raise scorer.cache_megabytes")
                 return False
             self.connection.execute("DELETE FROM windows WHERE scope = ?", row)
             self.connection.execute("DELETE FROM scopes WHERE id = ?", row)
@@ -154,23 +173,24 @@ class LoglikCache:
         return (pages - free) * size
 
     def _try(self, work: Callable[[], Result], otherwise: Result) -> Result:
+        """The result of `work`, or `otherwise` if the file is damaged or cannot be used, which is logged."""
         try:
             return work()
         except DamageError as damage:
-            self._start_anew(str(damage))
+            self._start_new_file(str(damage))
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
             if code & 0xFF in PASSING and code != sqlite3.SQLITE_IOERR_SHORT_READ:
-                log.info(f"{self.file}: log-likelihoods are not kept from now on ({error})")
+                log.warning(f"{self.file}: log-likelihoods are no longer cached ({error})")
                 self.close()
             else:
-                self._start_anew(f"{self.file}: damaged ({error})")
+                self._start_new_file(f"{self.file}: damaged ({error})")
         except OSError as error:
-            log.info(f"{self.folder}: log-likelihoods are not kept ({error.strerror})")
+            log.warning(f"{self.folder}: log-likelihoods are not cached ({error.strerror})")
         return otherwise
 
-    def _start_anew(self, damage: str) -> None:
-        log.info(f"{damage}: the log-likelihoods are worked out anew")
+    def _start_new_file(self, damage: str) -> None:
+        log.warning(f"{damage}: its log-likelihoods are computed again")
         self.close()
         number = int(self.file.stem.split("-")[1])
         for suffix in ("", "-wal", "-shm"):
@@ -180,7 +200,7 @@ class LoglikCache:
 
 
 def _by_window(windows_P: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(window, positions of its pairs)"""
+    """Yield (window, positions of its pairs)."""
     order_P = np.argsort(windows_P, kind="stable")
     windows, firsts = np.unique(windows_P[order_P], return_index=True)
     return zip(windows.tolist(), np.split(order_P, firsts)[1:], strict=True)

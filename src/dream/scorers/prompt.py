@@ -33,9 +33,9 @@ class Prompt:
 
     def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
         """Token ids of the whole sequence, int64; the window in one piece or as context and target."""
-        return self.join_several([passage], *window)
+        return self.join_passages([passage], *window)
 
-    def join_several(self, passages: Sequence[np.ndarray], *window: np.ndarray) -> np.ndarray:
+    def join_passages(self, passages: Sequence[np.ndarray], *window: np.ndarray) -> np.ndarray:
         """Several passages before one window; what stands between passage and context follows each of them."""
         pieces = [self.before_passage]
         for passage in passages:

@@ -1,4 +1,4 @@
-"""Which heads look for the helpful passage. Run: pytest tests/scorers/test_heads.py"""
+"""Ranking of heads by attention on the helpful passage. Run: pytest tests/scorers/attention/test_heads.py"""
 
 import json
 
@@ -9,6 +9,7 @@ from tests.random_models import save_random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dream.commands.rank_heads import heat_map
+from dream.indexes.bm25 import BM25Index
 from dream.scorers.attention.heads import HeadFinder, RankedHeads, all_heads, choose_heads, passage_attention
 from dream.scorers.hf import HFScorer
 from dream.store.store import SCORER
@@ -25,18 +26,18 @@ SCORING = {
 
 @pytest.fixture(scope="module")
 def scorer(tokenizer, store, tmp_path_factory):
-    """Random weights, large enough that heads differ; eager attention tells its probabilities."""
+    """Random weights, large enough that heads differ; its eager attention returns the probabilities."""
     folder = tmp_path_factory.mktemp("llama")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
     save_random_model(model, tokenizer, folder)
-    scorer = HFScorer(None, str(folder), SCORING, False, cache=False, cache_dir="", cache_megabytes=1)
+    scorer = HFScorer(None, str(folder), SCORING, False, cache_megabytes=0)
     scorer.load(store)
     return scorer
 
 
 @pytest.fixture
-def finder(tmp_path):
+def finder():
     def make(**changes):
         settings = {
             "windows": 6,
@@ -47,7 +48,7 @@ def finder(tmp_path):
             "uninformative": "N/A",
             "seed": 0,
         }
-        return HeadFinder(**settings | changes, folder=str(tmp_path / "heads"), bm25_dir=str(tmp_path / "bm25"))
+        return HeadFinder(**settings | changes)
 
     return make
 
@@ -56,7 +57,7 @@ def finder(tmp_path):
 def test_attention_on_passages_is_the_models_own(scorer, store):
     passages = [scorer.passage(store, passage_id) for passage_id in (5, 40, 77)]
     asked = store.window_tokens(3, SCORER)[0]
-    ids = torch.from_numpy(scorer.prompt.join_several(passages, asked))
+    ids = torch.from_numpy(scorer.prompt.join_passages(passages, asked))
     scorer.model.set_attn_implementation("eager")
     whole = scorer.model(input_ids=ids[None], output_attentions=True).attentions
     scorer.model.set_attn_implementation("sdpa")
@@ -68,8 +69,9 @@ def test_attention_on_passages_is_the_models_own(scorer, store):
         torch.testing.assert_close(found[layer], expected, atol=1e-6, rtol=0)
 
 
-def test_heads_are_ranked_once_and_kept(scorer, store, finder, monkeypatch):
-    ranked = finder().open_or_find(scorer, store)
+def test_heads_are_ranked_once_then_read_from_the_cache(scorer, store, finder, monkeypatch):
+    ranked = finder(seed=5).open_or_find(scorer, store)
+    assert ranked.folder.parent == store.cache_folder("heads")
     assert {(layer, head) for layer, head, _ in ranked.rows} == set(all_heads(scorer))
     scores = [score for _, _, score in ranked.rows]
     assert scores == sorted(scores, reverse=True)
@@ -77,16 +79,14 @@ def test_heads_are_ranked_once_and_kept(scorer, store, finder, monkeypatch):
     assert ranked.windows == 6
     assert json.loads((ranked.folder / "heads.json").read_text())["windows"] == 6
     monkeypatch.setattr(HeadFinder, "_find", lambda *_: pytest.fail("ranked a second time"))
-    assert finder().open_or_find(scorer, store).rows == ranked.rows
+    assert finder(seed=5).open_or_find(scorer, store).rows == ranked.rows
 
 
-def test_the_score_is_what_the_question_adds(scorer, store, finder):
-    """One window: the score of a head, from its attention with the context and with N/A."""
+def test_the_score_is_the_attention_that_the_question_adds(scorer, store, finder):
+    """One window: the score of a head from its attention with the context and with N/A."""
     one = finder(windows=1)
     [(layer, head, score)] = one.open_or_find(scorer, store).rows[:1]
-    from dream.indexes.bm25 import BM25Index
-
-    window, passage_ids, helpful = next(iter(one._helped(scorer, store, BM25Index.open_or_build(store, one.bm25_dir))))
+    window, passage_ids, helpful = next(iter(one._helped(scorer, store, BM25Index.open_or_build(store))))
     loglik = scorer.loglik(store, torch.tensor([window]), torch.tensor([passage_ids]))[0]
     assert helpful == loglik.argmax()
     passages = [scorer.passage(store, passage_id) for passage_id in passage_ids]
@@ -97,7 +97,7 @@ def test_the_score_is_what_the_question_adds(scorer, store, finder):
     assert score == pytest.approx(added[helpful] - sum(others) / 3, abs=1e-7)
 
 
-def test_a_scorer_that_no_passage_helps_is_told(scorer, store, finder):
+def test_a_scorer_that_no_passage_helps_is_reported(scorer, store, finder):
     with pytest.raises(DreamError, match="finder.gain=50"):
         finder(gain=50).open_or_find(scorer, store)
 
@@ -122,7 +122,7 @@ def test_heads_can_be_chosen_in_four_ways(scorer, store, finder):
         chosen([[7, 0]])
 
 
-def test_the_picture_has_a_cell_for_every_head(tmp_path):
+def test_the_heat_map_has_a_cell_for_every_head(tmp_path):
     ranked = RankedHeads([(3, 1, 0.2), (1, 0, 0.1), (3, 0, -0.3)], 5, tmp_path)
     scores, layers = ranked.matrix()
     assert layers == [1, 3]

@@ -1,4 +1,4 @@
-"""What the scratch scorer is trained on. Run: pytest tests/scorers/test_copy_curriculum.py"""
+"""Training sequences of the scratch scorer. Run: pytest tests/scorers/pretraining/test_curriculum.py"""
 
 import numpy as np
 import pytest
@@ -12,18 +12,20 @@ from dream.store.store import SCORER
 from dream.utils.errors import ConfigError
 
 PASSAGE = 24
-SEVERAL, STEPS = {"share": 0.0, "passages": 3}, 60
+PASSAGES, STEPS = 3, 60
 
 
 @pytest.fixture(scope="module")
-def index(store, tmp_path_factory):
-    return BM25Index.open_or_build(store, tmp_path_factory.mktemp("bm25"))
+def index(store):
+    return BM25Index.open_or_build(store)
 
 
-def curriculum(store, index, tokenizer, batch_size=16, span_tokens=(4, 6), several=SEVERAL, **shares):
+def curriculum(store, index, tokenizer, batch_size=16, span_tokens=(4, 6), multi_passage_fraction=0.0, **shares):
     shares = {"verbatim": 0.0, "neighbour": 0.0, "random": 0.0, "null": 0.0} | shares
     prompt = Prompt(["{bos}", "{passage}", "{sep}", "{context}"], tokenizer)
-    return CopyCurriculum(store, index, prompt, PASSAGE, shares, span_tokens, several, STEPS, batch_size, seed=3)
+    return CopyCurriculum(
+        store, index, prompt, PASSAGE, shares, span_tokens, multi_passage_fraction, PASSAGES, STEPS, batch_size, seed=3
+    )
 
 
 def windows_of(store, position, count):
@@ -41,7 +43,7 @@ def test_every_sequence_ends_with_its_window(store, index, tokenizer):
         np.testing.assert_array_equal(ids[-len(tokens) :], tokens)
 
 
-def test_a_sequence_depends_on_its_position_alone(store, index, tokenizer):
+def test_a_sequence_depends_only_on_its_position(store, index, tokenizer):
     shares = {"verbatim": 0.4, "neighbour": 0.3, "random": 0.2, "null": 0.1}
     whole = curriculum(store, index, tokenizer, batch_size=8, **shares).batch(8)
     halves = curriculum(store, index, tokenizer, batch_size=4, **shares)
@@ -62,9 +64,8 @@ def test_verbatim_passages_hold_a_span_of_the_window_and_random_ones_do_not(stor
     assert np.mean([copies(ids) for ids in random]) < 0.5
 
 
-def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_any_order(store, index, tokenizer):
-    always = {"share": 0.5, "passages": 3}
-    verbatim = curriculum(store, index, tokenizer, several=always, verbatim=1.0)
+def test_multi_passage_sequences_hold_the_span_once_or_the_neighbours_in_any_order(store, index, tokenizer):
+    verbatim = curriculum(store, index, tokenizer, multi_passage_fraction=0.5, verbatim=1.0)
     ids_BT = verbatim.batch(16).numpy()
     assert ids_BT.shape == (16 * 46 // 96, 1 + 3 * (PASSAGE + 1) + 20)  # no more tokens than 16 sequences of 46
     assert ((ids_BT == tokenizer.sep_token_id).sum(1) == 3).all()
@@ -72,7 +73,7 @@ def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_a
         tokens = np.concatenate(store.window_tokens(window, SCORER))
         np.testing.assert_array_equal(ids[-len(tokens) :], tokens)
 
-    neighbours = curriculum(store, index, tokenizer, several=always, neighbour=1.0).batch(16).numpy()
+    neighbours = curriculum(store, index, tokenizer, multi_passage_fraction=0.5, neighbour=1.0).batch(16).numpy()
     windows = windows_of(store, 16, len(neighbours))
     best = neighbour_passages(store, index, windows, 3, np.zeros(len(windows), dtype=np.int64))
     firsts = set()
@@ -80,14 +81,14 @@ def test_sequences_of_several_passages_hold_the_span_once_or_the_neighbours_in_a
         starts = [tuple(store.passage_tokens(passage, SCORER)[:8]) for passage in passages]
         there = [tuple(ids[1 + slot * (PASSAGE + 1) :][:8]) for slot in range(3)]
         if len(set(passages.tolist())) < 3:
-            continue  # BM25 found none: the same random one stands there three times
+            continue  # BM25 found too few: a random passage is repeated
         assert sorted(there) == sorted(starts)
         firsts.add(starts.index(there[0]))
     assert len(firsts) > 1
 
 
-def test_every_second_step_at_the_end_has_several_passages_and_after_a_resume_the_same_ones(store, index, tokenizer):
-    mixed = curriculum(store, index, tokenizer, several={"share": 0.1, "passages": 3}, random=1.0)
+def test_every_second_step_at_the_end_is_multi_passage_also_after_a_resume(store, index, tokenizer):
+    mixed = curriculum(store, index, tokenizer, multi_passage_fraction=0.1, random=1.0)
     widths = [mixed.batch(16 * step).shape[1] for step in range(STEPS)]
     assert [step for step, width in enumerate(widths) if width == 96] == [49, 51, 53, 55, 57, 59]
     mixed.start = 16 * 50
@@ -121,3 +122,9 @@ def test_passages_never_come_from_the_windows_document(store, index):
 def test_bad_shares(store, index, tokenizer, shares, message):
     with pytest.raises(ConfigError, match=message):
         curriculum(store, index, tokenizer, **shares)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.6])
+def test_a_bad_multi_passage_fraction_is_refused(store, index, tokenizer, fraction):
+    with pytest.raises(ConfigError, match=f"scorer.training.multi_passage_fraction={fraction}"):
+        curriculum(store, index, tokenizer, multi_passage_fraction=fraction, random=1.0)

@@ -1,4 +1,7 @@
-"""A scorer trained from nothing: cached, resumed, reproducible. Run: pytest tests/scorers/test_scratch.py"""
+"""A scorer trained from random weights: cached, resumed, reproducible.
+
+Run: pytest tests/scorers/pretraining/test_scratch.py
+"""
 
 import json
 
@@ -15,40 +18,25 @@ from dream.store.build import open_or_build
 from dream.utils.errors import ConfigError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-TRAINING = {
-    "max_steps": 6,
-    "batch_size": 4,
-    "learning_rate": 1e-2,
-    "warmup_fraction": 0.2,
-    "weight_decay": 0.1,
-    "shares": {"verbatim": 0.25, "neighbour": 0.5, "random": 0.2, "null": 0.05},
-    "span_tokens": [4, 6],
-    "several": {"share": 0.3, "passages": 3},
+TRAINING = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "multi_passage_fraction": 0.3}
+SHARES = {"verbatim": 0.25, "neighbour": 0.5, "random": 0.2, "null": 0.05}
+SCORING = {
+    "template": ["{bos}", "{passage}", "{sep}", "{context}"],
+    "max_passage_tokens": 24,
+    "tokens_per_forward": "auto",
+    "dtype": "float32",
     "compile": False,
-    "checkpoint_every_n_steps": 2,
-    "gain_windows": 8,
 }
-TEMPLATE = ["{bos}", "{passage}", "{sep}", "{context}"]
 
 
-def scratch(corpus, folder, seed=0, architecture=None, **training):
+def scratch(corpus, folder, training=None, scoring=None, **changes):
+    settings = {"vocabulary": 400, "width": 32, "layers": 2, "seed": 0, "cache_megabytes": 10} | changes
     return ScratchScorer(
         corpus=corpus,
-        tokenizer={"vocabulary": 400, "sample_megabytes": 1},
-        architecture=architecture or {"model_type": "llama", **SMALL},
-        training=TRAINING | training,
-        scoring={
-            "template": TEMPLATE,
-            "max_passage_tokens": 24,
-            "tokens_per_forward": "auto",
-            "dtype": "float32",
-            "compile": False,
-        },
+        training=TRAINING | (training or {}),
+        scoring=SCORING | (scoring or {}),
         data_dir=str(folder),
-        seed=seed,
-        cache=True,
-        cache_dir=str(folder / "loglik"),
-        cache_megabytes=10,
+        **settings,
     )
 
 
@@ -67,22 +55,32 @@ def test_trained_once_then_read_from_the_cache(corpus, tmp_path, monkeypatch):
     assert json.loads((folder / "gain.json").read_text())["random_loglik"] < 0
     assert scorer.token_embeddings().shape == (len(scorer.tokenizer), 32)
 
-    monkeypatch.setattr("dream.scorers.pretraining.scratch.train", lambda *_: pytest.fail("trained a second time"))
-    again = scratch(corpus, tmp_path, compile="auto")
+    monkeypatch.setattr("dream.scorers.pretraining.scratch.train", lambda *_, **__: pytest.fail("trained again"))
+    again = scratch(corpus, tmp_path)
     again.load(store)
     assert again.fingerprint == scorer.fingerprint
     ids = torch.tensor([0, 1]), torch.tensor([[3, -1], [4, 5]])
     torch.testing.assert_close(again.loglik(store, *ids), scorer.loglik(store, *ids))
 
 
-def test_every_setting_that_matters_has_its_own_folder(corpus, tmp_path, store):
-    variants = [scratch(corpus, tmp_path), scratch(corpus, tmp_path, seed=1), scratch(corpus, tmp_path, max_steps=7)]
-    assert len({variant.folder(store) for variant in variants}) == 3
-    assert variants[0].folder(store) == scratch(corpus, tmp_path, checkpoint_every_n_steps=5).folder(store)
+def test_each_setting_that_matters_has_its_own_folder(corpus, tmp_path, store):
+    first = scratch(corpus, tmp_path).folder(store)
+    variants = [
+        scratch(corpus, tmp_path, seed=1),
+        scratch(corpus, tmp_path, width=64),
+        scratch(corpus, tmp_path, layers=4),
+        scratch(corpus, tmp_path, scoring={"max_passage_tokens": 12}),
+        scratch(corpus, tmp_path, scoring={"template": ["{passage}", "{sep}", "{context}"]}),
+        *(scratch(corpus, tmp_path, training={key: value / 2 if key != "max_steps" else 7})
+          for key, value in TRAINING.items()),
+    ]  # fmt: skip
+    assert len({first, *(variant.folder(store) for variant in variants)}) == 1 + len(variants)
+    same = scratch(corpus, tmp_path, scoring={"tokens_per_forward": 100, "dtype": "bfloat16"}, cache_megabytes=0)
+    assert same.folder(store) == first
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(store, tokenizer, tmp_path):
-    index = BM25Index.open_or_build(store, tmp_path)
+def test_an_interrupted_training_resumes_to_the_same_weights(store, tokenizer, tmp_path):
+    index = BM25Index.open_or_build(store)
     settings = Training(**TRAINING)
 
     def run(folder, batches_until_crash=None):
@@ -94,13 +92,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(store, tokenizer, t
 
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **SMALL))
-        prompt = Prompt(TEMPLATE, tokenizer)
-        train(
-            model,
-            Crashing(store, index, prompt, 24, settings.shares, settings.span_tokens, settings.several, 6, 4, seed=0),
-            settings,
-            folder,
-        )
+        prompt = Prompt(SCORING["template"], tokenizer)
+        curriculum = Crashing(store, index, prompt, 24, SHARES, (4, 6), 0.3, 3, settings.max_steps, 4, seed=0)
+        train(model, curriculum, settings, folder, compiled=False)
         return model.state_dict()
 
     straight = run(tmp_path / "straight")
@@ -111,7 +105,28 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(store, tokenizer, t
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
 
 
-def test_an_unknown_architecture_names_its_key(corpus, tmp_path, store):
-    scorer = scratch(corpus, tmp_path, architecture={"model_type": "no_such_model"})
-    with pytest.raises(ConfigError, match=r"^scorer.architecture="):
-        scorer.load(store)
+def test_a_damaged_checkpoint_is_reported_and_the_training_starts_again(corpus, tmp_path, capsys):
+    scorer = scratch(corpus, tmp_path)
+    store = own_store(corpus, scorer, tmp_path)
+    checkpoint = scorer.folder(store).with_name(f"{scorer.folder(store).name}.training") / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"not a checkpoint")
+    scorer.load(store)
+    assert f"{checkpoint}: damaged" in capsys.readouterr().out
+    assert (scorer.folder(store) / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 1}, "scorer.layers=1"),
+        ({"width": 96}, "scorer.width=96"),
+        ({"width": 31}, "scorer.width=31"),
+        ({"training": {"max_steps": 0}}, "scorer.training.max_steps=0"),
+        ({"training": {"learning_rate": 0}}, "scorer.training.learning_rate=0"),
+        ({"cache_megabytes": -1}, "scorer.cache_megabytes=-1"),
+    ],
+)
+def test_bad_values_name_their_key(corpus, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        scratch(corpus, tmp_path, **changes)

@@ -1,4 +1,6 @@
-"""Which heads of a language model look for the passage that helps: ranked once per scorer and corpus, then kept.
+"""Ranks the attention heads of a language model by how much they attend to the passage that helps.
+
+The ranking is computed once for each scorer and store, then cached.
 
 Shapes: S windows, K candidates, H heads of a layer, T tokens.
 """
@@ -29,19 +31,25 @@ from dream.utils.runtime import progress
 log = get_logger(__name__)
 
 STEP = 16  # windows that are scored at a time
-LAYOUT = 2  # raise when the score below changes, so that heads are ranked anew
+LAYOUT = 2  # raise when the score below changes, so that heads are ranked again
 
 
 @dataclass
 class RankedHeads:
-    """Heads, the best first: (layer, head, score), the score being attention, a share from -1 to 1."""
+    """A ranking of heads.
+
+    Args:
+        rows: (layer, head, score), the best first. The score is a difference of attention shares.
+        windows: number of windows that the scores are means over.
+        folder: where the ranking is cached.
+    """
 
     rows: list[tuple[int, int, float]]
-    windows: int  # that were used
+    windows: int
     folder: Path
 
     def matrix(self) -> tuple[np.ndarray, list[int]]:
-        """(score of every layer with attention and head, the layers' numbers)"""
+        """(scores by layer and head, NaN where a layer has fewer heads; numbers of the layers that have attention)"""
         layers = sorted({layer for layer, _, _ in self.rows})
         scores = np.full((len(layers), max(head for _, head, _ in self.rows) + 1), np.nan)
         for layer, head, score in self.rows:
@@ -50,15 +58,34 @@ class RankedHeads:
 
 
 class HeadFinder:
-    """Ranks heads by their query-focused attention on passages that are known to help.
+    """Ranks heads by their query-focused attention on passages that help, without labels.
 
-    A window's helpful passage is the one of its `candidates` BM25 neighbours behind which the target is likeliest, by
-    at least `gain` nats per token above the others' mean. A head's score is its attention on that passage, from the
-    tokens of the context (`rows: context`) or of context and target (`window`), minus the same where `uninformative`
-    stands in their place, above the mean of the same for the other candidates; mean over `windows` such windows, which
-    are looked for among the first `scanned` of a seeded order.
-    Source: QRHead (Zhang et al. 2025). Its threshold on single tokens is left out. The others' mean is ours: without
-    it, a head that turns to all passages alike when asked counts as one that finds the right one.
+    Of the `candidates` BM25 neighbours of a window, the helpful passage is the one that makes the target most likely.
+    The window is used if its log-likelihood is at least `gain` nats per token above the mean of the others. For each
+    head and passage k, let
+
+        added_k = attention on k from the window's rows - the same with `uninformative` text in place of the window.
+
+    The head's score is added_helpful minus the mean of added_k over the other candidates; the mean over all used
+    windows is the head's rank score.
+    Source: QRHead (Zhang et al. 2025), without its threshold on single tokens. Subtracting the mean over the other
+    candidates is our addition: without it, heads that attend to all passages of a question score high.
+
+    Args:
+        windows: number of windows that the score is a mean over.
+        scanned: number of windows that are examined, at most, to find these; the first of a seeded order.
+        candidates: BM25 neighbours of a window, all in one prompt.
+        gain: nats per target token by which the helpful passage must be above the mean of the others.
+        rows: whose attention counts: `context`, the context's tokens; `window`, those of context and target.
+        uninformative: text that replaces the window.
+        seed: of the order of the windows and of the candidates in the prompt.
+
+    Raises:
+        ConfigError: a value is out of its range.
+
+    Example:
+        >>> ranked = HeadFinder(128, 4096, 8, 0.1, "window", "N/A", 0).open_or_find(scorer, store)
+        >>> layer, head, score = ranked.rows[0]
     """
 
     def __init__(
@@ -75,22 +102,18 @@ class HeadFinder:
         require(scanned >= windows, "objective.finder.scanned", scanned, f"at least objective.finder.windows={windows}")
         require(candidates >= 2, "objective.finder.candidates", candidates, "at least 2")
         require(rows in ("context", "window"), "objective.finder.rows", rows, "choose context or window")
-        require(bool(uninformative), "objective.finder.uninformative", uninformative, "some text that asks for nothing")
+        require(bool(uninformative), "objective.finder.uninformative", uninformative, "some text without a question")
         self.windows, self.scanned, self.candidates, self.gain, self.rows = windows, scanned, candidates, gain, rows
         self.uninformative, self.seed = uninformative, seed
 
     def open_or_find(self, scorer: CausalScorer, store: Store) -> RankedHeads:
-        """Ranked before, or now: the result is kept under the scorer, the store and these settings."""
-        settings = [
-            LAYOUT,
-            self.windows,
-            self.scanned,
-            self.candidates,
-            self.gain,
-            self.rows,
-            self.uninformative,
-            self.seed,
-        ]
+        """Return the cached ranking for this scorer, this store and these settings; compute it first if there is none.
+
+        Raises:
+            DreamError: no window has a passage that helps enough.
+        """
+        settings = [LAYOUT, self.windows, self.scanned, self.candidates, self.gain, self.rows, self.uninformative,
+                    self.seed]  # fmt: skip
         name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
         folder = store.cache_folder("heads") / name
         if not verify_or_discard(folder):
@@ -103,7 +126,7 @@ class HeadFinder:
 
     def _find(self, scorer: CausalScorer, store: Store) -> tuple[list[tuple[int, int, float]], int]:
         index = BM25Index.open_or_build(store)
-        log.info(f"Ranking the heads of the language model by {self.windows} windows whose best passage is clear")
+        log.info(f"Ranking the language model's attention heads on {self.windows} windows that have a helpful passage")
         sums: dict[int, Tensor] = {}
         used = 0
         bar = progress(total=self.windows, unit="window", desc="finding heads")
@@ -116,8 +139,8 @@ class HeadFinder:
                 break
         bar.close()
         if not used:
-            raise DreamError(f"objective.finder.gain={self.gain}: none of {self.scanned:,} windows has a passage that helps so "
-                             "much; lower it, or take a scorer that reads its passages")  # fmt: skip
+            raise DreamError(f"objective.finder.gain={self.gain}: none of {self.scanned:,} windows has a passage that "
+                             "helps this much; lower it, or choose a scorer that uses its passages")  # fmt: skip
         rows = [
             (layer, head, float(score))
             for layer, sum_H in sums.items()
@@ -126,7 +149,7 @@ class HeadFinder:
         return sorted(rows, key=lambda row: (-row[2], row[0], row[1])), used
 
     def _helped(self, scorer: CausalScorer, store: Store, index: BM25Index) -> Iterable[tuple[int, list[int], int]]:
-        """(window, its candidates in a seeded order, the place of the helpful one among them)"""
+        """Yield (window, its candidates in a seeded order, position of the helpful one among them)."""
         count = len(store.windows)
         order = permute(self.seed, np.arange(min(self.scanned, count)), count)
         for start in range(0, len(order), STEP):
@@ -146,7 +169,7 @@ class HeadFinder:
     def _focus(
         self, scorer: CausalScorer, store: Store, window_id: int, passage_ids: list[int], helpful: int
     ) -> dict[int, Tensor]:
-        """score_H by layer: what the question adds to attention on the helpful passage, above the others' mean."""
+        """score_H by layer, for one window: see the class."""
         context, target = store.window_tokens(window_id, SCORER)
         asked = np.concatenate([context, target]) if self.rows == "window" else context
         nothing: Any = scorer.tokenizer(self.uninformative, add_special_tokens=False)["input_ids"]
@@ -163,7 +186,7 @@ class HeadFinder:
 
 @torch.no_grad()
 def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np.ndarray) -> dict[int, Tensor]:
-    """mass_HK by layer: the attention of every head on each passage, mean over the rows that follow the passages."""
+    """mass_HK by layer: each head's attention on each passage, mean over the `rows` (token ids after the passages)."""
     asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
     with scorer.no_autocast(), injectable(scorer.model):
         memory, owner_T = read_passages(scorer, passages)
@@ -173,7 +196,7 @@ def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np
 
 
 def all_heads(scorer: CausalScorer) -> list[tuple[int, int]]:
-    """Every (layer, head) whose attention can be weighed."""
+    """Every (layer, head) whose attention can be weighted."""
     mass_of_layer = passage_attention(scorer, [np.zeros(1, dtype=np.int64)], np.zeros(1, dtype=np.int64))
     return [(layer, head) for layer, mass_HK in sorted(mass_of_layer.items()) for head in range(len(mass_HK))]
 
@@ -181,7 +204,19 @@ def all_heads(scorer: CausalScorer) -> list[tuple[int, int]]:
 def choose_heads(
     heads: str | list[list[int]], count: int, seed: int, scorer: CausalScorer, store: Store, finder: HeadFinder
 ) -> Heads:
-    """`heads` of the objective as layer → heads. ConfigError where a listed one does not exist."""
+    """The heads of the attention objective, by layer.
+
+    Args:
+        heads: `found`, `random`, `all`, or a list of [layer, head].
+        count: number of heads if they are found or random.
+        seed: of random heads.
+        scorer: the language model.
+        store: where `finder` takes windows and passages from.
+        finder: ranks the heads, if they are found.
+
+    Raises:
+        ConfigError: the model does not have these heads, or not as many.
+    """
     known = all_heads(scorer)
     counted = heads in ("found", "random")
     require(not counted or count <= len(known), "objective.count", count, f"the model has {len(known)} heads")

@@ -1,9 +1,10 @@
-"""Attention of a frozen model with something put into it, through transformers' own extension point.
+"""Changes the attention of a frozen model through `AttentionInterface`, the extension point of transformers.
 
-Every model that takes its attention from `AttentionInterface` works unpatched: `attend`, a keyword argument of its
-forward, reaches the function registered here in every layer and takes its place. One sequence at a time.
+Every model that uses `AttentionInterface` works without patches: the keyword argument `attend` of its forward reaches
+the function registered here in every layer, and computes the layer's attention. One sequence at a time.
 
-Shapes: H heads, R rows (tokens that look), T tokens that are looked at, K passages, U texts, D width of a head.
+Shapes: H heads, R rows (queries of the attention), T tokens that are attended to, K passages, U texts, D width of a
+head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,16 @@ Heads = Mapping[int, Sequence[int]]  # layer → heads
 
 
 class Attend(Protocol):
-    """Stands for a layer's attention: q, k, v (1, heads, tokens, D) → (1, R, H, D)."""
+    """Computes a layer's attention: query, key, value (1, heads, tokens, D) → (1, R, H, D).
+
+    Args:
+        module: the attention layer; `module.layer_idx` is its number.
+        query: of the rows.
+        key: of all tokens; there can be fewer heads than in the query.
+        value: as `key`.
+        mask: true or 0 where a row may attend, false or -inf elsewhere; None: causal, without padding.
+        kwargs: further arguments of the layer, such as `scaling`.
+    """
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
@@ -42,37 +52,53 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def injectable(model: Any) -> Iterator[None]:
-    """Within, the model's forward wants `attend`. ConfigError where transformers offers no way into this model."""
+    """Within the block, the model's forward takes `attend`.
+
+    Raises:
+        ConfigError: this kind of model does not use `AttentionInterface`.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
         family = model.config.model_type
-        require(model.config._attn_implementation == NAME, "scorer", family, "nothing can be put into the attention of "
-                "this kind of model; take one of the Llama, Qwen, Mistral, Gemma or GPT-NeoX kind")  # fmt: skip
+        require(model.config._attn_implementation == NAME, "scorer", family, "the attention of this kind of model "
+                "cannot be changed; choose a Llama, Qwen, Mistral, Gemma or GPT-NeoX model")  # fmt: skip
         yield
     finally:
         model.set_attn_implementation(before)
 
 
 def reweigh(attention_HRT: Tensor, owner_T: Tensor, weights_K: Tensor, mass: Mass) -> Tensor:
-    """a'_tj = M_t · w_i · a_tj / Σ_{j' of passage i} a_tj': the head decides within a passage, weights between them.
+    """a'_tj = M_t · w_i · a_tj / Σ_{j' in passage i} a_tj' for a token j of passage i; other tokens keep a_tj.
 
-    `owner_T` is the passage of each token, -1 outside all of them, where attention stays as it is. M_t is the row's
-    attention on all passages (`keep`) or 1 (`full`). `weights_K` may also be weights_HRK. Source: DREAM (Tang & Yang,
-    arXiv 2606.24667), which leaves `mass` open.
+    The head decides within a passage, the weights decide between passages.
+    Source: DREAM (Tang & Yang, arXiv 2606.24667), which does not define M_t.
+
+    Args:
+        attention_HRT: a, the softmax of the attention scores.
+        owner_T: passage of each token, -1 outside all passages.
+        weights_K: w, the weight of each passage; weights_HRK works, too.
+        mass: M_t: `keep`, the row's attention on all passages; `full`, 1.
     """
     passages = weights_K.shape[-1]
     owns_TK = (owner_T[:, None] == torch.arange(passages, device=owner_T.device)).to(attention_HRT.dtype)
     mass_HRK = attention_HRT @ owns_TK
     total_HR1 = mass_HRK.sum(-1, keepdim=True) if mass == "keep" else 1.0
-    # A passage that a row cannot see (behind a sliding window) has nothing to share out; its weight is lost there.
+    # A sliding window can hide a passage from a row. Its attention there is 0 and stays 0; its weight has no effect.
     seen_HRK = mass_HRK > torch.finfo(attention_HRT.dtype).tiny
     factor_HRK = torch.where(seen_HRK, total_HR1 * weights_K / mass_HRK.masked_fill(~seen_HRK, 1.0), 0.0)
     return attention_HRT * (factor_HRK @ owns_TK.T + (owner_T < 0))
 
 
 class WeightedAttention:
-    """Reweighs the passages in `heads`; other heads and layers attend as ever."""
+    """Attention in which `heads` weight the passages: see `reweigh`. Other heads and layers are unchanged.
+
+    Args:
+        owner_T: passage of each token, -1 outside all passages.
+        weights_K: weight of each passage.
+        heads: by layer.
+        mass: see `reweigh`.
+    """
 
     def __init__(self, owner_T: Tensor, weights_K: Tensor, heads: Heads, mass: Mass) -> None:
         self.owner_T, self.weights_K, self.heads, self.mass = owner_T, weights_K, heads, mass
@@ -93,7 +119,12 @@ class WeightedAttention:
 
 
 class RecordedAttention:
-    """Attends as ever, and keeps every head's attention on each passage, mean over the rows: mass_HK by layer."""
+    """Unchanged attention that records mass_HK by layer: each head's attention on each passage, mean over the rows.
+
+    Args:
+        owner_T: passage of each token, -1 outside all passages.
+        passages: K.
+    """
 
     def __init__(self, owner_T: Tensor, passages: int) -> None:
         self.owner_T, self.passages = owner_T, passages
@@ -113,11 +144,15 @@ class RecordedAttention:
 
 
 class InBatchAttention:
-    """h = s + Σ_u w_u · b_u: beside its own text (s), every row attends to U others (b_u), which are weighed.
+    """Attention h = s + Σ_u w_u · b_u: s is the row's usual attention output, b_u its attention output over text u.
 
-    `texts_of_layer` holds the others' keys and values (U, heads, T, D), `mask_UT` which of their tokens there are. With
-    `value_norm`, b_u is divided by the norm of the values it attends to, so that no token counts by its length. Source:
-    Revela (arXiv 2506.16552), whose language model learns to live with it; here it is frozen.
+    Source: Revela (arXiv 2506.16552). Its language model is trained with this attention; here it is frozen.
+
+    Args:
+        texts_of_layer: keys and values of the texts by layer, of shape (U, heads, T, D).
+        mask_UT: true at tokens, false at padding.
+        weights_U: w.
+        value_norm: divide b_u by the attention-weighted mean norm of the values of text u.
     """
 
     def __init__(
@@ -143,13 +178,13 @@ class InBatchAttention:
 
 
 def owners(owner_T: Tensor, rows: int, tokens: int) -> Tensor:
-    """The passage of each of the `tokens` that a layer keeps: the newest ones, the `rows` themselves included."""
+    """Passage of each of the last `tokens`, which a layer with a sliding window keeps. The `rows` belong to none."""
     return torch.nn.functional.pad(owner_T, (0, rows), value=-1)[-tokens:]
 
 
 def plain(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
           softcap: float | None = None, **kwargs: Any) -> Tensor:  # fmt: skip
-    """The layer's own attention: torch's kernel, except where scores are capped (Gemma 2), which it cannot do."""
+    """The model's own attention: torch's kernel, except for capped scores (Gemma 2), which it does not support."""
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
@@ -160,13 +195,13 @@ def plain(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None = None,
                   softcap: float | None = None, **_: Any) -> Tensor:  # fmt: skip
-    """Softmax of the scores over the last axis, in float32 (float64 for such models)."""
+    """Softmax of the scores over the last axis, in float32; in float64 if the model is float64."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(-1, -2)) * scaling
     scores = scores if scores.dtype == torch.float64 else scores.float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:  # transformers' way to say: causal, all there
+    if mask is None:  # transformers means: causal, without padding
         rows, tokens = scores.shape[-2:]
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=scores.device).tril(tokens - rows)
     else:

@@ -1,10 +1,10 @@
-"""What the scratch scorer is trained on: windows behind passages that are worth reading.
+"""Training sequences of the scratch scorer: windows after passages that help to predict them.
 
-A language model trained on text alone hardly uses a passage before the context. Here some passages contain a span of
-the window verbatim, so copying pays and is learnt; some are BM25 neighbours, where it pays now and then; the others
-are random, or there is none.
+A language model trained on plain text hardly uses a passage before the context. Here some passages contain a span of
+the window verbatim, so the model learns to copy; some are BM25 neighbours, which help sometimes; the others are random,
+or there is no passage.
 
-Shapes: B sequences of a step, T tokens of a sequence, L tokens of a passage.
+Shapes: B sequences of a step, K passages of a sequence, T tokens of a sequence, L tokens of a passage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,16 +31,33 @@ SPAN_TOKENS = (8, 60)  # shortest and longest span that is copied into a passage
 
 
 class CopyCurriculum(IterableDataset):
-    """Endless batches ids_BT from the `start`-th sequence on; the n-th sequence depends on the seed and n alone.
+    """Infinite batches ids_BT of token ids, beginning with sequence number `start` (an attribute, 0 at first).
 
-    A sequence has no padding: where context or passage are short, the passage goes on into the text that follows it in
-    the corpus, and the null passage's place is filled by the text before the window. So the window's tokens are always
-    the last `window_tokens`, or a few less. `shares` gives the share of each of KINDS, `span_tokens` the shortest and
-    the longest span that is copied into a passage.
+    The n-th sequence depends only on n and the seed, so a training resumes with the sequences that it would have had.
 
-    A `multi_passage_fraction` of the `steps`, every second one at the end, has sequences of several passages, at most one of
-    them planted: fewer sequences, so that a step has no more tokens than the others. They come last because they have
-    few windows to learn from: a model that has learnt to copy from one passage soon does from several.
+    Sequences are not padded. A short context or passage is filled by the corpus: the passage continues with the text
+    that follows it, and without a passage its place holds the text before the window. So a window always occupies the
+    last `window_tokens` tokens, or slightly fewer.
+
+    In the last 2 · `multi_passage_fraction` of the steps, every second step has multi-passage sequences, with a copied
+    span in at most one passage. Such a step has fewer sequences, so it has no more tokens than the others. These steps
+    come last because they contain few windows: a model that can copy from one passage soon learns it for several.
+
+    Args:
+        store: passages and windows.
+        index: finds neighbours.
+        prompt: joins passages and window.
+        passage_tokens: length of a passage in a sequence.
+        shares: share of the sequences with each of `KINDS` of passages; they sum to 1.
+        span_tokens: shortest and longest span that is copied into a passage, in tokens.
+        multi_passage_fraction: share of the steps with multi-passage sequences, 0 to 0.5.
+        passages: number of passages of a multi-passage sequence.
+        steps: length of the training.
+        batch_size: sequences of a step with one passage each.
+        seed: of the windows' order, the passages and the spans.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     def __init__(
@@ -86,7 +103,7 @@ class CopyCurriculum(IterableDataset):
             position += self.batch_size
 
     def batch(self, position: int) -> Tensor:
-        """ids_BT of the sequences from `position` on."""
+        """ids_BT of the step whose first sequence has number `position`."""
         step = position // self.batch_size
         if step >= self.multi_passage_from and step % 2:
             return self._multi_passage_batch(np.arange(position, position + self.multi_passage_sequences))
@@ -111,9 +128,9 @@ class CopyCurriculum(IterableDataset):
         return self.prompt.join(passage, window)
 
     def _multi_passage_batch(self, positions_B: np.ndarray) -> Tensor:
-        """ids_BT of sequences with several passages: BM25 neighbours of the window, or random ones.
+        """ids_BT of multi-passage sequences. Passages are BM25 neighbours of the window, or random.
 
-        Before a verbatim one's window, one of the random passages holds the span. There is no null passage here.
+        For the kind `verbatim`, one of the random passages contains the span. For `null`, all passages are random.
         """
         windows_B = permute(self.seed, positions_B, len(self.store.windows))
         kinds_B = np.searchsorted(self.bounds, uniform(self.seed, 0, positions_B), side="right")
@@ -121,42 +138,45 @@ class CopyCurriculum(IterableDataset):
         passages_BK = np.stack([random_passages(self.store, windows_B, draw_B) for draw_B in draws], axis=1)
         near = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
         found = neighbour_passages(self.store, self.index, windows_B[near], self.passages, passages_BK[near, 0])
-        # The best neighbour may stand anywhere among the others.
+        # Shuffled, so that the best neighbour can be at any position.
         passages_BK[near] = np.take_along_axis(found, np.stack(draws, axis=1)[near].argsort(1), axis=1)
         spans_B3 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4)], axis=1)
         slots_B = (uniform(self.seed, 1, positions_B) * self.passages).astype(np.int64)
-        rows = []
-        for kind, window_id, passages, spans, slot in zip(
-            kinds_B, windows_B, passages_BK, spans_B3, slots_B, strict=True
-        ):
-            start, _, end = self.store.windows["tokens"][window_id, SCORER]
-            window = self._stream(start, end - start)
-            texts = [
-                self._stream(self.store.passages["tokens"][row, SCORER, 0], self.passage_tokens) for row in passages
-            ]
-            if KINDS[kind] == "verbatim":
-                texts[slot] = plant(texts[slot], window, self.span_tokens, spans)
-            short = self.window_tokens - len(window)  # filled by the text that follows the last passage
-            last = self.store.passages["tokens"][passages[-1], SCORER, 0] + self.passage_tokens
-            texts[-1] = np.concatenate([texts[-1], self._stream(last, short)])
-            rows.append(self.prompt.join_several(texts, window))
-        return torch.from_numpy(np.stack(rows))
+        sequences = map(self._multi_passage_sequence, kinds_B, windows_B, passages_BK, slots_B, spans_B3)
+        return torch.from_numpy(np.stack(list(sequences)))
+
+    def _multi_passage_sequence(
+        self, kind: int, window_id: int, passages_K: np.ndarray, slot: int, draws: np.ndarray
+    ) -> np.ndarray:
+        start, _, end = self.store.windows["tokens"][window_id, SCORER]
+        window = self._stream(start, end - start)
+        starts_K = self.store.passages["tokens"][passages_K, SCORER, 0]
+        texts = [self._stream(start, self.passage_tokens) for start in starts_K]
+        if KINDS[kind] == "verbatim":
+            texts[slot] = plant(texts[slot], window, self.span_tokens, draws)
+        missing = self.window_tokens - len(window)  # of a short window: the last passage continues instead
+        texts[-1] = np.concatenate([texts[-1], self._stream(starts_K[-1] + self.passage_tokens, missing)])
+        return self.prompt.join_passages(texts, window)
 
     def _stream(self, start: int, count: int) -> np.ndarray:
-        """Consecutive tokens of the corpus, which begins anew where it ends."""
+        """Consecutive tokens of the corpus; after its end, it starts again from its beginning."""
         tokens = self.store.tokens[SCORER]
         return np.asarray(tokens[np.arange(start, start + count) % len(tokens)], dtype=np.int64)
 
 
 def uniform(seed: int, number: int, positions_B: np.ndarray) -> np.ndarray:
-    """The `number`-th draw in [0, 1) of each position."""
+    """A random number in [0, 1) for each position: draw `number` of the seed."""
     return (random_bits(seed, number, positions_B) >> np.uint64(11)) * 2.0**-53
 
 
 def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int], draws: np.ndarray) -> np.ndarray:
-    """The passage, a part of it replaced by a span of the window.
+    """A copy of the passage in which a span of the window replaces a part of equal length.
 
-    `draws`, each in [0, 1): the length of the span, its place in the window, its place in the passage.
+    Args:
+        passage_L: token ids.
+        window: token ids.
+        span_tokens: shortest and longest span.
+        draws: three numbers in [0, 1): for the length of the span, its position in the window, and in the passage.
     """
     shortest, longest = (min(tokens, len(window), len(passage_L)) for tokens in span_tokens)
     span = shortest + int(draws[0] * (longest - shortest + 1))
@@ -168,7 +188,7 @@ def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int],
 
 
 def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) -> np.ndarray:
-    """A passage of another document for each window; `draws_B` in [0, 1)."""
+    """ids_B: for each window a passage of another document, uniformly at random. `draws_B` is in [0, 1)."""
     first_B, end_B = own_passages(store, windows_B)
     owned_B = end_B - first_B
     ids_B = (draws_B * (len(store.passages) - owned_B)).astype(np.int64)
@@ -178,7 +198,10 @@ def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) ->
 def neighbour_passages(
     store: Store, index: BM25Index, windows_B: np.ndarray, count: int, otherwise_B: np.ndarray
 ) -> np.ndarray:
-    """(B, count) passages of other documents that BM25 finds for context and target; `otherwise_B` where too few."""
+    """(B, count): the best passages of other documents that BM25 finds for context and target, the best first.
+
+    If it finds fewer, the passage in `otherwise_B` fills the rest.
+    """
     first_B, end_B = own_passages(store, windows_B)
     texts = ["".join(store.window_text(int(window))) for window in windows_B]
     found_BM = index.search(texts, count + int((end_B - first_B).max(initial=0)))[1]
@@ -191,7 +214,7 @@ def neighbour_passages(
 
 
 def own_passages(store: Store, windows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first_B, end_B): the passages of each window's own document."""
+    """(first_B, end_B): range of the passages of each window's own document."""
     documents_B = store.windows["document"][windows_B]
     first_B, end_B = (np.searchsorted(store.passage_documents, documents_B, side=side) for side in ("left", "right"))
     return first_B, end_B

@@ -1,4 +1,7 @@
-"""Does the scorer read its passage? The gain of helpful passages over random ones, in nats per target token."""
+"""Measures whether the scorer uses its passages: the gain of helpful passages over random ones.
+
+Shapes: B windows, K candidates of a window.
+"""
 
 from dataclasses import dataclass
 
@@ -18,22 +21,29 @@ WINDOWS_PER_STEP = 16
 
 @dataclass
 class Gain:
-    """Means over windows, nats per target token, against random passages of other documents."""
+    """Log-likelihoods minus those with random passages of other documents: means over windows, nats per target token.
 
-    best_of_neighbours: float  # of 10 BM25 neighbours the one the scorer likes best
+    Args:
+        best_of_neighbours: with the one of 10 BM25 neighbours that has the highest log-likelihood.
+        first_neighbour: with the first BM25 neighbour.
+        null: without a passage.
+        random_loglik: the log-likelihood with random passages itself, nats per target token.
+    """
+
+    best_of_neighbours: float
     first_neighbour: float
-    null: float  # no passage
-    random_loglik: float  # the level they are compared with
+    null: float
+    random_loglik: float
 
 
 def held_out_windows(store: Store, windows: int, seed: int) -> np.ndarray:
-    """The last windows of the seed's first epoch, which a training shorter than an epoch has not seen."""
+    """The last windows of the seed's first epoch, which a training of less than an epoch does not use."""
     count = len(store.windows)
     return permute(seed, np.arange(max(0, count - windows), count), count)
 
 
 def measure_gain(scorer: CausalScorer, store: Store, index: BM25Index, windows: int, seed: int) -> Gain:
-    """Mean over as many held-out windows."""
+    """Measure the gain on this number of held-out windows."""
     window_ids = held_out_windows(store, windows, seed)
     rows = []
     bar = progress(total=len(window_ids), unit="window", desc="measuring the gain")

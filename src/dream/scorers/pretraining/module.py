@@ -1,4 +1,7 @@
-"""Trains a small causal language model from nothing: the LightningModule, and the routine around it."""
+"""Trains a small causal language model from random weights.
+
+Shapes: B sequences of a step, T tokens, R rows whose logits are kept, V vocabulary.
+"""
 
 import logging
 import time
@@ -36,11 +39,14 @@ WEIGHT_DECAY = 0.1
 class Training:
     """Settings of the pretraining: the fields of `scorer.training` in the YAML.
 
-    Attributes:
+    Args:
         max_steps: optimizer steps.
         batch_size: sequences of a step.
         learning_rate: its highest value.
-        multi_passage_fraction: share of the steps whose sequences have several passages.
+        multi_passage_fraction: share of the steps with multi-passage sequences: see `CopyCurriculum`.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     max_steps: int
@@ -54,17 +60,27 @@ class Training:
         require(self.learning_rate > 0, f"{key}.learning_rate", self.learning_rate, "above 0")
 
     def description(self) -> dict[str, Any]:
-        """Everything the weights depend on."""
+        """Everything that the weights depend on."""
         return vars(self) | {"warmup": WARMUP_FRACTION, "decay": WEIGHT_DECAY, "shares": SHARES, "spans": SPAN_TOKENS}
 
     @property
     def checkpoint_every_n_steps(self) -> int:
-        """Steps of work that a crash can cost."""
+        """A crash costs at most this number of steps."""
         return max(1, min(CHECKPOINT_EVERY_N_STEPS, self.max_steps // 3))
 
 
 class LanguageModelModule(L.LightningModule):
-    """Next-token cross-entropy on the windows, where the scorer will be asked; AdamW, warm-up and linear decay to 0."""
+    """Trains a model with the next-token cross-entropy (nats per token) of the windows' tokens.
+
+    The passages' tokens have no loss, because the scorer only scores tokens of windows. AdamW, with linear warm-up and
+    linear decay to 0.
+
+    Args:
+        model: a causal language model of transformers.
+        curriculum: the training sequences.
+        training: settings.
+        compiled: whether to compile the loss: `auto`, true or false.
+    """
 
     def __init__(self, model: Any, curriculum: CopyCurriculum, training: Training, compiled: str | bool) -> None:
         super().__init__()
@@ -78,7 +94,7 @@ class LanguageModelModule(L.LightningModule):
         return F.cross_entropy(logits_BRV.flatten(0, 1).float(), ids_BT[:, -window:].flatten())
 
     def train_dataloader(self) -> DataLoader:
-        # Lightning asks for it after it has restored the step: a resumed training goes on where it stopped.
+        # Lightning calls this after it has restored the step, so a resumed training continues with the next sequence.
         self.curriculum.start = self.trainer.global_step * self.curriculum.batch_size
         return DataLoader(self.curriculum, batch_size=None)
 
@@ -97,7 +113,7 @@ class LanguageModelModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(self.parameters(), CLIP_NORM)  # Lightning's own refuses the fused AdamW
+        torch.nn.utils.clip_grad_norm_(self.parameters(), CLIP_NORM)  # Lightning refuses to clip for the fused AdamW
 
     def on_train_start(self) -> None:
         self.model.train()
@@ -123,7 +139,18 @@ class LanguageModelModule(L.LightningModule):
 
 
 def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Path, compiled: str | bool) -> None:
-    """Train `model` in place. `folder` gets logs and checkpoints; a training that was interrupted there resumes."""
+    """Train `model` in place; resume if the folder has a checkpoint of an interrupted training.
+
+    Args:
+        model: a causal language model of transformers.
+        curriculum: the training sequences.
+        training: settings.
+        folder: for logs and checkpoints.
+        compiled: whether to compile the loss: `auto`, true or false.
+
+    Raises:
+        DreamError: the training was interrupted.
+    """
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     module = LanguageModelModule(model, curriculum, training, compiled)
@@ -145,19 +172,19 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, ckpt_path=_whole(last), weights_only=True)
+    trainer.fit(module, ckpt_path=_usable(last), weights_only=True)
     if trainer.global_step < training.max_steps:
         raise DreamError("the language model's training was interrupted; the same command continues it")
 
 
-def _whole(checkpoint: Path) -> Path | None:
-    """The checkpoint, if it is there and whole. A damaged one costs its steps, and is named."""
+def _usable(checkpoint: Path) -> Path | None:
+    """The checkpoint if there is one. A damaged one is logged and deleted."""
     try:
         if checkpoint.exists():
             verify_checkpoint(checkpoint)
             return checkpoint
     except DamageError:
-        log.info(f"{checkpoint}: damaged: training the language model from its beginning")
+        log.warning(f"{checkpoint}: damaged: training the language model from the start")
         checkpoint.unlink()
     return None
 

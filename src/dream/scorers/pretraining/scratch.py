@@ -1,4 +1,4 @@
-"""A small language model, pretrained on the corpus itself: no download, minutes on a CPU."""
+"""A small language model that is pretrained on the corpus: no download, minutes on a CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,25 +24,28 @@ log = get_logger(__name__)
 
 LAYOUT = 2  # raise when the pretraining changes, so that cached scorers are trained again
 HEAD_WIDTH = 64
-PASSAGES = 8  # of a sequence with several passages; the model has positions for as many
-GAIN_WINDOWS = 512  # windows of the measurement after the training
+PASSAGES = 8  # of a multi-passage sequence; the model has positions for this number
+GAIN_WINDOWS = 512  # number of windows on which the gain is measured after the training
 
 
 class ScratchScorer(CausalScorer):
-    """A small language model that is pretrained on the corpus at first use. Nothing to download.
+    """A small language model that is pretrained on the corpus at first use. Nothing is downloaded.
 
-    Its tokenizer is trained when the object is made, its weights on the first `load`. Both are cached in `data_dir`.
+    The constructor trains the tokenizer, the first `load` trains the weights. Both are cached in `data_dir`.
 
     Args:
-        corpus: what tokenizer and model are trained on.
-        vocabulary: entries of the byte-pair encoding.
-        width: of the hidden states, a multiple of 64 or at most 64.
-        layers: every second one is attention, the others are short convolutions.
+        corpus: text for the tokenizer and the model.
+        vocabulary: number of entries of the byte-pair encoding.
+        width: of the hidden states: a multiple of 64, or an even number below 64.
+        layers: number of layers; every second one is attention, the others are short convolutions.
         training: fields of `Training`.
         scoring: fields of `Scoring`.
         data_dir: where tokenizers and weights are cached.
-        seed: of the first weights and of the order of the text.
-        cache_megabytes: size of the cache of log-likelihoods; 0: no cache.
+        seed: of the initial weights and of the order of the windows.
+        cache_megabytes: size of the cache of log-likelihoods on disk; 0: no cache.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class ScratchScorer(CausalScorer):
         super().__init__(PreTrainedTokenizerFast.from_pretrained(path), Scoring(**scoring), cache_megabytes)
 
     def folder(self, store: Store) -> Path:
-        """Where the weights for this store and these settings are cached."""
+        """Folder of the weights for this store and these settings."""
         description = {
             "layout": LAYOUT,
             "store": store.hash,
@@ -80,11 +83,12 @@ class ScratchScorer(CausalScorer):
         return self.data_dir / "scorers" / f"{self.corpus.name}-{fingerprint(description)}"
 
     def load(self, store: Store) -> None:
+        """Load the weights; pretrain them first if they are not cached. An interrupted pretraining resumes."""
         folder = self.folder(store)
         training = folder.with_name(f"{folder.name}.training")
         if training.exists() or not verify_or_discard(folder):
             with exclusive_workdir(training):
-                if not verify_or_discard(folder):  # another process may have trained it meanwhile
+                if not verify_or_discard(folder):  # another process may have trained the model meanwhile
                     self._pretrain(store, folder, training)
         self.open(str(folder), store)
 
@@ -108,17 +112,17 @@ class ScratchScorer(CausalScorer):
         size = sum(weight.numel() for weight in model.parameters()) / 1e6
         log.info(
             f"Pretraining a language model of {size:.1f} M weights on corpus {self.corpus.name}: {settings.max_steps} "
-            f"steps of {settings.batch_size} sequences, once; cached in {folder}"
+            f"steps of {settings.batch_size} sequences; then cached in {folder}"
         )
         train(model, curriculum, settings, training, compiled=self.scoring.compile)
-        windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # a short training gets a short measurement
+        windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # short after a short training
         with new_directory(folder) as unfinished:
             model.save_pretrained(unfinished)
             self.tokenizer.save_pretrained(unfinished)
             self.open(str(unfinished), store)
             gain = measure_gain(self, store, index, windows, self.seed)
             write_json(unfinished / "gain.json", vars(gain))
-        log.info(f"  gain of a helpful passage over a random one: {gain.best_of_neighbours:.3f} nats per token")
+        log.info(f"  gain of the best neighbour over a random passage: {gain.best_of_neighbours:.3f} nats per token")
 
     def _new_model(self, store: Store) -> Any:
         config = AutoConfig.for_model(
@@ -135,7 +139,7 @@ class ScratchScorer(CausalScorer):
 
 
 def _architecture(width: int, layers: int) -> dict[str, Any]:
-    """LFM2: short convolutions see the previous token, which attention needs to know to copy from a passage."""
+    """LFM2. Its short convolutions give each position the previous token, which copying by attention needs."""
     return {
         "model_type": "lfm2",
         "layer_types": [("conv", "full_attention")[layer % 2] for layer in range(layers)],
