@@ -65,5 +65,5 @@ def test_files_are_short_and_few_stand_at_the_top():
 def test_the_config_is_read_in_few_places():
     """Only the session of a run and the building of its parts follow the training config; commands read their own."""
     readers = {str(file.relative_to(PACKAGE)) for file in FILES if "cfg." in file.read_text()}
-    allowed = {"build.py", "runs/session.py", "runs/load.py", "runs/compose.py", "__init__.py"}
+    allowed = {"build.py", "__init__.py"} | {f"runs/{name}.py" for name in ("session", "load", "compose", "paths")}
     assert {name for name in readers if not name.startswith("commands/")} <= allowed

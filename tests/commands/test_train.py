@@ -209,11 +209,3 @@ def test_a_run_without_callbacks_says_what_it_lacks(config, tmp_path, capsys):
     train(cfg)
     assert "without callbacks.index_refresh the run has no index" in capsys.readouterr().out
     assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] == 2
-
-
-def test_a_run_with_a_time_limit_stops_early_and_resumes(config, tmp_path):
-    """Lightning's max_time works: it ends at a step, and the run is not finished."""
-    train(config("run", "+trainer.max_time=00:00:00:00"))
-    assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] < STEPS
-    train(config("again", "ckpt=last"))
-    assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] == STEPS

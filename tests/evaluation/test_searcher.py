@@ -138,11 +138,16 @@ def test_an_encoder_of_an_own_package_needs_trust(run_of_an_own_encoder, searche
 def test_a_run_whose_data_was_moved_is_found_below_paths_data(moved, searcher, queries, capsys):
     """The run's config names a folder that no longer exists; `data`, or the command's paths.data, is the new one."""
     run = moved / "logs/sweep/0"
-    with pytest.raises(DataError, match="gone"):
+    elsewhere = moved / "caches" / "of" / "mine"
+    elsewhere.parent.mkdir(parents=True)
+    beside = Searcher(run)  # data/ beside logs/
+    assert beside.store.path.parent == moved / "data" / "stores"
+    (moved / "data").rename(elsewhere)
+    with pytest.raises(DataError, match="is not there; name its data folder with paths.data=FOLDER"):
         Searcher(run)
-    found = Searcher(run, data=moved / "data")
-    assert found.store.path.parent == moved / "data" / "stores"
+    found = Searcher(run, data=elsewhere)
+    assert found.store.path.parent == elsewhere / "stores"
     assert found.corpus_name == searcher.corpus_name == "jsonl"
     assert found.search(queries["q1"], k=3, mode="hybrid") == searcher.search(queries["q1"], k=3, mode="hybrid")
-    command.search(search_config(run, f"paths.data={moved / 'data'}", f"query={queries['q1']}", "k=1", "mode=bm25"))
+    command.search(search_config(run, f"paths.data={elsewhere}", f"query={queries['q1']}", "k=1", "mode=bm25"))
     assert " 1. d1 " in capsys.readouterr().out

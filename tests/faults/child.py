@@ -20,7 +20,8 @@ import lightning as L
 import dream.utils.runtime  # noqa: F401  first, as in every entry point
 
 for name in ("lightning", "torch", "transformers", "faiss", "bm25s", "dream.runs.session", "dream.commands.train",
-             "dream.commands.pretrain", "dream.commands.search", "dream.evaluation.searcher"):  # fmt: skip
+             "dream.commands.pretrain",
+             "dream.commands.search", "dream.evaluation.searcher"):  # fmt: skip
     importlib.import_module(name)
 for name in ("dream.scorers.pretraining.scratch", "dream.encoders.static", "dream.indexes.faiss",
              "dream.candidates.mixture", "dream.callbacks.index_refresh", "dream.callbacks.evaluation", "dream.callbacks.candidate_panels",

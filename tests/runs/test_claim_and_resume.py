@@ -1,4 +1,7 @@
-"""Whose folder it is, which run continues, and what its config keeps to itself. Run: pytest tests/runs/test_claim_and_resume.py"""
+"""Who owns a run folder, which run resumes, and what the saved config hides.
+
+Run: pytest tests/runs/test_claim_and_resume.py
+"""
 
 import os
 import subprocess

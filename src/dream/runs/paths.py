@@ -39,8 +39,9 @@ def relocate(cfg: DictConfig, folder: Path, data: Path | None) -> DictConfig:
     old = Path(cfg.paths.data)
     if old.is_dir():
         return cfg
-    beside = folder.resolve().parents[2] / "data" if len(folder.resolve().parents) > 2 else None
-    new = next((path for path in (beside, data) if path is not None and path.is_dir()), None)
+    beside = [parent / "data" for parent in folder.resolve().parents[1:5]]  # a sweep's runs are one level deeper
+    places = [*beside, data] if data else beside
+    new = next((path for path in places if (path / "stores").is_dir()), None)
     return OmegaConf.create(_moved(OmegaConf.to_container(cfg), str(old), str(new))) if new else cfg
 
 
