@@ -1,0 +1,178 @@
+"""What stands around a text: the prefix of its side and the tokenizer's special tokens.
+
+Many tokenizers treat the blank between prefix and text as part of the text's first token: "query: river" is the tokens
+"query", ":" and " river", while "query: " and "river" on their own are other tokens. Queries and other raw texts are
+therefore tokenised together with their prefix. Passages and windows come from the store as bare token ids. The store
+cuts them with `Framing.store_tokenizer`, which tokenises a document as it stands after the passage prefix: prefix ids +
+passage ids are the ids of the joined text, too.
+
+This cannot be exact for every piece of a document, because a piece keeps the ids that it has within its document. A
+piece that follows a line break, and a window that follows a query prefix, may lack the blank: their first token is
+replaced by the token with the blank, if the vocabulary has it. Where the first word has several tokens, these may differ
+from those of the joined text; the text that they spell is the same.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, normalizers
+
+from dream.batch import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BLANKS = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies spell a blank
+# Texts that begin with a letter, a capital, a digit and a sign; with white space and line breaks inside.
+PROBES = ("river stone", "Rivers, stones.", "7 rivers", "émile  is\nhere", "(river)", "the", "a\tb")
+
+
+class Framing:
+    """Token ids of framed texts, for both sides. A special token that a text spells is plain text.
+
+    Args:
+        tokenizer: the encoder's own.
+        prefixes: the prefix of each side. Special tokens that a prefix spells are special.
+
+    Attributes:
+        store_tokenizer: for the store, see above.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", prefixes: dict[str, str]) -> None:
+        self.tokenizer, self.prefixes = tokenizer, prefixes
+        self.pad_id = tokenizer.pad_token_id or 0
+        self._plain = _bare(tokenizer.backend_tokenizer, special=False)
+        self._special = _bare(tokenizer.backend_tokenizer, special=True)
+        self._spelled = [token for token in tokenizer.all_special_tokens if token]
+        probe = self._special.encode(PROBES[0])
+        own = [at for at, added in enumerate(probe.special_tokens_mask) if not added]
+        first, last = (own[0], own[-1] + 1) if own else (len(probe.ids), len(probe.ids))
+        self.opening, self.closing = probe.ids[:first], probe.ids[last:]
+        self._blanked_V = torch.from_numpy(_blanked(self._plain))
+        variant, passage_ids = self._fit("passage", _variants(self._plain))
+        self.store_tokenizer = tokenizer if variant is self._plain else _with_backend(tokenizer, variant)
+        self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant])[1]}
+
+    def before(self, side: str) -> list[int]:
+        """Ids before the passages and windows of the store."""
+        return self.opening + self._side_ids[side]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that stand around a text, at most."""
+        return max(len(self.before(side)) for side in self.prefixes) + len(self.closing)
+
+    def frame_text(self, text: str, side: str, max_tokens: int) -> list[int]:
+        """Ids of prefix + text with the special tokens around, cut to `max_tokens` of the text."""
+        ids = self._join(self.prefixes[side], text)
+        return self.opening + ids[: len(self._side_ids[side]) + max_tokens] + self.closing
+
+    def frame_ids(self, batch: TokenBatch, side: str) -> TokenBatch:
+        """The batch of store ids with prefix and special tokens; padding stays last."""
+        before, after = self.before(side), self.closing
+        lengths_B = batch.mask_BT.sum(1)
+        rows, tokens = batch.ids_BT.shape
+        shape = (rows, tokens + len(before) + len(after))
+        ids_BT = batch.ids_BT.new_full(shape, self.pad_id)
+        ids_BT[:, len(before) : len(before) + tokens] = batch.ids_BT.where(batch.mask_BT, ids_BT[:, :1])
+        if self._lacks_blank(side):
+            first_B = self._blanked_V.to(batch.ids_BT.device)[batch.ids_BT[:, 0]]
+            ids_BT[:, len(before)] = first_B.where(batch.mask_BT[:, 0], ids_BT[:, len(before)])
+        ids_BT[:, : len(before)] = torch.tensor(before, dtype=ids_BT.dtype, device=ids_BT.device)
+        for offset, token in enumerate(after):
+            ids_BT[torch.arange(rows, device=ids_BT.device), lengths_B + len(before) + offset] = token
+        positions_T = torch.arange(shape[1], device=ids_BT.device)
+        return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
+
+    def _join(self, prefix: str, text: str) -> list[int]:
+        """Ids of prefix + text. Special tokens are taken from the prefix only."""
+        if not any(token in prefix for token in self._spelled):
+            return self._ids(self._plain, prefix + text)
+        if not any(token in text for token in self._spelled):
+            return self._ids(self._special, prefix + text)
+        end = max(prefix.rfind(token) + len(token) for token in self._spelled if token in prefix)
+        return self._ids(self._special, prefix[:end]) + self._ids(self._plain, prefix[end:] + text)
+
+    def _lacks_blank(self, side: str) -> bool:
+        """Whether the prefix ends with a blank that is left to the first token of the text."""
+        return len(self._side_ids[side]) < len(self._ids(self._special, self.prefixes[side]))
+
+    def _fit(self, side: str, variants: list[Tokenizer]) -> tuple[Tokenizer, list[int]]:
+        """The tokenizer of bare texts and the prefix ids that give the ids of the joined text for most probes."""
+        prefix, only = self.prefixes[side], len(variants) == 1
+        ids = [self._ids(self._special, prefix), self._ids(self._special, prefix.rstrip(" "))]
+        choices = [(variant, before) for variant in variants for before in ids]
+
+        def matches(choice: tuple[Tokenizer, list[int]]) -> int:
+            variant, before = choice
+            return sum(self._joined_of_ids(before, self._ids(variant, probe), blank=only and before != ids[0])
+                       == self._join(prefix, probe) for probe in PROBES)  # fmt: skip
+
+        return max(choices, key=matches)
+
+    def _joined_of_ids(self, before: list[int], ids: list[int], blank: bool) -> list[int]:
+        return before + ([int(self._blanked_V[ids[0]]), *ids[1:]] if blank and ids else ids)
+
+    @staticmethod
+    def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
+    """A copy without truncation and padding; special tokens in a text are special, or plain text."""
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = not special
+    return copy
+
+
+def _blanked(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) the id of each token with a blank before it; its own id if there is no such token."""
+    vocabulary = tokenizer.get_vocab()
+    blanked_V = np.arange(1 + max(vocabulary.values()))
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    marker = next((mark for mark in BLANKS if any(token.startswith(mark) for token in vocabulary)), None)
+    for token, token_id in vocabulary.items():
+        if marker and token not in special and not token.startswith(marker):
+            blanked_V[token_id] = vocabulary.get(marker + token, token_id)
+    return blanked_V
+
+
+def _variants(tokenizer: Tokenizer) -> list[Tokenizer]:
+    """The tokenizer as it is; with a blank before the text; without the blank that it puts before a text itself."""
+    blank = _bare(tokenizer, special=False)
+    own = [blank.normalizer] if blank.normalizer else []
+    blank.normalizer = normalizers.Sequence([normalizers.Prepend(" "), *own])
+    settings = json.loads(tokenizer.to_str())
+    _remove_blank(settings)
+    return [tokenizer, blank, _bare(Tokenizer.from_str(json.dumps(settings)), special=False)]
+
+
+def _remove_blank(node: Any) -> None:
+    """Switch off, in a tokenizer's settings, all that puts a blank before a text."""
+    if isinstance(node, list):
+        node[:] = [part for part in node if not (isinstance(part, dict) and part.get("type") == "Prepend")]
+        for part in node:
+            _remove_blank(part)
+    elif isinstance(node, dict):
+        if node.get("type") == "ByteLevel":
+            node["add_prefix_space"] = False
+        elif node.get("type") == "Metaspace":
+            node["prepend_scheme"] = "never"
+        for key in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
+            if isinstance(node.get(key), dict) and node[key].get("type") == "Prepend":
+                node[key] = None
+            elif node.get(key):
+                _remove_blank(node[key])
+
+
+def _with_backend(tokenizer: "PreTrainedTokenizerFast", backend: Tokenizer) -> "PreTrainedTokenizerFast":
+    """A tokenizer with this backend and the same padding token."""
+    from transformers import PreTrainedTokenizerFast
+
+    copy = Tokenizer.from_str(backend.to_str())
+    tokens = {"pad_token": tokenizer.pad_token} if tokenizer.pad_token else {}
+    return PreTrainedTokenizerFast(tokenizer_object=copy, **tokens)
