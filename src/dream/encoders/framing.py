@@ -8,7 +8,7 @@ passage ids are the ids of the joined text, too.
 
 This cannot be exact for every piece of a document, because a piece keeps the ids that it has within its document. A
 piece that follows a line break, and a window that follows a query prefix, may lack the blank: their first token is
-replaced by the token with the blank, if the vocabulary has it. Where the first word has several tokens, these may differ
+replaced by the token with the blank, if the vocabulary has it. If the first word has several tokens, these may differ
 from those of the joined text; the text that they spell is the same.
 """
 

@@ -85,11 +85,14 @@ class HFEncoder(Encoder):
         self.tokenizer = self.framing.store_tokenizer
         self.model, self.has_decoder = _load(source, config, weight_type)
         if published.found and self.has_decoder:
-            raise source.refuse("is an encoder–decoder model whose decoder makes the embeddings", "choose another model")
-        source.require_rows(self.own_tokenizer, len(self.model.get_input_embeddings().weight))
+            raise source.refuse("takes its embeddings from a decoder after an encoder", "choose another model")
+        rows = len(self.model.get_input_embeddings().weight)
+        source.require_rows(self.own_tokenizer, rows, self.framing.frame_text("", "query", 1))
+        self.framing.pad_id = self.framing.pad_id if self.framing.pad_id < rows else 0  # any id: padding is masked
         self.layers = nn.Sequential(*published.layers)
         limit = self._probe(source)
-        self.max_tokens = self._length(max_tokens, published.max_tokens, limit)
+        own_length = published.max_tokens or (limit if published.found else None)  # as the library itself does
+        self.max_tokens = self._length(max_tokens, own_length, limit)
         if gradient_checkpointing:
             with source.loading():
                 self.model.activation_checkpointing_enable()
@@ -170,9 +173,7 @@ class HFEncoder(Encoder):
         self.own_tokenizer.save_pretrained(folder)
         if not self.has_decoder:
             length = self.max_tokens + self.framing.tokens
-            st_folder.write(
-                folder, self.pooling, list(self.layers), self.framing.prefixes, length, self.hidden_width
-            )
+            st_folder.write(folder, self.pooling, list(self.layers), self.framing.prefixes, length, self.hidden_width)
         write_json(folder / "encoder.json", {"kind": "hf"} | self.settings())
 
     @classmethod
@@ -195,8 +196,10 @@ def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
     out if the class can do without it, or else frozen.
     """
     own_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
-    loader, model_class = (AutoModelForTextEncoding, own_class) if own_class else (AutoModel, _class_of(config))
-    takes = inspect.signature(model_class.__init__).parameters if model_class else {}
+    loader, model_class = (
+        (AutoModelForTextEncoding, own_class) if own_class else (AutoModel, MODEL_MAPPING.get(type(config), None))
+    )
+    takes: Any = inspect.signature(model_class).parameters if inspect.isclass(model_class) else {}
     options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
     model = source.model(loader, dtype, ignore_missing=UNUSED, **options)
     has_decoder = own_class is None and bool(getattr(config, "is_encoder_decoder", False))
@@ -208,12 +211,6 @@ def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
     return model, has_decoder
 
 
-def _class_of(config: Any) -> Any:
-    """The model class of this config; None for code from a repository, and for configs with a choice of classes."""
-    found = MODEL_MAPPING.get(type(config), None)
-    return found if inspect.isclass(found) else None
-
-
 def _first(*values: str | None) -> str:
     return next(value for value in values if value is not None)
 
@@ -221,7 +218,8 @@ def _first(*values: str | None) -> str:
 def _prepare_tokenizer(tokenizer: Any, lower_case: bool) -> None:
     """Lower-case texts first, as sentence-transformers does with `do_lower_case`; have a token to pad with."""
     if lower_case:
-        own = tokenizer.backend_tokenizer.normalizer
-        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
+        backend = tokenizer.backend_tokenizer
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # decoders; padding is masked in any case
         tokenizer.pad_token = tokenizer.eos_token

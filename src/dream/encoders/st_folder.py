@@ -88,7 +88,9 @@ def _read_pooling(source: Pretrained, path: str) -> str:
     modes = config.get("pooling_mode") or [mode for mode, key in OLD_KEYS.items() if config.get(key)] or "mean"
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise source.refuse(f"its pooling {' + '.join(modes)} is not supported ({', '.join(POOLINGS)} are)", OTHER_MODEL)
+        raise source.refuse(
+            f"its pooling {' + '.join(modes)} is not supported ({', '.join(POOLINGS)} are)", OTHER_MODEL
+        )
     if config.get("include_prompt") is False:
         raise source.refuse("its pooling leaves out the prompt (include_prompt: false), which is not supported",
                             OTHER_MODEL)  # fmt: skip
@@ -126,7 +128,7 @@ def _read_length(source: Pretrained, published: Published) -> None:
     """Length and case of the text, from the transformer's settings, or else from its tokenizer."""
     folder = f"{published.subfolder}/" if published.subfolder else ""
     names = (f"{folder}sentence_{family}_config.json" for family in FAMILIES)
-    settings = next((found for name in names if (found := source.read_json(name))), {})
+    settings: dict[str, Any] = next((found for name in names if (found := source.read_json(name))), {})
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         raise source.refuse(f"its transformer_task {task} is not supported", OTHER_MODEL)

@@ -61,7 +61,8 @@ class StaticEncoder(Encoder):
         table_VD = token_embeddings()
         frequency_V = torch.zeros(len(table_VD))
         counts = torch.from_numpy(store.encoder_document_frequency)
-        frequency_V[: len(counts)] = counts
+        rows = min(len(counts), len(table_VD))  # special tokens of the tokenizer may have no row; no text has them
+        frequency_V[:rows] = counts[:rows]
         # All texts share the mean over the corpus, so it does not help to tell them apart.
         share_V = frequency_V / frequency_V.sum()
         table_VD = F.normalize(table_VD - share_V @ table_VD, dim=1)
@@ -74,8 +75,9 @@ class StaticEncoder(Encoder):
         self.weight_V = nn.Parameter(torch.log((len(store.passages) + 1) / (frequency_V + 1)))
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        weight_BT = self.weight_V[batch.ids_BT] * batch.mask_BT
-        summed_BD = F.embedding_bag(batch.ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
+        ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
+        weight_BT = self.weight_V[ids_BT] * batch.mask_BT
+        summed_BD = F.embedding_bag(ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
         return F.normalize(summed_BD, dim=1)
 
     def save(self, folder: Path) -> None:

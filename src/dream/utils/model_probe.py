@@ -1,7 +1,7 @@
 """What a transformers model reads: how many tokens at most, found by one forward of a few tokens.
 
-A config only says how long the table of positions is. Some families leave its first rows unused: RoBERTa and MPNet count
-positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a short forward looks up show where counting starts.
+A config only says how long the table of positions is. Some families leave its first rows unused: RoBERTa and MPNet
+count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a short forward reads show where they start.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class _PositionLookups(TorchFunctionMode):
 
     def _record(self, index: Tensor, weight: Tensor) -> None:
         """Relative positions have an index of two dimensions; token ids and types of the probe are all equal."""
-        rows = index.reshape(-1) if index.dim() == 1 or (index.dim() == 2 and len(index) == 1) else index[:0].reshape(-1)
-        first = rows[:PROBE_TOKENS].tolist()
+        one_sequence = index.dim() == 1 or (index.dim() == 2 and len(index) == 1)
+        first = index.reshape(-1)[:PROBE_TOKENS].tolist() if one_sequence else []
         if len(first) == PROBE_TOKENS and first == list(range(first[0], first[0] + PROBE_TOKENS)):
             self.limits.append(len(weight) - first[0])
 

@@ -6,12 +6,21 @@ configs and the headers of weight files, not the weights.
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import cached_file, logging
+
 from dream.utils.errors import ConfigError, DreamError, require
+
+logging.disable_progress_bar()  # weights are read and written in a moment; a bar for each file is noise
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken")  # configs and vocabularies
@@ -46,8 +55,6 @@ class Pretrained:
 
     def file(self, name: str) -> Path | None:
         """A file of the model, relative to its folder; from the hub if it is not cached. None if there is none."""
-        from transformers.utils import cached_file
-
         if Path(self.name).is_dir():
             found = Path(self.name) / name
             return found if found.is_file() else None
@@ -94,8 +101,6 @@ class Pretrained:
 
     def config(self) -> Any:
         """The model's config. Also checks the files next to it."""
-        from transformers import AutoConfig
-
         self._check_files()
         with self.loading():
             config = AutoConfig.from_pretrained(
@@ -110,8 +115,6 @@ class Pretrained:
 
     def tokenizer(self) -> Any:
         """The model's tokenizer, which must be a fast one: the store needs to know where each token begins."""
-        from transformers import AutoTokenizer
-
         with self.loading():
             tokenizer = AutoTokenizer.from_pretrained(
                 self.name, subfolder=self.subfolder, trust_remote_code=self.trust_remote_code
@@ -123,9 +126,13 @@ class Pretrained:
             raise self.refuse("has no tokenizer files", "copy tokenizer.json, or the vocabulary, into the folder")
         return tokenizer
 
-    def require_rows(self, tokenizer: Any, rows: int) -> None:
-        """ConfigError if the tokenizer has a token id for which the model has no embedding."""
-        entries = 1 + max(tokenizer.get_vocab().values())
+    def require_rows(self, tokenizer: Any, rows: int, used: Iterable[int] = ()) -> None:
+        """ConfigError if the tokenizer makes a token id for which the model has no embedding.
+
+        Special tokens count only if they are among `used`: a text never has the others.
+        """
+        special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        entries = 1 + max(set(tokenizer.get_vocab().values()) - special | set(used))
         if entries > rows:
             raise self.refuse(f"its tokenizer has {entries} entries, but the model has embeddings for {rows}",
                               "use the tokenizer that it was trained with, or save it once more after "
@@ -152,14 +159,13 @@ class Pretrained:
         parameters = {name for name, _ in model.named_parameters()}
         missing = sorted(name for name in parameters & set(info["missing_keys"]) if not name.startswith(ignore_missing))
         if missing:  # transformers would draw them at random, with a warning only
-            raise self.refuse(f"{len(missing)} weights of {type(model).__name__} are missing, e.g. {missing[0]}",
-                              "the folder holds another kind of model, or not all of it; choose another one")  # fmt: skip
+            kind = type(model).__name__
+            raise self.refuse(f"{len(missing)} weights of {kind} are missing, e.g. {missing[0]}",
+                              "it is another kind of model, or not complete; choose another one")  # fmt: skip
         return model
 
     def check_weights(self, file: Path) -> None:
         """ConfigError if a weight file is missing, a pointer or cut short."""
-        from safetensors import SafetensorError, safe_open
-
         if not file.is_file():
             raise self.refuse(f"{file.name} is missing")
         self._refuse_pointer(file)
@@ -204,30 +210,24 @@ class Pretrained:
 
     def _cached_snapshot(self) -> Path | None:
         """Folder of a hub name in the cache if nothing can be downloaded. ConfigError if the name cannot be one."""
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
-
-        nowhere = "is not a folder"
         try:
             validate_repo_id(self.name)
         except HFValidationError as error:
-            raise self.refuse(nowhere, "check the path, or give a hub name such as intfloat/e5-small-v2") from error
+            raise self.refuse(
+                "cannot be loaded: neither a folder nor a hub name (owner/model)", "check the path"
+            ) from error
         if not constants.HF_HUB_OFFLINE:
             return None
         try:
             return Path(snapshot_download(self.name, local_files_only=True))
         except Exception as error:
-            raise self.refuse(f"{nowhere}, nor in the hub's cache, and HF_HUB_OFFLINE forbids a download",
+            raise self.refuse("cannot be loaded: neither a folder nor, offline (HF_HUB_OFFLINE), a hub name in the cache",
                               "check the path, or download the model first") from error  # fmt: skip
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for each file of weights, and no report on weights that are not used: `model` checks them."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    """No report of transformers on missing and unused weights: `Pretrained.model` checks the missing ones itself."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
