@@ -9,7 +9,8 @@ passage ids are the ids of the joined text, too.
 This cannot be exact for every piece of a document, because a piece keeps the ids that it has within its document. A
 piece that follows a line break, and a window that follows a query prefix, may lack the blank: their first token is
 replaced by the token with the blank, if the vocabulary has it. If the first word has several tokens, these may differ
-from those of the joined text; the text that they spell is the same.
+from those of the joined text; the text that they spell is the same. A prefix that ends with a sign, such as "query:",
+may form one token with a sign at the beginning of the text; pieces of the store keep two.
 """
 
 import json
@@ -24,6 +25,7 @@ from dream.batch import TokenBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+NO_TEXT = "\0"  # a character that texts do not have
 BLANKS = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies spell a blank
 # Texts that begin with a letter, a capital, a digit and a sign; with white space and line breaks inside.
 PROBES = ("river stone", "Rivers, stones.", "7 rivers", "émile  is\nhere", "(river)", "the", "a\tb")
@@ -43,16 +45,19 @@ class Framing:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", prefixes: dict[str, str]) -> None:
         self.tokenizer, self.prefixes = tokenizer, prefixes
         self.pad_id = tokenizer.pad_token_id or 0
-        self._plain = _bare(tokenizer.backend_tokenizer, special=False)
+        self._plain = own = _bare(tokenizer.backend_tokenizer, special=False)
+        spelled = [token for token in tokenizer.all_special_tokens if token and token != tokenizer.unk_token]
+        if any(own.token_to_id(token) in self._ids(own, token) for token in spelled):
+            self._plain = _without_pieces(own, spelled)
         self._special = _bare(tokenizer.backend_tokenizer, special=True)
         self._spelled = [token for token in tokenizer.all_special_tokens if token]
         probe = self._special.encode(PROBES[0])
-        own = [at for at, added in enumerate(probe.special_tokens_mask) if not added]
-        first, last = (own[0], own[-1] + 1) if own else (len(probe.ids), len(probe.ids))
+        inner = [at for at, added in enumerate(probe.special_tokens_mask) if not added]
+        first, last = (inner[0], inner[-1] + 1) if inner else (len(probe.ids), len(probe.ids))
         self.opening, self.closing = probe.ids[:first], probe.ids[last:]
         self._blanked_V = torch.from_numpy(_blanked(self._plain))
         variant, passage_ids = self._fit("passage", _variants(self._plain))
-        self.store_tokenizer = tokenizer if variant is self._plain else _with_backend(tokenizer, variant)
+        self.store_tokenizer = tokenizer if variant is own else _with_backend(tokenizer, variant)
         self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant])[1]}
 
     def before(self, side: str) -> list[int]:
@@ -129,6 +134,19 @@ def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
     return copy
 
 
+def _without_pieces(tokenizer: Tokenizer, spelled: list[str]) -> Tokenizer:
+    """The tokenizer with other names for these tokens, so that no text has them: Unigram models match them, too."""
+    settings = json.loads(tokenizer.to_str())
+    renamed = {token: NO_TEXT + token for token in spelled}
+    vocabulary = settings["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        settings["model"]["vocab"] = [[renamed.get(token, token), score] for token, score in vocabulary]
+    else:
+        settings["model"]["vocab"] = {renamed.get(token, token): token_id for token, token_id in vocabulary.items()}
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] not in renamed]
+    return _bare(Tokenizer.from_str(json.dumps(settings)), special=False)
+
+
 def _blanked(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) the id of each token with a blank before it; its own id if there is no such token."""
     vocabulary = tokenizer.get_vocab()
@@ -174,5 +192,6 @@ def _with_backend(tokenizer: "PreTrainedTokenizerFast", backend: Tokenizer) -> "
     from transformers import PreTrainedTokenizerFast
 
     copy = Tokenizer.from_str(backend.to_str())
-    tokens = {"pad_token": tokenizer.pad_token} if tokenizer.pad_token else {}
+    pad = tokenizer.pad_token
+    tokens = {"pad_token": NO_TEXT + pad if copy.token_to_id(pad) is None else pad} if pad else {}
     return PreTrainedTokenizerFast(tokenizer_object=copy, **tokens)

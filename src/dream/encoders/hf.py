@@ -2,8 +2,9 @@
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import normalizers
@@ -23,6 +24,9 @@ from dream.utils.errors import require
 from dream.utils.logging import get_logger
 from dream.utils.model_probe import probe
 from dream.utils.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from dream.store.store import Store
 
 log = get_logger(__name__)
 
@@ -139,6 +143,13 @@ class HFEncoder(Encoder):
         if published.similarity not in (None, "cosine") and not published.normalized:
             log.warning(f"encoder.name={name}: was published for similarity {published.similarity}; here embeddings "
                         "have unit length, so that the similarity is the cosine")  # fmt: skip
+
+    def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
+        longest = store.manifest["lengths"][0]
+        if longest > self.max_tokens:
+            log.warning(f"data.passage_tokens={longest}: the encoder reads {self.max_tokens} tokens of a passage "
+                        f"(encoder.max_tokens); set data.passage_tokens={self.max_tokens}, so that it reads all of "
+                        "them")  # fmt: skip
 
     @property
     def _reader(self) -> Any:

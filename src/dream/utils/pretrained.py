@@ -221,8 +221,8 @@ class Pretrained:
         try:
             return Path(snapshot_download(self.name, local_files_only=True))
         except Exception as error:
-            raise self.refuse("cannot be loaded: neither a folder nor, offline (HF_HUB_OFFLINE), a hub name in the cache",
-                              "check the path, or download the model first") from error  # fmt: skip
+            reason = "cannot be loaded: neither a folder nor, offline (HF_HUB_OFFLINE), a hub name in the cache"
+            raise self.refuse(reason, "check the path, or download the model first") from error
 
 
 @contextmanager
