@@ -44,8 +44,8 @@ def test_the_ids_are_those_of_the_joined_text(kind, prefix, text):
     tokenizer = TOKENIZERS[kind]
     framing = Framing(tokenizer, {"query": prefix, "passage": prefix})
     expected = joined(tokenizer, prefix + text)
-    assert framing.frame_text(text, "query", LONG) == expected
-    assert framing.frame_text(text, "passage", LONG) == expected
+    assert framing.frame_texts([text], "query", LONG)[0] == expected
+    assert framing.frame_texts([text], "passage", LONG)[0] == expected
     if not (prefix.endswith(":") and text.startswith("(")):  # ":(" may be one token, which two pieces cannot have
         assert from_the_store(framing, text, "passage") == expected
 
@@ -58,7 +58,7 @@ def test_a_special_token_that_a_text_spells_is_text(kind, spelled, prefix):
     framing = Framing(tokenizer, {"query": prefix, "passage": prefix})
     expected = as_text(tokenizer, prefix + spelled)
     for side in ("query", "passage"):
-        ids = framing.frame_text(spelled, side, LONG)
+        ids = framing.frame_texts([spelled], side, LONG)[0]
         assert kind == "unigram" or ids == expected  # Unigram's own model knows "</s>" as a piece of text
         assert not {0, 1, 2} & set(ids[1:-1])
     assert from_the_store(framing, spelled, "passage") == ids
@@ -67,10 +67,10 @@ def test_a_special_token_that_a_text_spells_is_text(kind, spelled, prefix):
 def test_a_special_token_that_a_prefix_spells_is_special():
     tokenizer = TOKENIZERS["byte_level"]
     framing = Framing(tokenizer, {"query": "<s>query: ", "passage": ""})
-    assert framing.frame_text("river", "query", LONG) == joined(tokenizer, "<s>query: river")
+    assert framing.frame_texts(["river"], "query", LONG)[0] == joined(tokenizer, "<s>query: river")
     # One of the text stays text, although one of the prefix does not.
     query = tokenizer("query: river </s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert framing.frame_text("river </s>", "query", LONG) == [1, 1, *query, 2]
+    assert framing.frame_texts(["river </s>"], "query", LONG)[0] == [1, 1, *query, 2]
 
 
 def test_windows_get_the_blank_that_passages_without_a_prefix_lack():
@@ -85,8 +85,8 @@ def test_windows_get_the_blank_that_passages_without_a_prefix_lack():
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_are_cut_and_padding_stays_last(kind):
     framing = Framing(TOKENIZERS[kind], {"query": "query: ", "passage": "passage: "})
-    whole = framing.frame_text("the river the river the river", "query", LONG)
-    cut = framing.frame_text("the river the river the river", "query", 2)
+    whole = framing.frame_texts(["the river the river the river"], "query", LONG)[0]
+    cut = framing.frame_texts(["the river the river the river"], "query", 2)[0]
     assert cut == [*whole[: len(framing.before("query")) + 2], 2]
     assert len(cut) <= framing.tokens + 2
     batch = framing.frame_ids(pad_tokens([[5, 6, 7], [8]], framing.pad_id), "passage")

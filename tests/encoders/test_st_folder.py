@@ -85,8 +85,9 @@ def test_pooling_layers_prompts_and_length_are_the_folders(published, caplog):
     framing = len(word_piece()("passage: ")["input_ids"])
     assert encoder.max_tokens == 20 - framing
     [line] = [line for line in caplog.messages if line.startswith("Encoder ")]
-    assert line == (f"Encoder {published}, from its sentence-transformers folder: pooling='cls', query_prefix='query: ', "
-                    f"passage_prefix='passage: ', max_tokens={20 - framing}, Dense 16→8 (Tanh)")  # fmt: skip
+    assert line == (f"Encoder {published}, from its sentence-transformers folder: pooling='cls', "
+                    f"query_prefix='query: ', passage_prefix='passage: ', max_tokens={20 - framing}, "
+                    "Dense 16→8 (Tanh)")  # fmt: skip
 
 
 def test_what_the_config_sets_replaces_the_folders(published, caplog):

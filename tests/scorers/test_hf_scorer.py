@@ -110,8 +110,8 @@ BROKEN = {
     "cut weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors is damaged", "download"),
     "cut pickled weights": (broken_pickle, "pytorch_model.bin is damaged", "download"),
     "quantised weights": (
-        lambda f: edit_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantised .gptq.", "choose"),
-    "more tokens than rows": (add_tokens, r"its tokenizer has (\d+) entries, but .* for \d+", "resize_token_embeddings"),
+        lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}), "quantised .gptq.", "choose"),
+    "more tokens than rows": (add_tokens, r"tokenizer has \d+ entries, but .* for \d+", "resize_token_embeddings"),
     "no tokenizer": (lambda f: remove(f, "tokenizer*"), "has no tokenizer files", "tokenizer.json"),
     "no weights": (lambda f: remove(f, "*.safetensors"), "holds no weights", "download"),
     "no config": (lambda f: remove(f, "config.json"), "has no config.json", "save_pretrained"),

@@ -14,6 +14,7 @@ may form one token with a sign at the beginning of the text; pieces of the store
 """
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,9 +57,10 @@ class Framing:
         first, last = (inner[0], inner[-1] + 1) if inner else (len(probe.ids), len(probe.ids))
         self.opening, self.closing = probe.ids[:first], probe.ids[last:]
         self._blanked_V = torch.from_numpy(_blanked(self._plain))
-        variant, passage_ids = self._fit("passage", _variants(self._plain))
+        self._lacks_blank: dict[str, bool] = {}  # by side: the blank at the prefix's end is left to the text's token
+        variant, passage_ids = self._fit("passage", _variants(self._plain), replace=False)
         self.store_tokenizer = tokenizer if variant is own else _with_backend(tokenizer, variant)
-        self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant])[1]}
+        self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant], replace=True)[1]}
 
     def before(self, side: str) -> list[int]:
         """Ids before the passages and windows of the store."""
@@ -69,10 +71,10 @@ class Framing:
         """Tokens that stand around a text, at most."""
         return max(len(self.before(side)) for side in self.prefixes) + len(self.closing)
 
-    def frame_text(self, text: str, side: str, max_tokens: int) -> list[int]:
-        """Ids of prefix + text with the special tokens around, cut to `max_tokens` of the text."""
-        ids = self._join(self.prefixes[side], text)
-        return self.opening + ids[: len(self._side_ids[side]) + max_tokens] + self.closing
+    def frame_texts(self, texts: list[str], side: str, max_tokens: int) -> list[list[int]]:
+        """Ids of prefix + text with the special tokens around, each text cut to `max_tokens`."""
+        longest = len(self._side_ids[side]) + max_tokens
+        return [self.opening + ids[:longest] + self.closing for ids in self._join(self.prefixes[side], texts)]
 
     def frame_ids(self, batch: TokenBatch, side: str) -> TokenBatch:
         """The batch of store ids with prefix and special tokens; padding stays last."""
@@ -82,8 +84,9 @@ class Framing:
         shape = (rows, tokens + len(before) + len(after))
         ids_BT = batch.ids_BT.new_full(shape, self.pad_id)
         ids_BT[:, len(before) : len(before) + tokens] = batch.ids_BT.where(batch.mask_BT, ids_BT[:, :1])
-        if self._lacks_blank(side):
-            first_B = self._blanked_V.to(batch.ids_BT.device)[batch.ids_BT[:, 0]]
+        if self._lacks_blank[side]:
+            self._blanked_V = self._blanked_V.to(batch.ids_BT.device)
+            first_B = self._blanked_V[batch.ids_BT[:, 0].clamp(max=len(self._blanked_V) - 1)]
             ids_BT[:, len(before)] = first_B.where(batch.mask_BT[:, 0], ids_BT[:, len(before)])
         ids_BT[:, : len(before)] = torch.tensor(before, dtype=ids_BT.dtype, device=ids_BT.device)
         for offset, token in enumerate(after):
@@ -91,38 +94,45 @@ class Framing:
         positions_T = torch.arange(shape[1], device=ids_BT.device)
         return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
 
-    def _join(self, prefix: str, text: str) -> list[int]:
-        """Ids of prefix + text. Special tokens are taken from the prefix only."""
-        if not any(token in prefix for token in self._spelled):
-            return self._ids(self._plain, prefix + text)
-        if not any(token in text for token in self._spelled):
-            return self._ids(self._special, prefix + text)
-        end = max(prefix.rfind(token) + len(token) for token in self._spelled if token in prefix)
-        return self._ids(self._special, prefix[:end]) + self._ids(self._plain, prefix[end:] + text)
+    def _join(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of prefix + text for each text. Special tokens are taken from the prefix only."""
+        end = max((prefix.rfind(token) + len(token) for token in self._spelled if token in prefix), default=0)
+        if not end:
+            return _ids_of(self._plain, [prefix + text for text in texts])
+        rows = _ids_of(self._special, [prefix + text for text in texts])
+        head = self._ids(self._special, prefix[:end])
+        for row, text in enumerate(texts):
+            if any(token in text for token in self._spelled):
+                rows[row] = head + self._ids(self._plain, prefix[end:] + text)
+        return rows
 
-    def _lacks_blank(self, side: str) -> bool:
-        """Whether the prefix ends with a blank that is left to the first token of the text."""
-        return len(self._side_ids[side]) < len(self._ids(self._special, self.prefixes[side]))
+    def _fit(self, side: str, variants: Iterable[Tokenizer], replace: bool) -> tuple[Tokenizer, list[int]]:
+        """The tokenizer of bare texts and the prefix ids that give the ids of the joined text for most probes.
 
-    def _fit(self, side: str, variants: list[Tokenizer]) -> tuple[Tokenizer, list[int]]:
-        """The tokenizer of bare texts and the prefix ids that give the ids of the joined text for most probes."""
-        prefix, only = self.prefixes[side], len(variants) == 1
-        ids = [self._ids(self._special, prefix), self._ids(self._special, prefix.rstrip(" "))]
-        choices = [(variant, before) for variant in variants for before in ids]
-
-        def matches(choice: tuple[Tokenizer, list[int]]) -> int:
-            variant, before = choice
-            return sum(self._joined_of_ids(before, self._ids(variant, probe), blank=only and before != ids[0])
-                       == self._join(prefix, probe) for probe in PROBES)  # fmt: skip
-
-        return max(choices, key=matches)
-
-    def _joined_of_ids(self, before: list[int], ids: list[int], blank: bool) -> list[int]:
-        return before + ([int(self._blanked_V[ids[0]]), *ids[1:]] if blank and ids else ids)
+        With `replace`, the first token of a bare text gets the blank at the end of the prefix, as in `frame_ids`.
+        """
+        prefix = self.prefixes[side]
+        whole, shorter = self._ids(self._special, prefix), self._ids(self._special, prefix.rstrip(" "))
+        joined = self._join(prefix, PROBES)
+        best: tuple[int, Tokenizer, list[int]] = (-1, self._plain, whole)
+        for variant in variants:  # each costs a copy of the vocabulary
+            rows = _ids_of(variant, PROBES)
+            blanked = [[int(self._blanked_V[row[0]]), *row[1:]] for row in rows] if replace else rows
+            for before, texts in ((whole, rows), (shorter, blanked)):
+                matches = sum(before + row == goal for row, goal in zip(texts, joined, strict=True))
+                best = max(best, (matches, variant, before), key=lambda choice: choice[0])
+            if best[0] == len(PROBES):
+                break
+        self._lacks_blank[side] = len(best[2]) < len(whole)
+        return best[1], best[2]
 
     @staticmethod
     def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
@@ -159,14 +169,16 @@ def _blanked(tokenizer: Tokenizer) -> np.ndarray:
     return blanked_V
 
 
-def _variants(tokenizer: Tokenizer) -> list[Tokenizer]:
+def _variants(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
     """The tokenizer as it is; with a blank before the text; without the blank that it puts before a text itself."""
+    yield tokenizer
     blank = _bare(tokenizer, special=False)
     own = [blank.normalizer] if blank.normalizer else []
     blank.normalizer = normalizers.Sequence([normalizers.Prepend(" "), *own])
+    yield blank
     settings = json.loads(tokenizer.to_str())
     _remove_blank(settings)
-    return [tokenizer, blank, _bare(Tokenizer.from_str(json.dumps(settings)), special=False)]
+    yield _bare(Tokenizer.from_str(json.dumps(settings)), special=False)
 
 
 def _remove_blank(node: Any) -> None:

@@ -20,7 +20,7 @@ from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
 from dream.store.ragged import pad_tokens
 from dream.utils.atomic_io import write_json
-from dream.utils.errors import require
+from dream.utils.errors import ConfigError, require
 from dream.utils.logging import get_logger
 from dream.utils.model_probe import probe
 from dream.utils.pretrained import Pretrained
@@ -72,28 +72,14 @@ class HFEncoder(Encoder):
         trust_remote_code: bool,
     ) -> None:
         super().__init__()
-        require(pooling in ("auto", *POOLINGS), "encoder.pooling", pooling, f"choose auto, {', '.join(POOLINGS)}")
-        require(max_tokens is None or max_tokens > 0, "encoder.max_tokens", max_tokens, "null, or at least 1 token")
-        weight_type = getattr(torch, dtype, None)
-        require(isinstance(weight_type, torch.dtype), "encoder.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
+        weight_type = _check_values(pooling, max_tokens, dtype)
         source = Pretrained("encoder.name", name, trust_remote_code)
         published = st_folder.read(source)
         source.subfolder = published.subfolder
-        config = source.config()
-        self.own_tokenizer = source.tokenizer()
-        _prepare_tokenizer(self.own_tokenizer, published.lower_case)
         self.pooling = pooling if pooling != "auto" else published.pooling or "mean"
         self.query_prefix = _first(query_prefix, published.prefixes["query"], "")
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
-        self.framing = Framing(self.own_tokenizer, {"query": self.query_prefix, "passage": self.passage_prefix})
-        self.tokenizer = self.framing.store_tokenizer
-        self.model, self.has_decoder = _load(source, config, weight_type)
-        if published.found and self.has_decoder:
-            raise source.refuse("takes its embeddings from a decoder after an encoder", "choose another model")
-        rows = len(self.model.get_input_embeddings().weight)
-        source.require_rows(self.own_tokenizer, rows, self.framing.frame_text("", "query", 1))
-        self.framing.pad_id = self.framing.pad_id if self.framing.pad_id < rows else 0  # any id: padding is masked
-        self.layers = nn.Sequential(*published.layers)
+        self._read_model(source, published, weight_type)
         limit = self._probe(source)
         own_length = published.max_tokens or (limit if published.found else None)  # as the library itself does
         self.max_tokens = self._length(max_tokens, own_length, limit)
@@ -103,6 +89,21 @@ class HFEncoder(Encoder):
         self.train()  # from_pretrained returns eval mode, and Lightning would keep it
         if published.found:
             self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
+
+    def _read_model(self, source: Pretrained, published: Published, weight_type: torch.dtype) -> None:
+        """Tokenizer, weights and layers."""
+        config = source.config()
+        self.own_tokenizer = source.tokenizer()
+        _prepare_tokenizer(self.own_tokenizer, published.lower_case)
+        self.framing = Framing(self.own_tokenizer, {"query": self.query_prefix, "passage": self.passage_prefix})
+        self.tokenizer = self.framing.store_tokenizer
+        self.model, self.has_decoder = _load(source, config, weight_type)
+        if published.found and self.has_decoder:
+            raise source.refuse("takes its embeddings from a decoder after an encoder", "choose another model")
+        self.layers = nn.Sequential(*published.layers)
+        rows = len(self.model.get_input_embeddings().weight)
+        source.require_rows(self.own_tokenizer, rows, self.framing.frame_texts([""], "query", 1)[0])
+        self.framing.pad_id = self.framing.pad_id if self.framing.pad_id < rows else 0  # any id: padding is masked
 
     def _probe(self, source: Pretrained) -> int | None:
         """Check that the model and the layers fit together; returns how many tokens the model reads at most."""
@@ -164,7 +165,7 @@ class HFEncoder(Encoder):
         return self._embed(self.framing.frame_ids(batch, side))
 
     def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
-        rows: Any = [self.framing.frame_text(text, side, self.max_tokens) for text in texts]
+        rows: Any = self.framing.frame_texts(texts, side, self.max_tokens)
         return self._embed(pad_tokens(rows, self.framing.pad_id).to(device))
 
     def _embed(self, batch: TokenBatch) -> Tensor:
@@ -198,6 +199,15 @@ class HFEncoder(Encoder):
             gradient_checkpointing=False,
             trust_remote_code=False,
         )
+
+
+def _check_values(pooling: str, max_tokens: int | None, dtype: str) -> torch.dtype:
+    require(pooling in ("auto", *POOLINGS), "encoder.pooling", pooling, f"choose auto, {', '.join(POOLINGS)}")
+    require(max_tokens is None or max_tokens > 0, "encoder.max_tokens", max_tokens, "null, or at least 1 token")
+    weight_type = getattr(torch, dtype, None)
+    if not isinstance(weight_type, torch.dtype) or not weight_type.is_floating_point:
+        raise ConfigError("encoder.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
+    return weight_type
 
 
 def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
