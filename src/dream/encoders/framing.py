@@ -137,11 +137,15 @@ def _ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
     """A copy without truncation and padding; special tokens in a text are special, or plain text."""
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    copy.encode_special_tokens = not special
-    return copy
+    return _bared(Tokenizer.from_str(backend.to_str()), special)
+
+
+def _bared(tokenizer: Tokenizer, special: bool = False) -> Tokenizer:
+    """The same without truncation and padding. To copy a large vocabulary takes seconds."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = not special
+    return tokenizer
 
 
 def _without_pieces(tokenizer: Tokenizer, spelled: list[str]) -> Tokenizer:
@@ -154,7 +158,7 @@ def _without_pieces(tokenizer: Tokenizer, spelled: list[str]) -> Tokenizer:
     else:
         settings["model"]["vocab"] = {renamed.get(token, token): token_id for token, token_id in vocabulary.items()}
     settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] not in renamed]
-    return _bare(Tokenizer.from_str(json.dumps(settings)), special=False)
+    return _bared(Tokenizer.from_str(json.dumps(settings)))
 
 
 def _blanked(tokenizer: Tokenizer) -> np.ndarray:
@@ -178,7 +182,7 @@ def _variants(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
     yield blank
     settings = json.loads(tokenizer.to_str())
     _remove_blank(settings)
-    yield _bare(Tokenizer.from_str(json.dumps(settings)), special=False)
+    yield _bared(Tokenizer.from_str(json.dumps(settings)))
 
 
 def _remove_blank(node: Any) -> None:
@@ -203,7 +207,6 @@ def _with_backend(tokenizer: "PreTrainedTokenizerFast", backend: Tokenizer) -> "
     """A tokenizer with this backend and the same padding token."""
     from transformers import PreTrainedTokenizerFast
 
-    copy = Tokenizer.from_str(backend.to_str())
     pad = tokenizer.pad_token
-    tokens = {"pad_token": NO_TEXT + pad if copy.token_to_id(pad) is None else pad} if pad else {}
-    return PreTrainedTokenizerFast(tokenizer_object=copy, **tokens)
+    tokens = {"pad_token": NO_TEXT + pad if backend.token_to_id(pad) is None else pad} if pad else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)  # makes its own copy
