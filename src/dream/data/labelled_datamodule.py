@@ -97,7 +97,7 @@ class LabelledDataModule(WindowDataModule):
             raise DataError(f"split {self.split} of corpus {self.corpus.name}: {len(documents)} queries to train on, "
                             f"fewer than data.batch_size={self.batch_size}")  # fmt: skip
         texts = [labels.queries[query] for query in documents]
-        ids: Any = self.tokenizers[ENCODER](texts, add_special_tokens=False)["input_ids"]
+        ids: Any = self.tokenizers[ENCODER](texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [np.array(row, dtype=np.int64) for row in ids], self._passages(texts, list(documents.values()))
 
     def _passages(self, texts: list[str], documents: list[list[int]]) -> list[np.ndarray]:

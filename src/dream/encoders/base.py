@@ -1,4 +1,4 @@
-"""What every encoder shares: text → ids → unit vectors, a hash of the weights, a folder on disk."""
+"""What all encoders share: text → ids → unit vectors, a hash of the weights, a folder on disk."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,12 +23,15 @@ Side = Literal["query", "passage"]
 
 
 class Encoder(nn.Module):
-    """Text → vector. Queries and passages share the weights; a subclass may treat the two sides differently.
+    """Text → vector of unit length. Queries and passages share the weights; a subclass may treat them differently.
 
     Attributes:
-        tokenizer: None until `adopt_tokenizer`, for encoders without their own.
+        tokenizer: cuts the passages of the store. Encoders without their own have none until `adopt_tokenizer`.
         width: D, of the embeddings.
-        max_tokens: longer texts are cut.
+        max_tokens: longer texts are cut; in tokens, without prefix and special tokens.
+
+    Example:
+        A new encoder implements `forward`, `save`, `open`, `width` and `max_tokens`, see `dream.encoders.static`.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -41,15 +44,20 @@ class Encoder(nn.Module):
             self.tokenizer = tokenizer
 
     def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
-        """Make the first weights, for encoders that do not load them. Called once, before training.
+        """Make the initial weights, for encoders that do not load them. Called once, before training.
 
         Args:
             store: the corpus.
-            token_embeddings: gives embeddings (V, D), float32, of the adopted tokenizer's tokens.
+            token_embeddings: returns embeddings (V, D), float32, of the adopted tokenizer's tokens.
         """
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        """embedding_BD, float32, of unit length."""
+        """embedding_BD, float32, of unit length.
+
+        Args:
+            batch: bare token ids, as the store holds them; prefix and special tokens are added here.
+            side: which prefix and weights to use.
+        """
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -57,7 +65,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def embed_queries(self, texts: list[str]) -> Tensor:
-        """query_QD of raw texts, on the encoder's device, in eval mode."""
+        """query_QD of raw texts; see `embed_texts`."""
         return self.embed_texts(texts, "query")
 
     @torch.inference_mode()
@@ -68,18 +76,22 @@ class Encoder(nn.Module):
         device = next(self.parameters()).device
         parts = []
         for start in progress(range(0, len(texts), batch_size), desc="embedding texts", leave=False, delay=5):
-            rows: Any = self.tokenizer(texts[start : start + batch_size], add_special_tokens=False)["input_ids"]
-            batch = pad_tokens([row[: self.max_tokens] for row in rows], self.tokenizer.pad_token_id or 0)
-            parts.append(self(batch.to(device), side))
+            parts.append(self.embed_batch(texts[start : start + batch_size], side, device))
         self.train(was_training)
         return torch.cat(parts) if parts else torch.empty(0, self.width, device=device)
+
+    def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
+        """embedding_BD of a few raw texts. A special token that a text spells, e.g. "[SEP]", is plain text."""
+        rows: Any = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        batch = pad_tokens([row[: self.max_tokens] for row in rows], self.tokenizer.pad_token_id or 0)
+        return self(batch.to(device), side)
 
     def embed_passages(self, store: "Store", passage_ids: np.ndarray, device: torch.device | str) -> Tensor:
         """embedding_BD of these passages of a store that was cut with this encoder's tokenizer."""
         return self(store.passage_batch(passage_ids, self.max_tokens).to(device), "passage")
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able knobs, other than the weights, that an embedding depends on."""
+        """Settings that an embedding depends on, other than the weights, as JSON types."""
         return {"max_tokens": self.max_tokens}
 
     def identity(self) -> str:

@@ -1,110 +1,191 @@
-"""Any transformers encoder or decoder (`AutoModel`) as text → vector."""
+"""Any transformers encoder or decoder as text → vector. A sentence-transformers folder keeps its own settings."""
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from tokenizers import normalizers
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoModel, AutoModelForTextEncoding
 
 from dream.batch import TokenBatch
+from dream.encoders import st_folder
 from dream.encoders.base import Encoder, Side
+from dream.encoders.framing import Framing
+from dream.encoders.pooling import POOLINGS, pool
+from dream.encoders.st_folder import Published
+from dream.store.ragged import pad_tokens
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import ConfigError, require
+from dream.utils.logging import get_logger
+from dream.utils.model_probe import probe
+from dream.utils.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from dream.store.store import Store
+
+log = get_logger(__name__)
 
 SETTINGS = ("pooling", "query_prefix", "passage_prefix", "max_tokens")
+DEFAULT_TOKENS = 256  # of a text, if neither the config nor the folder gives a length
+UNUSED = ("pooler.", "decoder.")  # weights that no embedding depends on
 
 
 class HFEncoder(Encoder):
-    """Pools the last hidden states over the text's tokens.
+    """Pools the last hidden states over all tokens: prefix, text and special tokens.
 
-    The store holds bare token ids; the prefix of the side and the tokenizer's own special tokens are put around them
-    here, so that one store serves every prefix. `max_tokens` counts the text's tokens only.
+    A sentence-transformers folder brings its pooling, its Dense layers, its prompts and its length; a value that is set
+    here replaces the folder's. Of an encoder–decoder model the encoder half is used.
+
+    Args:
+        name: hub name or folder of a transformers or sentence-transformers model.
+        pooling: mean, cls, last or max (over tokens); auto: the folder's, else mean.
+        query_prefix: text before every query; None: the folder's query prompt, else none.
+        passage_prefix: text before every passage; None: the folder's document prompt, else none.
+        max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, else 256.
+        dtype: torch type of the weights.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        trust_remote_code: run Python code from the model's repository.
+
+    Raises:
+        ConfigError: a value is impossible, or the model cannot be loaded.
+
+    Example:
+        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, False)
+        >>> encoder.embed_queries(["how do I read a file"]).shape
+        torch.Size([1, 384])
     """
 
     def __init__(
         self,
         name: str,
-        pooling: Literal["mean", "cls", "last"],
-        query_prefix: str,
-        passage_prefix: str,
-        max_tokens: int,
+        pooling: Literal["auto", "mean", "cls", "last", "max"],
+        query_prefix: str | None,
+        passage_prefix: str | None,
+        max_tokens: int | None,
         dtype: str,
         gradient_checkpointing: bool,
         trust_remote_code: bool,
     ) -> None:
         super().__init__()
-        require(bool(name), "encoder.name", name, "a hub name or a local folder, e.g. intfloat/e5-small-v2")
-        require(pooling in ("mean", "cls", "last"), "encoder.pooling", pooling, "choose mean, cls or last")
-        require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
-        require(hasattr(torch, dtype), "encoder.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
-        self.pooling, self.query_prefix, self.passage_prefix = pooling, query_prefix, passage_prefix
-        self.max_tokens = max_tokens
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-            self.model = AutoModel.from_pretrained(
-                name, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, UnpicklingError) as error:
-            raise ConfigError("encoder.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+        weight_type = _check_values(pooling, max_tokens, dtype)
+        source = Pretrained("encoder.name", name, trust_remote_code)
+        published = st_folder.read(source)
+        source.subfolder = published.subfolder
+        self.pooling = pooling if pooling != "auto" else published.pooling or "mean"
+        self.query_prefix = _first(query_prefix, published.prefixes["query"], "")
+        self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
+        self._read_model(source, published, weight_type)
+        limit = self._probe(source)
+        own_length = published.max_tokens or (limit if published.found else None)  # as the library itself does
+        self.max_tokens = self._length(max_tokens, own_length, limit)
         if gradient_checkpointing:
-            self.model.activation_checkpointing_enable()
-        self.model.train()  # from_pretrained returns eval mode, and Lightning would keep it
-        self._prepare_frames()
+            with source.loading():
+                self.model.activation_checkpointing_enable()
+        self.train()  # from_pretrained returns eval mode, and Lightning would keep it
+        if published.found:
+            self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
 
-    def _prepare_frames(self) -> None:
-        """Token ids that stand before and after a text, by side."""
-        marker: Any = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed: Any = self.tokenizer("a")["input_ids"]
-        at = next((i for i in range(len(framed)) if framed[i : i + len(marker)] == marker), 0)
-        before, after = framed[:at], framed[at + len(marker) :]
-        self.frames: dict[str, tuple[list[int], list[int]]] = {}
-        for side, prefix in (("query", self.query_prefix), ("passage", self.passage_prefix)):
-            self.frames[side] = (before + self.tokenizer(prefix, add_special_tokens=False)["input_ids"], after)
-        framing = max(len(before) + len(after) for before, after in self.frames.values())
-        positions = getattr(self.model.config, "max_position_embeddings", None) or self.max_tokens + framing
-        require(self.max_tokens + framing <= positions, "encoder.max_tokens", self.max_tokens,
-                f"at most {positions - framing} beside prefix and markers: the model reads {positions}")  # fmt: skip
+    def _read_model(self, source: Pretrained, published: Published, weight_type: torch.dtype) -> None:
+        """Tokenizer, weights and layers."""
+        config = source.config()
+        self.own_tokenizer = source.tokenizer()
+        _prepare_tokenizer(self.own_tokenizer, published.lower_case)
+        self.framing = Framing(self.own_tokenizer, {"query": self.query_prefix, "passage": self.passage_prefix})
+        self.tokenizer = self.framing.store_tokenizer
+        self.model, self.has_decoder = _load(source, config, weight_type)
+        if published.found and self.has_decoder:
+            raise source.refuse("takes its embeddings from a decoder after an encoder", "choose another model")
+        self.layers = nn.Sequential(*published.layers)
+        rows = len(self.model.get_input_embeddings().weight)
+        source.require_rows(self.own_tokenizer, rows, self.framing.frame_texts([""], "query", 1)[0])
+        self.framing.pad_id = self.framing.pad_id if self.framing.pad_id < rows else 0  # any id: padding is masked
+
+    def _probe(self, source: Pretrained) -> int | None:
+        """Check that the model and the layers fit together; returns how many tokens the model reads at most."""
+        with source.loading():
+            limit, output = probe(self._reader)
+            hidden_1TD = output.last_hidden_state
+            self.hidden_width = hidden_1TD.shape[-1]
+            with torch.no_grad():
+                self.embedding_width = self.layers(hidden_1TD[:, 0].float()).shape[-1]
+        return limit
+
+    def _length(self, wanted: int | None, published: int | None, limit: int | None) -> int:
+        """Tokens of a text, if prefix and special tokens must fit into the limits, too."""
+        framing = self.framing.tokens
+        if wanted is None:
+            wanted = published - framing if published else DEFAULT_TOKENS
+            wanted = min(wanted, limit - framing) if limit else wanted
+            require(wanted > 0, "encoder.max_tokens", "null", f"prefix and special tokens take all of the "
+                    f"{limit or published} tokens that the model reads; shorten the prefixes")  # fmt: skip
+        require(limit is None or wanted + framing <= limit, "encoder.max_tokens", wanted,
+                f"at most {(limit or 0) - framing} besides prefix and special tokens: the model reads {limit}"
+                )  # fmt: skip
+        return wanted
+
+    def _report(self, name: str, published: Published, given: tuple[Any, ...]) -> None:
+        """Log what was taken from a sentence-transformers folder, and what the config replaced."""
+        own = (published.pooling, published.prefixes["query"], published.prefixes["passage"],
+               published.max_tokens and published.max_tokens - self.framing.tokens)  # fmt: skip
+        if None not in given and "auto" not in given:
+            return
+        taken = [f"{key}={getattr(self, key)!r}" for key, value in zip(SETTINGS, given, strict=True)
+                 if value in (None, "auto")]  # fmt: skip
+        replaced = [f"{key}={value!r} replaces {theirs!r}" for key, value, theirs in
+                    zip(SETTINGS, given, own, strict=True)
+                    if value not in (None, "auto", theirs) and theirs is not None]  # fmt: skip
+        log.info(f"Encoder {name}, from its sentence-transformers folder: "
+                 f"{', '.join([*taken, *map(str, self.layers), *replaced])}")  # fmt: skip
+        if published.similarity not in (None, "cosine") and not published.normalized:
+            log.warning(f"encoder.name={name}: was published for similarity {published.similarity}; here embeddings "
+                        "have unit length, so that the similarity is the cosine")  # fmt: skip
+
+    def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
+        longest = store.manifest["lengths"][0]
+        if longest > self.max_tokens:
+            log.warning(f"data.passage_tokens={longest}: the encoder reads {self.max_tokens} tokens of a passage "
+                        f"(encoder.max_tokens); set data.passage_tokens={self.max_tokens}, so that it reads all of "
+                        "them")  # fmt: skip
+
+    @property
+    def _reader(self) -> Any:
+        """The part of the model that reads the text."""
+        return self.model.get_encoder() if self.has_decoder else self.model
 
     @property
     def width(self) -> int:  # type: ignore[override]
-        return self.model.config.hidden_size
+        return self.embedding_width
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        batch = self._framed(batch, side)
-        output = self.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long())
-        hidden_BTD = output.last_hidden_state.float()
-        lengths_B = batch.mask_BT.sum(1)
-        if self.pooling == "mean":
-            pooled_BD = (hidden_BTD * batch.mask_BT[..., None]).sum(1) / lengths_B[:, None]
-        else:
-            row_B = torch.zeros_like(lengths_B) if self.pooling == "cls" else lengths_B - 1
-            pooled_BD = hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), row_B]
-        return F.normalize(pooled_BD, dim=1)
+        return self._embed(self.framing.frame_ids(batch, side))
 
-    def _framed(self, batch: TokenBatch, side: Side) -> TokenBatch:
-        """The batch with prefix and special tokens; padding stays last."""
-        before, after = self.frames[side]
-        lengths_B = batch.mask_BT.sum(1)
-        rows, tokens = batch.ids_BT.shape
-        shape = (rows, tokens + len(before) + len(after))
-        ids_BT = batch.ids_BT.new_full(shape, self.tokenizer.pad_token_id or 0)
-        ids_BT[:, len(before) : len(before) + tokens] = batch.ids_BT.where(batch.mask_BT, ids_BT[:, :1])
-        ids_BT[:, : len(before)] = torch.tensor(before, dtype=ids_BT.dtype, device=ids_BT.device)
-        for offset, token in enumerate(after):
-            ids_BT[torch.arange(rows, device=ids_BT.device), lengths_B + len(before) + offset] = token
-        positions_T = torch.arange(shape[1], device=ids_BT.device)
-        return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
+    def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
+        rows: Any = self.framing.frame_texts(texts, side, self.max_tokens)
+        return self._embed(pad_tokens(rows, self.framing.pad_id).to(device))
+
+    def _embed(self, batch: TokenBatch) -> Tensor:
+        output = self._reader(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long())
+        pooled_BD = pool(output.last_hidden_state.float(), batch.mask_BT, self.pooling)
+        return F.normalize(self.layers(pooled_BD), dim=1)
 
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SETTINGS}
+        return {name: getattr(self, name) for name in SETTINGS} | {"layers": [str(layer) for layer in self.layers]}
 
     def save(self, folder: Path) -> None:
+        """Write a folder that `open`, transformers and sentence-transformers can open.
+
+        sentence-transformers would take the decoder's output of an encoder–decoder model: its files are left out then.
+        """
         self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.own_tokenizer.save_pretrained(folder)
+        if not self.has_decoder:
+            length = self.max_tokens + self.framing.tokens
+            st_folder.write(folder, self.pooling, list(self.layers), self.framing.prefixes, length, self.hidden_width)
         write_json(folder / "encoder.json", {"kind": "hf"} | self.settings())
 
     @classmethod
@@ -118,3 +199,48 @@ class HFEncoder(Encoder):
             gradient_checkpointing=False,
             trust_remote_code=False,
         )
+
+
+def _check_values(pooling: str, max_tokens: int | None, dtype: str) -> torch.dtype:
+    require(pooling in ("auto", *POOLINGS), "encoder.pooling", pooling, f"choose auto, {', '.join(POOLINGS)}")
+    require(max_tokens is None or max_tokens > 0, "encoder.max_tokens", max_tokens, "null, or at least 1 token")
+    weight_type = getattr(torch, dtype, None)
+    if not isinstance(weight_type, torch.dtype) or not weight_type.is_floating_point:
+        raise ConfigError("encoder.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
+    return weight_type
+
+
+def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
+    """(the model, whether it has a decoder that is not used). Only weights that embeddings depend on are trained.
+
+    A weight without a gradient would break DistributedDataParallel. The pooler of BERT-like models is one: it is left
+    out if the class can do without it, or else frozen.
+    """
+    own_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    loader, model_class = (
+        (AutoModelForTextEncoding, own_class) if own_class else (AutoModel, MODEL_MAPPING.get(type(config), None))
+    )
+    takes: Any = inspect.signature(model_class).parameters if inspect.isclass(model_class) else {}
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+    model = source.model(loader, dtype, ignore_missing=UNUSED, **options)
+    has_decoder = own_class is None and bool(getattr(config, "is_encoder_decoder", False))
+    if has_decoder:
+        model.requires_grad_(False)
+        model.get_encoder().requires_grad_(True)
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler.requires_grad_(False)
+    return model, has_decoder
+
+
+def _first(*values: str | None) -> str:
+    return next(value for value in values if value is not None)
+
+
+def _prepare_tokenizer(tokenizer: Any, lower_case: bool) -> None:
+    """Lower-case texts first, as sentence-transformers does with `do_lower_case`; have a token to pad with."""
+    if lower_case:
+        backend = tokenizer.backend_tokenizer
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # decoders; padding is masked in any case
+        tokenizer.pad_token = tokenizer.eos_token

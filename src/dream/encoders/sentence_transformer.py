@@ -1,4 +1,4 @@
-"""A published sentence-transformers model as it is, to be measured against: text → vector by its own `encode`."""
+"""A published sentence-transformers model as a baseline: text → vector by its own `encode`, without changes."""
 
 import hashlib
 import logging
@@ -16,12 +16,12 @@ from dream.utils.runtime import progress
 if TYPE_CHECKING:
     from dream.store.store import Store
 
-UNLIMITED = 512  # tokens of a passage where the model reads any length
-SIMILARITIES = {"cosine": True, "dot": False}  # whether embeddings are made unit vectors; the index takes products
+UNLIMITED = 512  # tokens of a passage if the model has no limit
+SIMILARITIES = {"cosine": True, "dot": False}  # whether to normalise embeddings; the index compares by inner product
 
 
 def import_sentence_transformers(system: str) -> Any:
-    """The library, which an extra installs; ConfigError where it is not there."""
+    """The library, which is an optional dependency; ConfigError if it is not installed."""
     try:
         import sentence_transformers
     except ImportError as error:
@@ -33,8 +33,18 @@ def import_sentence_transformers(system: str) -> Any:
 class SentenceTransformerEncoder(Encoder):
     """Embeds texts, not ids, so that prompts, pooling, truncation and further modules are the model's own.
 
-    The store's passages are cut with the model's tokenizer, as long as the model reads beside its prompt and special
-    tokens. A prompt of None is the one that the model was published with.
+    The store's passages are cut with the model's tokenizer. They are as long as the model reads, less its prompt and
+    special tokens.
+
+    Args:
+        name: hub name or folder.
+        query_prompt: text before every query; None: the prompt that the model was published with.
+        passage_prompt: the same for passages.
+        dtype: torch type of the weights.
+        trust_remote_code: run Python code from the model's repository.
+
+    Raises:
+        ConfigError: the library is missing, or the model cannot be loaded.
     """
 
     def __init__(
@@ -42,12 +52,12 @@ class SentenceTransformerEncoder(Encoder):
     ) -> None:
         super().__init__()
         SentenceTransformer = import_sentence_transformers(f"st:{name}").SentenceTransformer
-        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it tells what it loads, and on what
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it logs each model that it loads
         require(hasattr(torch, dtype), "st.dtype", dtype, "a torch type, e.g. float32 or bfloat16")
         options = {"dtype": getattr(torch, dtype)}
         try:
             self.model: Any = SentenceTransformer(name, trust_remote_code=trust_remote_code, model_kwargs=options)
-        except Exception as error:  # the library lets through whatever its many loaders raise
+        except Exception as error:  # its loaders raise errors of many libraries, which share no base class
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError("systems", f"st:{name}", f"cannot be loaded: {reason}") from error
         similarity = str(self.model.similarity_fn_name or "cosine")
@@ -60,7 +70,7 @@ class SentenceTransformerEncoder(Encoder):
         self.width = len(self._encode(["a"], "passage")[0])
 
     def _room(self) -> int:
-        """Tokens that the model reads of a passage, beside the prompt and special tokens."""
+        """Tokens that the model reads of a passage, besides the prompt and special tokens."""
         limit = self.model.max_seq_length
         if limit is None or limit > 1_000_000:
             return UNLIMITED
@@ -85,14 +95,14 @@ class SentenceTransformerEncoder(Encoder):
         return self._encode([store.passage_text(int(passage)) for passage in passage_ids], "passage")
 
     def settings(self) -> dict[str, Any]:
-        """Modules and their settings as the library prints them; their weights are in the fingerprint."""
+        """The modules and their settings as the library prints them; their weights are in the fingerprint."""
         description = hashlib.blake2b(repr(self.model).encode()).hexdigest()
         return {"model": description, "prompts": self.prompts, "own_prompts": dict(self.model.prompts),
                 "max_tokens": self.max_tokens, "normalises": self.normalises}  # fmt: skip
 
 
 def _fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
-    """The model's tokenizer as the store needs it; static models have a bare one."""
+    """The model's tokenizer as the store needs it: static models have one of the tokenizers library."""
     if hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer
     require(hasattr(tokenizer, "to_str"), "systems", f"st:{name}", "has no fast tokenizer, which the store needs")

@@ -1,4 +1,4 @@
-"""Weighted mean of token embeddings: no attention, so a passage costs a table lookup."""
+"""Weighted mean of token embeddings: no attention, so that a passage costs only a table lookup."""
 
 import json
 from collections.abc import Callable
@@ -23,21 +23,29 @@ if TYPE_CHECKING:
 class StaticEncoder(Encoder):
     """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens. Table and weights are trained.
 
-    A token's first vector is the given token embedding (centred, unit length) beside random directions. The token
-    embedding puts words of similar use together, the random part keeps different words apart (random indexing, Kanerva
-    et al. 2000). The first weights are inverse document frequencies of the passages.
+    A token's initial vector has two parts: the given token embedding (centred, unit length), and a random direction.
+    The first puts words of similar use together; the second keeps different words apart (random indexing, Kanerva et
+    al. 2000). The initial weights are inverse document frequencies: log((passages + 1) / (passages with it + 1)).
 
     Args:
         max_tokens: longer texts are cut, in tokens.
-        random_width: number of random directions; 0 for none.
+        random_width: dimensions of the random part; 0 for none.
         token_embedding_share: share of a token's squared length that is the token embedding, 0 to 1.
-        seed: of the random directions.
+        seed: of the random part.
+
+    Raises:
+        ConfigError: a value is impossible.
+
+    Example:
+        >>> encoder = StaticEncoder(max_tokens=256, random_width=256, token_embedding_share=0.5, seed=0)
+        >>> encoder.adopt_tokenizer(scorer.tokenizer)
+        >>> encoder.initialize(store, scorer.token_embeddings)
     """
 
     def __init__(self, max_tokens: int, random_width: int, token_embedding_share: float, seed: int) -> None:
         super().__init__()
         require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
-        require(random_width >= 0, "encoder.random_width", random_width, "0 for none, or the number of directions")
+        require(random_width >= 0, "encoder.random_width", random_width, "0 for none, or the number of dimensions")
         share = token_embedding_share
         require(0 <= share <= 1, "encoder.token_embedding_share", share, "between 0 and 1")
         self.random_width, self.token_embedding_share, self.seed = random_width, share, seed
@@ -53,8 +61,9 @@ class StaticEncoder(Encoder):
         table_VD = token_embeddings()
         frequency_V = torch.zeros(len(table_VD))
         counts = torch.from_numpy(store.encoder_document_frequency)
-        frequency_V[: len(counts)] = counts
-        # The mean over the corpus is the direction that every text shares and that no ranking needs.
+        rows = min(len(counts), len(table_VD))  # special tokens of the tokenizer may have no row; no text has them
+        frequency_V[:rows] = counts[:rows]
+        # All texts share the mean over the corpus, so it does not help to tell them apart.
         share_V = frequency_V / frequency_V.sum()
         table_VD = F.normalize(table_VD - share_V @ table_VD, dim=1)
         if self.random_width:
@@ -66,8 +75,9 @@ class StaticEncoder(Encoder):
         self.weight_V = nn.Parameter(torch.log((len(store.passages) + 1) / (frequency_V + 1)))
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        weight_BT = self.weight_V[batch.ids_BT] * batch.mask_BT
-        summed_BD = F.embedding_bag(batch.ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
+        ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
+        weight_BT = self.weight_V[ids_BT] * batch.mask_BT
+        summed_BD = F.embedding_bag(ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
         return F.normalize(summed_BD, dim=1)
 
     def save(self, folder: Path) -> None:

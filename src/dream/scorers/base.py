@@ -8,24 +8,22 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from dream.scorers.batching import NO_TARGET, TOKENS_PER_FORWARD, PairBatching, left_aligned
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.loglik_cache import LoglikCache
-from dream.scorers.prompt import Prompt
+from dream.scorers.prompt import Prompt, special_ids
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
-from dream.utils.errors import ConfigError, require
-
-transformers_logging.disable_progress_bar()  # a bar for each shard of weights is noise
+from dream.utils.errors import require
+from dream.utils.model_probe import probe
+from dream.utils.pretrained import Pretrained
 
 
 @dataclass
@@ -101,21 +99,26 @@ class CausalScorer:
         self.device = torch.device("cpu")
 
     def open(self, name: str, store: Store, trust_remote_code: bool = False) -> None:
-        """Load the weights from a folder or the hub. Raises ConfigError where a sequence would not fit the model."""
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, UnpicklingError) as error:
-            raise ConfigError("scorer.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+        """Load the weights from a folder or the hub, in float32.
+
+        Raises:
+            ConfigError: the model cannot be loaded, or a sequence would not fit it.
+        """
+        source = Pretrained("scorer.name", name, trust_remote_code)
+        model = source.model(AutoModelForCausalLM, torch.float32)
+        source.require_rows(self.tokenizer, len(model.get_input_embeddings().weight),
+                            special_ids(self.scoring.template, self.tokenizer))  # fmt: skip
         self.use(model, store)
 
     def use(self, model: Any, store: Store) -> None:
-        """Score with this model from now on."""
+        """Score with this model from now on. ConfigError if a sequence would not fit it."""
         self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_target
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
         require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
                 self.scoring.max_passage_tokens, f"with template, context and target a sequence has up to "
-                f"{self.longest} tokens, but the model reads {positions}")  # fmt: skip
+                f"{self.longest} tokens, but the model reads {positions}; lower it, or data.context_tokens or "
+                "data.target_tokens")  # fmt: skip
         self.model = model.eval().requires_grad_(False)
         self.keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.weights_fingerprint = fingerprint(_checksums(self.model))

@@ -3,16 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from dream.corpora.base import Corpus
 from dream.scorers.base import CausalScorer, Scoring
+from dream.scorers.prompt import special_ids
 from dream.store.store import Store
-from dream.utils.errors import ConfigError, require
+from dream.utils.pretrained import Pretrained
+
+KEY = "scorer.name"
+REMEDY = "choose a decoder, e.g. Qwen/Qwen2.5-0.5B"
 
 
 class HFScorer(CausalScorer):
-    """`name` is a hub name or a local folder. The corpus is not used: the model is what it is."""
+    """A published language model. It is not trained, so the corpus is not used.
+
+    The constructor reads tokenizer and config and checks the files, so that a model that cannot work is reported before
+    the corpus is prepared. The weights are read by `load`.
+
+    Args:
+        corpus: not used; every scorer takes it.
+        name: hub name or local folder.
+        scoring: the fields of `Scoring`.
+        trust_remote_code: run Python code from the model's repository.
+        cache_megabytes: size of the cache of log-likelihoods; 0 for none.
+
+    Raises:
+        ConfigError: a value is impossible, or the model cannot be a scorer.
+    """
 
     def __init__(
         self,
@@ -22,14 +40,26 @@ class HFScorer(CausalScorer):
         trust_remote_code: bool,
         cache_megabytes: int,
     ) -> None:
-        require(bool(name), "scorer.name", name, "a hub name or a local folder, e.g. Qwen/Qwen2.5-0.5B")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise ConfigError("scorer.name", name, f"cannot be loaded: {str(error).splitlines()[0]}") from error
+        source = Pretrained(KEY, name, trust_remote_code)
+        config = source.config()
+        _require_causal(source, config)
+        tokenizer = source.tokenizer()
+        if rows := getattr(config.get_text_config(), "vocab_size", None):
+            source.require_rows(tokenizer, rows, special_ids(scoring["template"], tokenizer))
         super().__init__(tokenizer, Scoring(**scoring), cache_megabytes)
         self.name, self.trust_remote_code = name, trust_remote_code
 
     def load(self, store: Store) -> None:
-        """Read the weights; from the network where `name` is a hub name that is not cached."""
+        """Read the weights; from the network if `name` is a hub name that is not cached."""
         self.open(self.name, store, self.trust_remote_code)
+
+
+def _require_causal(source: Pretrained, config: Any) -> None:
+    """ConfigError unless each token of the model sees only the tokens before it."""
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise source.refuse(f"{kind} is no causal language model", REMEDY)
+    masked = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None) is not None
+    if getattr(config, "is_encoder_decoder", False) or (masked and not getattr(config, "is_decoder", False)):
+        raise source.refuse(f"{kind} reads a text in both directions, so it sees the target that it should predict",
+                            REMEDY)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the language model reads before the target: passage and context in a template, put together as token ids."""
+"""What the language model reads before the target: passage and context in a template, joined as token ids."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,20 @@ MARKERS = {"{bos}": "bos_token_id", "{sep}": "sep_token_id"}
 
 
 class Prompt:
-    """A template, its literal pieces tokenised once: ids from the store are joined, never tokenised again.
+    """A template whose literal pieces are tokenised once. Ids from the store are joined, never tokenised again.
 
-    The context is the last piece, so that the target continues it. A null passage leaves the other pieces in place.
+    The context is the last piece, so that the target continues it. With the null passage, the other pieces stay.
+
+    Args:
+        template: its pieces, in order: `{passage}` once, `{context}` last, `{bos}`, `{sep}`, and literal text.
+        tokenizer: the scorer's.
+
+    Raises:
+        ConfigError: the template lacks a piece, or the tokenizer has no separator token.
+
+    Example:
+        >>> prompt = Prompt(["{bos}", "{passage}", "\\n\\n", "{context}"], tokenizer)
+        >>> ids_T = prompt.join(passage_ids, context_ids, target_ids)
     """
 
     def __init__(self, template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -32,18 +43,18 @@ class Prompt:
         return len(self.before_passage) + passages * len(self.before_context)
 
     def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
-        """Token ids of the whole sequence, int64; the window in one piece or as context and target."""
+        """Token ids of the whole sequence, int64. The window is one array, or its context and its target."""
         return self.join_passages([passage], *window)
 
     def join_passages(self, passages: Sequence[np.ndarray], *window: np.ndarray) -> np.ndarray:
-        """Several passages before one window; what stands between passage and context follows each of them."""
+        """The same for several passages. The pieces between passage and context follow each passage."""
         pieces = [self.before_passage]
         for passage in passages:
             pieces += [passage, self.before_context]
         return np.concatenate([*pieces, *window])
 
     def owners(self, passages: Sequence[np.ndarray], tokens: int) -> np.ndarray:
-        """owner_T int64 of the first `tokens` of such a sequence: which passage each belongs to, -1 for none."""
+        """owner_T int64 of the first `tokens` of a `join_several`: the passage that each belongs to, or -1."""
         owner_T = np.full(tokens, -1, dtype=np.int64)
         start = len(self.before_passage)
         for number, passage in enumerate(passages):
@@ -52,12 +63,21 @@ class Prompt:
         return owner_T
 
     def text(self, passage: np.ndarray) -> np.ndarray:
-        """A passage on its own, as a sequence begins with it."""
+        """Token ids of the beginning of a sequence, up to the end of its passage."""
         return np.concatenate([self.before_passage, passage])
 
 
+def special_ids(template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the special tokens that a template asks for, as far as the tokenizer has them."""
+    ids = [getattr(tokenizer, MARKERS[piece]) for piece in template if piece in MARKERS]
+    return [token_id for token_id in ids if token_id is not None]
+
+
 def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where the tokenizer has no such token, {bos} is left out, as the model never saw one, but {sep} is a mistake."""
+    """Ids of a literal piece or a marker.
+
+    If the tokenizer has no such token, {bos} is left out, because the model never saw one, but {sep} is an error.
+    """
     if piece not in MARKERS:
         return tokenizer(piece, add_special_tokens=False)["input_ids"]
     token_id = getattr(tokenizer, MARKERS[piece])

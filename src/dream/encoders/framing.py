@@ -1,0 +1,212 @@
+"""What stands around a text: the prefix of its side and the tokenizer's special tokens.
+
+Many tokenizers treat the blank between prefix and text as part of the text's first token: "query: river" is the tokens
+"query", ":" and " river", while "query: " and "river" on their own are other tokens. Queries and other raw texts are
+therefore tokenised together with their prefix. Passages and windows come from the store as bare token ids. The store
+cuts them with `Framing.store_tokenizer`, which tokenises a document as it stands after the passage prefix: prefix ids +
+passage ids are the ids of the joined text, too.
+
+This cannot be exact for every piece of a document, because a piece keeps the ids that it has within its document. A
+piece that follows a line break, and a window that follows a query prefix, may lack the blank: their first token is
+replaced by the token with the blank, if the vocabulary has it. If the first word has several tokens, these may differ
+from those of the joined text; the text that they spell is the same. A prefix that ends with a sign, such as "query:",
+may form one token with a sign at the beginning of the text; pieces of the store keep two.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, normalizers
+
+from dream.batch import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NO_TEXT = "\0"  # a character that texts do not have
+BLANKS = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies spell a blank
+# Texts that begin with a letter, a capital, a digit and a sign; with white space and line breaks inside.
+PROBES = ("river stone", "Rivers, stones.", "7 rivers", "émile  is\nhere", "(river)", "the", "a\tb")
+
+
+class Framing:
+    """Token ids of framed texts, for both sides. A special token that a text spells is plain text.
+
+    Args:
+        tokenizer: the encoder's own.
+        prefixes: the prefix of each side. Special tokens that a prefix spells are special.
+
+    Attributes:
+        store_tokenizer: for the store, see above.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", prefixes: dict[str, str]) -> None:
+        self.tokenizer, self.prefixes = tokenizer, prefixes
+        self.pad_id = tokenizer.pad_token_id or 0
+        self._plain = own = _bare(tokenizer.backend_tokenizer, special=False)
+        spelled = [token for token in tokenizer.all_special_tokens if token and token != tokenizer.unk_token]
+        if any(own.token_to_id(token) in self._ids(own, token) for token in spelled):
+            self._plain = _without_pieces(own, spelled)
+        self._special = _bare(tokenizer.backend_tokenizer, special=True)
+        self._spelled = [token for token in tokenizer.all_special_tokens if token]
+        probe = self._special.encode(PROBES[0])
+        inner = [at for at, added in enumerate(probe.special_tokens_mask) if not added]
+        first, last = (inner[0], inner[-1] + 1) if inner else (len(probe.ids), len(probe.ids))
+        self.opening, self.closing = probe.ids[:first], probe.ids[last:]
+        self._blanked_V = torch.from_numpy(_blanked(self._plain))
+        self._lacks_blank: dict[str, bool] = {}  # by side: the blank at the prefix's end is left to the text's token
+        variant, passage_ids = self._fit("passage", _variants(self._plain), replace=False)
+        self.store_tokenizer = tokenizer if variant is own else _with_backend(tokenizer, variant)
+        self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant], replace=True)[1]}
+
+    def before(self, side: str) -> list[int]:
+        """Ids before the passages and windows of the store."""
+        return self.opening + self._side_ids[side]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that stand around a text, at most."""
+        return max(len(self.before(side)) for side in self.prefixes) + len(self.closing)
+
+    def frame_texts(self, texts: list[str], side: str, max_tokens: int) -> list[list[int]]:
+        """Ids of prefix + text with the special tokens around, each text cut to `max_tokens`."""
+        longest = len(self._side_ids[side]) + max_tokens
+        return [self.opening + ids[:longest] + self.closing for ids in self._join(self.prefixes[side], texts)]
+
+    def frame_ids(self, batch: TokenBatch, side: str) -> TokenBatch:
+        """The batch of store ids with prefix and special tokens; padding stays last."""
+        before, after = self.before(side), self.closing
+        lengths_B = batch.mask_BT.sum(1)
+        rows, tokens = batch.ids_BT.shape
+        shape = (rows, tokens + len(before) + len(after))
+        ids_BT = batch.ids_BT.new_full(shape, self.pad_id)
+        ids_BT[:, len(before) : len(before) + tokens] = batch.ids_BT.where(batch.mask_BT, ids_BT[:, :1])
+        if self._lacks_blank[side]:
+            self._blanked_V = self._blanked_V.to(batch.ids_BT.device)
+            first_B = self._blanked_V[batch.ids_BT[:, 0].clamp(max=len(self._blanked_V) - 1)]
+            ids_BT[:, len(before)] = first_B.where(batch.mask_BT[:, 0], ids_BT[:, len(before)])
+        ids_BT[:, : len(before)] = torch.tensor(before, dtype=ids_BT.dtype, device=ids_BT.device)
+        for offset, token in enumerate(after):
+            ids_BT[torch.arange(rows, device=ids_BT.device), lengths_B + len(before) + offset] = token
+        positions_T = torch.arange(shape[1], device=ids_BT.device)
+        return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
+
+    def _join(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of prefix + text for each text. Special tokens are taken from the prefix only."""
+        end = max((prefix.rfind(token) + len(token) for token in self._spelled if token in prefix), default=0)
+        if not end:
+            return _ids_of(self._plain, [prefix + text for text in texts])
+        rows = _ids_of(self._special, [prefix + text for text in texts])
+        head = self._ids(self._special, prefix[:end])
+        for row, text in enumerate(texts):
+            if any(token in text for token in self._spelled):
+                rows[row] = head + self._ids(self._plain, prefix[end:] + text)
+        return rows
+
+    def _fit(self, side: str, variants: Iterable[Tokenizer], replace: bool) -> tuple[Tokenizer, list[int]]:
+        """The tokenizer of bare texts and the prefix ids that give the ids of the joined text for most probes.
+
+        With `replace`, the first token of a bare text gets the blank at the end of the prefix, as in `frame_ids`.
+        """
+        prefix = self.prefixes[side]
+        whole, shorter = self._ids(self._special, prefix), self._ids(self._special, prefix.rstrip(" "))
+        joined = self._join(prefix, PROBES)
+        best: tuple[int, Tokenizer, list[int]] = (-1, self._plain, whole)
+        for variant in variants:  # each costs a copy of the vocabulary
+            rows = _ids_of(variant, PROBES)
+            blanked = [[int(self._blanked_V[row[0]]), *row[1:]] for row in rows] if replace else rows
+            for before, texts in ((whole, rows), (shorter, blanked)):
+                matches = sum(before + row == goal for row, goal in zip(texts, joined, strict=True))
+                best = max(best, (matches, variant, before), key=lambda choice: choice[0])
+            if best[0] == len(PROBES):
+                break
+        self._lacks_blank[side] = len(best[2]) < len(whole)
+        return best[1], best[2]
+
+    @staticmethod
+    def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
+    """A copy without truncation and padding; special tokens in a text are special, or plain text."""
+    return _bared(Tokenizer.from_str(backend.to_str()), special)
+
+
+def _bared(tokenizer: Tokenizer, special: bool = False) -> Tokenizer:
+    """The same without truncation and padding. To copy a large vocabulary takes seconds."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = not special
+    return tokenizer
+
+
+def _without_pieces(tokenizer: Tokenizer, spelled: list[str]) -> Tokenizer:
+    """The tokenizer with other names for these tokens, so that no text has them: Unigram models match them, too."""
+    settings = json.loads(tokenizer.to_str())
+    renamed = {token: NO_TEXT + token for token in spelled}
+    vocabulary = settings["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        settings["model"]["vocab"] = [[renamed.get(token, token), score] for token, score in vocabulary]
+    else:
+        settings["model"]["vocab"] = {renamed.get(token, token): token_id for token, token_id in vocabulary.items()}
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] not in renamed]
+    return _bared(Tokenizer.from_str(json.dumps(settings)))
+
+
+def _blanked(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) the id of each token with a blank before it; its own id if there is no such token."""
+    vocabulary = tokenizer.get_vocab()
+    blanked_V = np.arange(1 + max(vocabulary.values()))
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    marker = next((mark for mark in BLANKS if any(token.startswith(mark) for token in vocabulary)), None)
+    for token, token_id in vocabulary.items():
+        if marker and token not in special and not token.startswith(marker):
+            blanked_V[token_id] = vocabulary.get(marker + token, token_id)
+    return blanked_V
+
+
+def _variants(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
+    """The tokenizer as it is; with a blank before the text; without the blank that it puts before a text itself."""
+    yield tokenizer
+    blank = _bare(tokenizer, special=False)
+    own = [blank.normalizer] if blank.normalizer else []
+    blank.normalizer = normalizers.Sequence([normalizers.Prepend(" "), *own])
+    yield blank
+    settings = json.loads(tokenizer.to_str())
+    _remove_blank(settings)
+    yield _bared(Tokenizer.from_str(json.dumps(settings)))
+
+
+def _remove_blank(node: Any) -> None:
+    """Switch off, in a tokenizer's settings, all that puts a blank before a text."""
+    if isinstance(node, list):
+        node[:] = [part for part in node if not (isinstance(part, dict) and part.get("type") == "Prepend")]
+        for part in node:
+            _remove_blank(part)
+    elif isinstance(node, dict):
+        if node.get("type") == "ByteLevel":
+            node["add_prefix_space"] = False
+        elif node.get("type") == "Metaspace":
+            node["prepend_scheme"] = "never"
+        for key in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
+            if isinstance(node.get(key), dict) and node[key].get("type") == "Prepend":
+                node[key] = None
+            elif node.get(key):
+                _remove_blank(node[key])
+
+
+def _with_backend(tokenizer: "PreTrainedTokenizerFast", backend: Tokenizer) -> "PreTrainedTokenizerFast":
+    """A tokenizer with this backend and the same padding token."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad = tokenizer.pad_token
+    tokens = {"pad_token": NO_TEXT + pad if backend.token_to_id(pad) is None else pad} if pad else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)  # makes its own copy

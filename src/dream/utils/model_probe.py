@@ -1,0 +1,72 @@
+"""What a transformers model reads: how many tokens at most, found by one forward of a few tokens.
+
+A config only says how long the table of positions is. Some families leave its first rows unused: RoBERTa and MPNet
+count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a short forward reads show where they start.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+PROBE_TOKENS = 5
+LENGTH_KEYS = ("max_position_embeddings", "max_seq_len")  # most configs; MPT
+
+
+class _PositionLookups(TorchFunctionMode):
+    """Records lookups of consecutive rows: the smallest number of tokens that a table of positions allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[int] = []
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.embedding:
+            names = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            self._record(names["input"], names["weight"])
+        return func(*args, **(kwargs or {}))
+
+    def _record(self, index: Tensor, weight: Tensor) -> None:
+        """Relative positions have an index of two dimensions; token ids and types of the probe are all equal."""
+        one_sequence = index.dim() == 1 or (index.dim() == 2 and len(index) == 1)
+        first = index.reshape(-1)[:PROBE_TOKENS].tolist() if one_sequence else []
+        if len(first) == PROBE_TOKENS and first == list(range(first[0], first[0] + PROBE_TOKENS)):
+            self.limits.append(len(weight) - first[0])
+
+
+@torch.no_grad()
+def probe(model: Any) -> tuple[int | None, Any]:
+    """Run a model in eval mode on a few tokens.
+
+    Args:
+        model: takes `input_ids` and `attention_mask`.
+
+    Returns:
+        Tokens that it reads at most, or None if there is no limit; and the output of the forward.
+    """
+    was_training = model.training
+    model.eval()
+    ids_1T = torch.full((1, PROBE_TOKENS), _ordinary_id(model), device=next(model.parameters()).device)
+    with _PositionLookups() as lookups:
+        output = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T))
+    model.train(was_training)
+    limits = [*lookups.limits, *_limits_of_config(model)]
+    return (min(limits) if limits else None), output
+
+
+def _limits_of_config(model: Any) -> list[int]:
+    config = model.config.get_text_config()
+    values = [getattr(config, key, None) for key in LENGTH_KEYS]
+    return [value for value in values if isinstance(value, int) and value > 0]  # XLNet says -1 for no limit
+
+
+def _ordinary_id(model: Any) -> int:
+    """A token id that is neither padding nor a marker, which some models give no position."""
+    config = model.config.get_text_config()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
+    flat = {token for value in special for token in (value if isinstance(value, list) else [value])}
+    rows = len(model.get_input_embeddings().weight)
+    return next((token for token in range(rows - 1, -1, -1) if token not in flat), 0)
