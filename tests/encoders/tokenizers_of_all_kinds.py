@@ -1,6 +1,9 @@
 """Small tokenizers of the kinds that published encoders have, trained in a moment on the text below."""
 
+import copy
+import functools
 import json
+from collections.abc import Callable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -24,6 +27,13 @@ def _wrapped(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def trained_once(make: Callable[[], PreTrainedTokenizerFast]) -> Callable[[], PreTrainedTokenizerFast]:
+    """Equal tokenizers from every call: two trainings on the same text can number the tokens differently."""
+    cached = functools.cache(make)
+    return functools.wraps(make)(lambda: copy.deepcopy(cached()))
+
+
+@trained_once
 def word_piece() -> PreTrainedTokenizerFast:
     """BERT's kind."""
     backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -32,8 +42,7 @@ def word_piece() -> PreTrainedTokenizerFast:
     return _wrapped(backend)
 
 
-def byte_level(add_prefix_space: bool = False) -> PreTrainedTokenizerFast:
-    """The kind of GPT-2, RoBERTa and Llama 3."""
+def _byte_level(add_prefix_space: bool) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
@@ -44,10 +53,18 @@ def byte_level(add_prefix_space: bool = False) -> PreTrainedTokenizerFast:
     return _wrapped(backend)
 
 
+@trained_once
+def byte_level() -> PreTrainedTokenizerFast:
+    """The kind of GPT-2, RoBERTa and Llama 3."""
+    return _byte_level(add_prefix_space=False)
+
+
+@trained_once
 def byte_level_with_space() -> PreTrainedTokenizerFast:
-    return byte_level(add_prefix_space=True)
+    return _byte_level(add_prefix_space=True)
 
 
+@trained_once
 def unigram() -> PreTrainedTokenizerFast:
     """The kind of XLM-R and T5: SentencePiece with a blank before each text."""
     backend = Tokenizer(models.Unigram())
@@ -59,6 +76,7 @@ def unigram() -> PreTrainedTokenizerFast:
     return _wrapped(backend)
 
 
+@trained_once
 def word_level() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -66,6 +84,7 @@ def word_level() -> PreTrainedTokenizerFast:
     return _wrapped(backend)
 
 
+@trained_once
 def split_then_byte_level() -> PreTrainedTokenizerFast:
     """Qwen's kind: a regular expression splits the text before the bytes are mapped."""
     tokenizer = byte_level()
