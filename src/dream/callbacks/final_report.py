@@ -1,4 +1,4 @@
-"""What a run learnt: BM25, the untrained encoder, the trained encoder and the hybrid, on the same labelled queries."""
+"""Compares BM25, the untrained encoder, the trained encoder and their hybrid on the same labelled queries."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ log = get_logger(__name__)
 
 
 class FinalReport(L.Callback):
-    """Ranks the queries of `split` before and after training, and prints the table.
+    """Ranks the queries of `split` before and after training, and prints a table of their metrics.
 
-    Before training, it ranks by BM25 and by the untrained encoder. A resumed run takes the untrained encoder's stored
-    scores instead. After training, it ranks by the trained encoder and by the hybrid. All metrics go into the run's
-    summary, e.g. `bm25/ndcg_at_10`, and to the loggers as `report/bm25/ndcg_at_10`. Must come after `IndexRefresh` in
-    the list of callbacks; without it, or without labels, there is no table.
+    Before training, it ranks by BM25 and by the untrained encoder. A resumed run reads the untrained encoder's scores
+    from the run's folder instead. After training, it ranks by the trained encoder and by the hybrid of BM25 and the
+    trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
+    loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there is no table.
+
+    Order: after `IndexRefresh`, so that the last snapshot is that of the trained encoder.
 
     Args:
         split: of the labelled queries.
@@ -39,7 +41,7 @@ class FinalReport(L.Callback):
         self.queries: LabelledQueries | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Lightning restores a checkpoint only after this hook: here the encoder has its first weights."""
+        """Rank before training: Lightning restores a checkpoint after this hook, so the weights are untrained."""
         run = Path(trainer.default_root_dir)
         if self.keep_untrained and trainer.is_global_zero and not verify_or_discard(run / UNTRAINED_ENCODER):
             with new_directory(run / UNTRAINED_ENCODER) as unfinished:
@@ -83,7 +85,7 @@ class FinalReport(L.Callback):
         return ranking
 
     def _stored_scores(self, run: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
-        """The untrained encoder's scores from the start of the run, if they are whole and of the same queries."""
+        """The untrained encoder's scores from the start of the run; None if the file is damaged or does not match."""
         try:
             content = read_checked_json(run / UNTRAINED_SCORES)
         except DamageError as damage:
