@@ -131,6 +131,13 @@ def tiny_overrides(corpus_folder, llama_folder, tmp_path):
 
 
 @pytest.fixture
+def labels(corpus_folder) -> list[str]:
+    """Overrides that give a tiny run labelled queries, as dev and as report split."""
+    qrels = f"corpus.qrels={{dev: {corpus_folder / 'dev.tsv'}}}"
+    return [f"corpus.queries={corpus_folder / 'queries.jsonl'}", qrels, "evaluation.report_split=dev"]
+
+
+@pytest.fixture
 def tiny_config(tiny_overrides):
     """tiny_config(run, *overrides) → the config of a tiny run"""
 

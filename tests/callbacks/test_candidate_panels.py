@@ -16,6 +16,7 @@ from tests.callbacks.conftest import BATCH, WINDOWS
 from dream.callbacks.candidate_panels import CandidatePanels, choose
 from dream.callbacks.index_refresh import IndexRefresh
 from dream.loggers.candidate_table import BAR, Row, Window, bar, bold, candidate_table, excerpt
+from dream.loggers.tensorboard import LAYOUT
 from dream.utils.errors import ConfigError
 
 KINDS = ["confident", "disagreement", "uncertain"]
@@ -97,13 +98,15 @@ def test_near_copies_are_shown_once(store) -> None:
     assert choose(windows, [0, 1, 2], posterior_SK, 1 - posterior_SK) == {"disagreement": 0, "confident": 2}
 
 
-PROBABILITIES = [(0.3, 0.0), (0.25, 0.1), (0.2, 0.0), (0.1, 0.0), (0.09, 0.0), (0.06, 0.9)]  # LM, retriever
+PROBABILITIES = [(0.3, 0.0), (0.25, 0.1), (0.2, 0.0), (0.19, 0.0), (0.06, 0.9)]  # LM, retriever
 ROWS = [Row(p, q, f"passage {p}", f"d{p}") for p, q in PROBABILITIES]
 
 
 def test_the_retrievers_best_candidate_is_always_shown() -> None:
-    *_, fourth, last = cells(markdown_to_safe_html(candidate_table("h", Window("c", "t", "d"), ROWS)))
-    assert ".10" in fourth[0]
+    html = markdown_to_safe_html(candidate_table("h", Window("c", "t", "d"), ROWS))
+    *_, third, last = cells(html)
+    assert "4 of 5 candidates" in html
+    assert ".20" in third[0]
     assert last == [f"LM        {bar(0.06)}\nretriever {bar(0.9)}", "d0.06: passage 0.06"]
 
 
@@ -118,7 +121,7 @@ def test_bars(probability, blocks, number) -> None:
 def test_numbers_cannot_break() -> None:
     """TensorBoard breaks lines anywhere, except in <pre>."""
     html = markdown_to_safe_html(candidate_table("h", Window("c", "t", "d"), ROWS))
-    for number in (".30", ".25", ".20", ".10"):
+    for number in (".30", ".25", ".20", ".90"):
         assert re.search(rf"<pre>[^<]*{re.escape(number)}[^<]*</pre>", html)
 
 
@@ -182,3 +185,12 @@ def test_nothing_is_written_for_other_loggers(train, callbacks, tmp_path) -> Non
 def test_a_bad_value_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^callbacks\.candidate_panels\.every_n_steps=0: "):
         CandidatePanels(every_n_steps=0)
+
+
+def test_a_run_logs_every_curve_of_the_layout(train_retriever, labels) -> None:
+    """A curve with a wrong name would be an empty chart."""
+    options = ["logger=tensorboard", "trainer.max_steps=4", "callbacks.index_refresh.every_n_steps=2"]
+    _, trainer = train_retriever("run", *labels, *options)
+    tags = set(EventAccumulator(trainer.logger.log_dir).Reload().Tags()["scalars"])
+    assert {curve for charts in LAYOUT.values() for chart in charts.values() for curve in chart} <= tags
+    assert not [tag for tag in tags if "epoch" in tag or "hp_metric" in tag]

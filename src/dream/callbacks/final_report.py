@@ -51,8 +51,9 @@ class FinalReport(L.Callback):
         if refresh is None or self.split not in corpus.splits():
             return
         self.queries = LabelledQueries(corpus, pl_module.store, self.split)
-        belongs_to = {"store": pl_module.store.hash, "split": self.split, "seed": pl_module.seed}
-        stored = self._stored_scores(run, belongs_to) if _is_resumed(trainer, run) else None
+        fingerprint = pl_module.encoder.fingerprint()
+        belongs_to = {"store": pl_module.store.hash, "split": self.split, "encoder_fingerprint": fingerprint}
+        stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to)
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
             refresh.refresh(trainer, pl_module)
@@ -84,17 +85,18 @@ class FinalReport(L.Callback):
         self.scores[system] = self.queries.score(ranking)
         return ranking
 
-    def _stored_scores(self, run: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
-        """The untrained encoder's scores from the start of the run; None if the file is damaged or does not match."""
-        try:
-            content = read_checked_json(run / UNTRAINED_SCORES)
-        except DamageError as damage:
-            log.warning(str(damage))
-            return None
-        scores = content.pop("scores", None)
-        return scores if content == belongs_to else None
 
+def _stored_scores(file: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
+    """The scores that the run stored when it started; None for a new run, or if the file is damaged or does not match.
 
-def _is_resumed(trainer: L.Trainer, run: Path) -> bool:
-    """Whether the run continues from a checkpoint in its own folder."""
-    return trainer.ckpt_path is not None and run.resolve() in Path(trainer.ckpt_path).resolve().parents
+    Only the file shows whether a run is resumed: in `setup`, `trainer.ckpt_path` is not set yet.
+    """
+    if not file.exists():
+        return None
+    try:
+        content = read_checked_json(file)
+    except DamageError as damage:
+        log.warning(f"{damage}; ranking by the untrained encoder again")
+        return None
+    scores = content.pop("scores", None)
+    return scores if content == belongs_to else None

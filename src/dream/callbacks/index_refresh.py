@@ -149,7 +149,7 @@ class IndexRefresh(L.Callback):
             self._remember(handle)
             return True
         log.warning(
-            f"{self._resumed['absolute']}: the index snapshot of the checkpoint is missing; embedding the corpus again. "
+            f"{self._resumed['absolute']}: the checkpoint's index snapshot is missing; embedding the corpus again. "
             "Candidates can differ from those of an uninterrupted run"
         )
         return False

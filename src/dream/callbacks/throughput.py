@@ -36,8 +36,8 @@ class Throughput(Checkpoint):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: WindowBatch, batch_idx: int) -> None:
         self._started = time.perf_counter()
-        self._timed_before = sum(self._seconds.values())
         self._seconds["data"] += self._started - self._ended
+        self._timed_before = sum(self._seconds.values())
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._on_stepped()  # if gradients are accumulated, no optimizer follows

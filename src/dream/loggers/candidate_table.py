@@ -13,7 +13,7 @@ from dream.indexes.bm25 import WORD, words
 
 CHARACTERS = 200  # shown of a title and a context, target or passage together: two lines of a wide window
 LEAST_CHARACTERS = 100  # of the text, even if its title is long
-ROWS = 5  # candidates of a window that are shown, those with the highest posterior first
+ROWS = 4  # candidates of a window that are shown: as many as one card of TensorBoard has room for
 BAR = 16  # characters of a bar for probability 1
 BLOCK = "▆"  # lower than a line, so that the bars of two lines do not touch
 
@@ -66,10 +66,8 @@ def candidate_table(heading: str, window: Window, candidates: Collection[Row]) -
         text = "" if row.text is None else bold(excerpt(row.text, wanted, _room(row.document)), wanted)
         rows.append((bars, _titled(row.document, text)))
     body = "".join(f"<tr><td><pre>{label}</pre></td><td>{text}</td></tr>" for label, text in rows)
-    return (
-        f"<p><strong>{escape(heading)}.</strong> Words of the target are bold.</p>\n"
-        f"<table><tbody>{body}</tbody></table>"
-    )
+    note = f"{len(shown)} of {len(candidates)} candidates; words of the target are bold."
+    return f"<p><strong>{escape(heading)}.</strong> {note}</p>\n<table><tbody>{body}</tbody></table>"
 
 
 def bar(probability: float) -> str:
