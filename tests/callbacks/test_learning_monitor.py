@@ -169,7 +169,7 @@ def test_the_summary_lists_the_warnings(tiny_config, tmp_path, monkeypatch) -> N
     assert json.loads((tmp_path / "healthy" / "summary.json").read_text())["warnings"] == []
 
 
-def test_a_warning_has_its_own_line_besides_a_progress_bar(train_retriever, monkeypatch) -> None:
+def test_a_warning_has_its_own_line_next_to_a_progress_bar(train_retriever, monkeypatch) -> None:
     """A terminal shows only the part of a line after its last carriage return."""
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdout", screen)

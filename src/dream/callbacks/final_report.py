@@ -53,11 +53,13 @@ class FinalReport(L.Callback):
         self.queries = LabelledQueries(corpus, pl_module.store, self.split)
         fingerprint = pl_module.encoder.fingerprint()
         belongs_to = {"store": pl_module.store.hash, "split": self.split, "encoder_fingerprint": fingerprint}
-        stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to)
+        stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to) if trainer.is_global_zero else None
+        stored = trainer.strategy.broadcast(stored)  # all processes must take the same path
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
             refresh.refresh(trainer, pl_module)
-        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by BM25 and the untrained encoder")
+        systems = "BM25" if stored else "BM25 and the untrained encoder"
+        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by {systems}")
         self.bm25 = self._add("bm25", self.queries.by_bm25(BM25Index.open_or_build(pl_module.store)))
         if stored is None:
             self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
