@@ -22,6 +22,7 @@ from dream.utils.timing import Timer
 
 BATCH, CANDIDATES = 4, 3
 WINDOWS = range(0, 640, 10)  # of different documents
+APART = 50  # passages between two candidates of a window, so that they are of different documents
 
 
 def make_encoder(store, tokenizer) -> StaticEncoder:
@@ -61,7 +62,7 @@ class TinyModule(L.LightningModule):
 
     def training_step(self, batch: WindowBatch, batch_idx: int):
         query_BD = self.encoder(batch.context, "query")
-        ids_BK = (batch.window_ids_B[:, None] + torch.arange(CANDIDATES)) % len(self.store.passages)
+        ids_BK = (batch.window_ids_B[:, None] + torch.arange(CANDIDATES) * APART) % len(self.store.passages)
         passages = self.encoder(self.store.passage_batch(ids_BK.flatten(), 24), "passage")
         sim_BK = torch.einsum("bd,bkd->bk", query_BD, passages.view(*ids_BK.shape, -1))
         loss = -sim_BK[:, 0].mean()

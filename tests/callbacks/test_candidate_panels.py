@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
-from tests.callbacks.conftest import BATCH, WINDOWS
+from tests.callbacks.conftest import APART, BATCH, WINDOWS
 
 from dream.callbacks.candidate_panels import CandidatePanels, choose
 from dream.callbacks.index_refresh import IndexRefresh
@@ -47,7 +47,7 @@ def cells(html: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_panels(train, callbacks, store, tmp_path, accumulate) -> None:
-    """Candidates of window w are passages w, w + 1 and none, with probabilities 0.2, 0.7 and 0.1: best first.
+    """Candidates of window w are passages w, w + 50 and none, with probabilities 0.2, 0.7 and 0.1: best first.
 
     Entropy .2 ln(1/.2) + .7 ln(1/.7) + .1 ln(1/.1) = 0.80 of at most ln 3 = 1.10 nats.
     """
@@ -67,7 +67,9 @@ def test_panels(train, callbacks, store, tmp_path, accumulate) -> None:
         document = store.titles[int(store.windows["document"][window])]
         assert context[1] == f"{document}: {' '.join(store.window_text(window)[0].split())}"
         assert [re.findall(r"LM +\S+ +(\S+)", row[0]) for row in rows] == [[".70"], [".20"], [".10"]]
-        for row, passage in zip(rows, (window + 1, window), strict=False):
+        for row, passage in zip(
+            rows, ((window + APART) % len(store.passages), window % len(store.passages)), strict=False
+        ):
             title = store.titles[int(store.passage_documents[passage])]
             assert row[1] == f"{title}: {' '.join(store.passage_text(passage).split())}"
         assert rows[2][1] == "no passage"
@@ -99,7 +101,10 @@ def test_near_copies_are_shown_once(store) -> None:
 
 
 PROBABILITIES = [(0.3, 0.0), (0.25, 0.1), (0.2, 0.0), (0.19, 0.0), (0.06, 0.9)]  # LM, retriever
-ROWS = [Row(p, q, f"passage {p}", f"d{p}") for p, q in PROBABILITIES]
+ROWS = [
+    Row(p, q, f"{word} {p}", f"d{p}")
+    for word, (p, q) in zip(["alpha", "beta", "gamma", "delta", "epsilon"], PROBABILITIES, strict=True)
+]
 
 
 def test_the_retrievers_best_candidate_is_always_shown() -> None:
@@ -107,7 +112,17 @@ def test_the_retrievers_best_candidate_is_always_shown() -> None:
     *_, third, last = cells(html)
     assert "4 of 5 candidates" in html
     assert ".20" in third[0]
-    assert last == [f"LM        {bar(0.06)}\nretriever {bar(0.9)}", "d0.06: passage 0.06"]
+    assert last == [f"LM        {bar(0.06)}\nretriever {bar(0.9)}", "d0.06: epsilon 0.06"]
+
+
+def test_near_copies_of_a_candidate_are_counted() -> None:
+    """By hand: d2 and d3 share 3 of 5 words with d1. d3 is the retriever's best, so it has a row of its own."""
+    texts = ["red green blue white", "red green blue black", "red green blue grey", "one two"]
+    posterior, retriever = [0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 1.0, 0.0]
+    rows = [Row(posterior[k], retriever[k], text, f"d{k + 1}") for k, text in enumerate(texts)]
+    found = cells(markdown_to_safe_html(candidate_table("h", Window("c", "t", "d"), rows)))
+    expected = ["d1 (and 1 near copy): red green blue white", "d3: red green blue grey", "d4: one two"]
+    assert [text for _, text in found[2:]] == expected
 
 
 @pytest.mark.parametrize(
@@ -129,9 +144,9 @@ def test_numbers_cannot_break() -> None:
     "text", ["a | b\n\n`c` <script>alert(1)</script> *d* _e_ \\ [f](g) &lt; </td></table>", "<b", "```x"]
 )
 def test_any_text_keeps_the_table(text) -> None:
-    html = markdown_to_safe_html(candidate_table(text, Window(text, text, text), [Row(0.5, 0.5, text, text)] * 2))
+    html = markdown_to_safe_html(candidate_table(text, Window(text, text, text), [Row(0.5, 0.5, text, text)]))
     shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    assert [len(row) for row in cells(html)] == [2, 2, 2, 2]
+    assert [len(row) for row in cells(html)] == [2, 2, 2]
     assert cells(html)[1][1] == shown
     assert "<script" not in html
 

@@ -12,9 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from dream.batch import WindowBatch
-from dream.indexes.bm25 import words
 from dream.indexes.snapshot import IndexSnapshot
-from dream.loggers.candidate_table import CHARACTERS, Row, Window, candidate_table, one_line
+from dream.loggers.candidate_table import CHARACTERS, Row, Window, alike, candidate_table, one_line
 from dream.store.permutation import permute
 from dream.store.store import Store
 from dream.utils.errors import require
@@ -22,9 +21,9 @@ from dream.utils.errors import require
 PROJECTED = 1_000  # passages in the embedding projector
 SEED = 20_260_627  # of the projected passages: the same ones at the start and at the end
 HEADINGS = {  # a panel each, with the tag candidates/<name>
-    "disagreement": "Language model and retriever disagree most",
-    "confident": "The language model is most confident",
-    "uncertain": "The language model is least confident",
+    "disagreement": "LM and retriever disagree most",
+    "confident": "The LM is most confident",
+    "uncertain": "The LM is least confident",
 }
 
 
@@ -137,8 +136,7 @@ def _alike(store: Store, one: int, other: int) -> bool:
     """Whether two windows have the same document, or at least half of their content words in common."""
     if store.windows["document"][one] == store.windows["document"][other]:
         return True
-    ours, theirs = (set(words(" ".join(store.window_text(window)))) for window in (one, other))
-    return 2 * len(ours & theirs) >= len(ours | theirs)
+    return alike(*(" ".join(store.window_text(window)) for window in (one, other)))
 
 
 def _board(trainer: L.Trainer) -> Any:

@@ -47,27 +47,53 @@ class Window:
 def candidate_table(heading: str, window: Window, candidates: Collection[Row]) -> str:
     """HTML: the heading, and a table of context, target and candidates.
 
-    The retriever's best candidate is always in the table. Content words of the target are bold in the candidates.
+    Content words of the target are bold in the candidates. Near copies of a candidate are only counted in its row.
+    The retriever's best candidate is always in the table.
 
     Args:
         heading: what the window is an example of.
         window: the window.
         candidates: in any order.
     """
-    ranked = sorted(candidates, key=lambda row: -row.posterior)
-    shown, favourite = ranked[:ROWS], max(ranked, key=lambda row: row.retriever)
-    if favourite not in shown:
-        shown[-1] = favourite
+    shown = _without_copies(candidates)
     wanted = set(words(window.target))
     context = escape(_end(window.context, _room(window.document)))
     rows = [("context", _titled(window.document, context)), ("target", escape(_start(window.target, CHARACTERS)))]
-    for row in shown:
+    for row, copies in shown:
         bars = f"LM        {bar(row.posterior)}\nretriever {bar(row.retriever)}"
         text = "" if row.text is None else bold(excerpt(row.text, wanted, _room(row.document)), wanted)
-        rows.append((bars, _titled(row.document, text)))
+        more = f" (and {copies} near {'copy' if copies == 1 else 'copies'})" if copies else ""
+        rows.append((bars, _titled(row.document + more, text)))
     body = "".join(f"<tr><td><pre>{label}</pre></td><td>{text}</td></tr>" for label, text in rows)
     note = f"{len(shown)} of {len(candidates)} candidates; words of the target are bold."
     return f"<p><strong>{escape(heading)}.</strong> {note}</p>\n<table><tbody>{body}</tbody></table>"
+
+
+def alike(text: str, other: str) -> bool:
+    """Whether two texts have at least half of their content words in common."""
+    ours, theirs = set(words(text)), set(words(other))
+    return 2 * len(ours & theirs) >= len(ours | theirs) > 0
+
+
+def _without_copies(candidates: Collection[Row]) -> list[tuple[Row, int]]:
+    """At most `ROWS` candidates, those with the highest posterior first, and the number of near copies of each."""
+    favourite = max(candidates, key=lambda row: row.retriever)
+    copies: dict[int, int] = {}
+    ranked = sorted(candidates, key=lambda row: -row.posterior)
+    for at, row in enumerate(ranked):
+        original = next((i for i in copies if _is_copy(row, ranked[i])), None)
+        if original is None or row is favourite:
+            copies[at] = 0
+        else:
+            copies[original] += 1
+    shown = [(ranked[at], count) for at, count in copies.items()]
+    if all(row is not favourite for row, _ in shown[:ROWS]):
+        shown[ROWS - 1] = next((row, count) for row, count in shown if row is favourite)
+    return shown[:ROWS]
+
+
+def _is_copy(row: Row, other: Row) -> bool:
+    return row.text is not None and other.text is not None and alike(row.text, other.text)
 
 
 def bar(probability: float) -> str:
