@@ -116,12 +116,13 @@ def test_the_retrievers_best_candidate_is_always_shown() -> None:
 
 
 def test_near_copies_of_a_candidate_are_counted() -> None:
-    """By hand: d2 and d3 share 3 of 5 words with d1. d3 is the retriever's best, so it has a row of its own."""
-    texts = ["red green blue white", "red green blue black", "red green blue grey", "one two"]
+    """By hand: d2 and d3 have 8 of 10 words in common with d1, d4 has 7 of 9. d3 is the retriever's best."""
+    same = "red green blue cyan pink gold lime"
+    texts = [f"{same} teal white", f"{same} teal black", f"{same} teal grey", same]
     posterior, retriever = [0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 1.0, 0.0]
     rows = [Row(posterior[k], retriever[k], text, f"d{k + 1}") for k, text in enumerate(texts)]
     found = cells(markdown_to_safe_html(candidate_table("h", Window("c", "t", "d"), rows)))
-    expected = ["d1 (and 1 near copy): red green blue white", "d3: red green blue grey", "d4: one two"]
+    expected = [f"d1 (and 1 near copy): {texts[0]}", f"d3: {texts[2]}", f"d4: {same}"]
     assert [text for _, text in found[2:]] == expected
 
 

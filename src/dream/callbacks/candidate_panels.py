@@ -20,6 +20,7 @@ from dream.utils.errors import require
 
 PROJECTED = 1_000  # passages in the embedding projector
 SEED = 20_260_627  # of the projected passages: the same ones at the start and at the end
+SAME_WORDS = 0.5  # share of two windows' words from which on only one of them is shown
 HEADINGS = {  # a panel each, with the tag candidates/<name>
     "disagreement": "LM and retriever disagree most",
     "confident": "The LM is most confident",
@@ -136,7 +137,8 @@ def _alike(store: Store, one: int, other: int) -> bool:
     """Whether two windows have the same document, or at least half of their content words in common."""
     if store.windows["document"][one] == store.windows["document"][other]:
         return True
-    return alike(*(" ".join(store.window_text(window)) for window in (one, other)))
+    ours, theirs = (" ".join(store.window_text(window)) for window in (one, other))
+    return alike(ours, theirs, SAME_WORDS)
 
 
 def _board(trainer: L.Trainer) -> Any:

@@ -14,6 +14,7 @@ from dream.indexes.bm25 import WORD, words
 CHARACTERS = 200  # shown of a title and a context, target or passage together: two lines of a wide window
 LEAST_CHARACTERS = 100  # of the text, even if its title is long
 ROWS = 4  # candidates of a window that are shown: as many as one card of TensorBoard has room for
+NEAR_COPY = 0.8  # share of two candidates' words that are the same
 BAR = 16  # characters of a bar for probability 1
 BLOCK = "▆"  # lower than a line, so that the bars of two lines do not touch
 
@@ -61,18 +62,18 @@ def candidate_table(heading: str, window: Window, candidates: Collection[Row]) -
     rows = [("context", _titled(window.document, context)), ("target", escape(_start(window.target, CHARACTERS)))]
     for row, copies in shown:
         bars = f"LM        {bar(row.posterior)}\nretriever {bar(row.retriever)}"
-        text = "" if row.text is None else bold(excerpt(row.text, wanted, _room(row.document)), wanted)
-        more = f" (and {copies} near {'copy' if copies == 1 else 'copies'})" if copies else ""
-        rows.append((bars, _titled(row.document + more, text)))
+        title = row.document + (f" (and {copies} near {'copy' if copies == 1 else 'copies'})" if copies else "")
+        text = "" if row.text is None else bold(excerpt(row.text, wanted, _room(title)), wanted)
+        rows.append((bars, _titled(title, text)))
     body = "".join(f"<tr><td><pre>{label}</pre></td><td>{text}</td></tr>" for label, text in rows)
     note = f"{len(shown)} of {len(candidates)} candidates; words of the target are bold."
     return f"<p><strong>{escape(heading)}.</strong> {note}</p>\n<table><tbody>{body}</tbody></table>"
 
 
-def alike(text: str, other: str) -> bool:
-    """Whether two texts have at least half of their content words in common."""
+def alike(text: str, other: str, share: float) -> bool:
+    """Whether two texts have at least this share of their content words in common."""
     ours, theirs = set(words(text)), set(words(other))
-    return 2 * len(ours & theirs) >= len(ours | theirs) > 0
+    return len(ours & theirs) >= share * len(ours | theirs) > 0
 
 
 def _without_copies(candidates: Collection[Row]) -> list[tuple[Row, int]]:
@@ -93,7 +94,7 @@ def _without_copies(candidates: Collection[Row]) -> list[tuple[Row, int]]:
 
 
 def _is_copy(row: Row, other: Row) -> bool:
-    return row.text is not None and other.text is not None and alike(row.text, other.text)
+    return row.text is not None and other.text is not None and alike(row.text, other.text, NEAR_COPY)
 
 
 def bar(probability: float) -> str:
