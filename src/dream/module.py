@@ -1,4 +1,4 @@
-"""The LightningModule: encode, propose, score, loss, log."""
+"""The LightningModule: encode, propose candidates, score them, compute the loss, log."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,17 @@ from dream.utils.timing import Timer
 
 
 class RetrieverModule(L.LightningModule):
-    """Trains an encoder with an objective. The frozen scorer is a plain attribute, so it is in no checkpoint.
+    """Trains an encoder with an objective. The frozen scorer is a plain attribute, so checkpoints do not contain it.
+
+    Callbacks do the rest: they refresh the index, evaluate, log times and check the numbers. They read `outputs`, the
+    tensors that the last training step returned:
+
+    - always `loss` and `query_BD`, the embedded contexts
+    - with candidates also `candidate_ids_SK`, `sim_SK` (cosine) and `retriever_SK` (softmax of sim_SK / temperature)
+    - with a posterior also `loglik_SK` (nats), `posterior_SK` and `gain_S` (nats per target token)
 
     Args:
-        encoder: the only part with trained weights.
+        encoder: the only part that is trained.
         scorer: the frozen language model.
         objective: turns similarities and log-likelihoods into a loss.
         candidates: proposes K passages for each window.
@@ -56,7 +63,7 @@ class RetrieverModule(L.LightningModule):
         self.timer = Timer()
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
-        """One step. Callbacks read the returned tensors, and `outputs` before the update."""
+        """Return the loss and the tensors that callbacks read."""
         with self.timer("encode"):
             query_BD = self.encoder(batch.context, "query")
         inputs = LossInputs(
@@ -102,7 +109,8 @@ class RetrieverModule(L.LightningModule):
     def _log_candidates(self, batch: WindowBatch, candidates: Candidates, output: LossOutput) -> dict[str, Tensor]:
         """Log how informative the LM is and how well the retriever follows it; return both distributions.
 
-        Objectives that use no log-likelihoods of single candidates have no posterior.
+        Without per-candidate log-likelihoods there is no posterior. `gain_S` is the log-likelihood of the posterior's
+        best candidate minus the mean over the candidates, in nats per target token.
         """
         sim_SK, loglik_SK = candidates.sim_SK.detach(), output.candidate_loglik_SK
         scored = len(sim_SK)
@@ -129,24 +137,15 @@ class RetrieverModule(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())
+        # With precision=16-mixed, a fused optimizer divides the gradients by the loss scale inside its step, after they
+        # were logged and clipped. Without this flag, Lightning does it before both.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = self.make_schedule(optimizer, max_steps=self.trainer.max_steps)
         self.optimizer_settings = OptimizerSettings(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as Lightning does, also for fused optimizers, which Lightning refuses to clip."""
-        if gradient_clip_val:
-            by_value = gradient_clip_algorithm == "value"
-            clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
-            clip(self.encoder.parameters(), gradient_clip_val)
-
     def on_fit_start(self) -> None:
-        if self.scorer.device.type != self.device.type:  # no submodule, so Lightning does not move it
+        if self.scorer.device.type != self.device.type:  # Lightning moves only submodules
             self.scorer.to(self.device)
 
     def on_train_start(self) -> None:
@@ -154,7 +153,7 @@ class RetrieverModule(L.LightningModule):
         self.optimizer_settings.apply()  # a checkpoint has restored those of the run that wrote it
 
     def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
-        # Dropout of a step depends on the seed and the step only, so that a resumed run repeats it.
+        # Dropout depends only on the seed and the step, so a resumed run repeats it.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -11,29 +10,32 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from dream import runs
 from dream.batch import TokenBatch, WindowBatch
-from dream.build import assemble, retriever
+from dream.build import build_module, build_text, build_trainer
+from dream.callbacks.learning_monitor import LearningMonitor, Thresholds
 from dream.encoders.static import StaticEncoder
 from dream.indexes.exact import ExactIndex
 from dream.indexes.snapshot import IndexHandle
 from dream.store.ragged import pad_tokens
 from dream.utils.runtime import CONFIG_DIR
+from dream.utils.timing import Timer
 
 BATCH, CANDIDATES = 4, 3
+WINDOWS = range(0, 640, 10)  # of different documents
+APART = 50  # passages between two candidates of a window, so that they are of different documents
 
 
 def make_encoder(store, tokenizer) -> StaticEncoder:
     """Initialised from a random table instead of a scorer's."""
     table_VD = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(0))
-    scorer = SimpleNamespace(tokenizer=tokenizer, token_embeddings=lambda: table_VD, load=lambda store: None)
-    encoder = StaticEncoder(scorer, max_tokens=24, random_width=0, scorer_share=1.0, seed=0)
-    encoder.load(store, scorer)
+    encoder = StaticEncoder(max_tokens=24, random_width=0, token_embedding_share=1.0, seed=0)
+    encoder.adopt_tokenizer(tokenizer)
+    encoder.initialize(store, lambda: table_VD)
     return encoder
 
 
 class RecordingHandle(IndexHandle):
-    """Notes the step of each refresh and each opening."""
+    """Records the step of each refresh and each opened path."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(ExactIndex(1000, True), folder)
@@ -50,17 +52,17 @@ class RecordingHandle(IndexHandle):
 
 
 class TinyModule(L.LightningModule):
-    """Pulls windows to passages of the same number; says what RetrieverModule's training step says."""
+    """Pulls windows to passages of the same number; returns the same tensors as RetrieverModule."""
 
     def __init__(self, store, tokenizer, run: Path) -> None:
         super().__init__()
         self.encoder = make_encoder(store, tokenizer)
         self.store, self.index = store, RecordingHandle(run / "index")
-        self.posterior = True
+        self.posterior, self.timer = True, Timer()
 
     def training_step(self, batch: WindowBatch, batch_idx: int):
         query_BD = self.encoder(batch.context, "query")
-        ids_BK = (batch.window_ids_B[:, None] + torch.arange(CANDIDATES)) % len(self.store.passages)
+        ids_BK = (batch.window_ids_B[:, None] + torch.arange(CANDIDATES) * APART) % len(self.store.passages)
         passages = self.encoder(self.store.passage_batch(ids_BK.flatten(), 24), "passage")
         sim_BK = torch.einsum("bd,bkd->bk", query_BD, passages.view(*ids_BK.shape, -1))
         loss = -sim_BK[:, 0].mean()
@@ -68,11 +70,11 @@ class TinyModule(L.LightningModule):
             return {"loss": loss}
         posterior_BK = torch.tensor([0.2, 0.7, 0.1]).expand(len(ids_BK), -1)
         ids_BK[:, 2] = -1
-        retriever_BK = sim_BK.detach().softmax(1)
-        return {"loss": loss, "candidate_ids_SK": ids_BK, "posterior_SK": posterior_BK, "retriever_SK": retriever_BK}
+        outputs = {"loss": loss, "candidate_ids_SK": ids_BK, "posterior_SK": posterior_BK}
+        return outputs | {"retriever_SK": sim_BK.detach().softmax(1), "gain_S": torch.full((len(ids_BK),), 0.25)}
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(range(64), batch_size=BATCH, collate_fn=self.batch)
+        return DataLoader(WINDOWS, batch_size=BATCH, collate_fn=self.batch)
 
     def batch(self, window_ids: list[int]) -> WindowBatch:
         contexts = [self.store.window_tokens(window, 0)[0] for window in window_ids]
@@ -113,8 +115,7 @@ TINY_RUN = [
     "data.min_context_tokens=6", "data.target_tokens=8", "candidates.k=4", "candidates.scored_windows=3",
     "trainer.max_steps=12", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
     "+trainer.enable_progress_bar=false", "callbacks.index_refresh.every_n_steps=5", "callbacks.progress=null",
-    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.candidate_panels=null", "callbacks.graceful_stop=null",
-    "callbacks.learning_monitor.steps=4", "logger=csv",
+    "callbacks.last_checkpoint.every_n_train_steps=2", "callbacks.candidate_panels=null", "logger=csv",
 ]  # fmt: skip
 
 
@@ -131,6 +132,13 @@ def tiny_overrides(corpus_folder, llama_folder, tmp_path):
 
 
 @pytest.fixture
+def labels(corpus_folder) -> list[str]:
+    """Overrides that give a tiny run labelled queries, as dev and as report split."""
+    qrels = f"corpus.qrels={{dev: {corpus_folder / 'dev.tsv'}}}"
+    return [f"corpus.queries={corpus_folder / 'queries.jsonl'}", qrels, "evaluation.report_split=dev"]
+
+
+@pytest.fixture
 def tiny_config(tiny_overrides):
     """tiny_config(run, *overrides) → the config of a tiny run"""
 
@@ -143,16 +151,30 @@ def tiny_config(tiny_overrides):
 
 @pytest.fixture
 def train_retriever(tiny_config):
-    """train_retriever(run, *overrides, disturb, ckpt) → (module, trainer); `disturb(module)` comes before training."""
+    """train_retriever(run, *overrides, disturb, ckpt, callbacks, limits) → (module, trainer)
 
-    def train(run: str, *overrides: str, disturb: Callable = lambda module: None, ckpt: Path | None = None):
+    `disturb(module)` is called before training; `callbacks` are added at the end of the list; `limits` are the
+    thresholds of the learning monitor that differ from the defaults, which are too slow for a run of 12 steps.
+    """
+
+    def train(
+        run: str,
+        *overrides: str,
+        disturb: Callable = lambda module: None,
+        ckpt: Path | None = None,
+        callbacks: tuple[L.Callback, ...] = (),
+        limits: dict | None = None,
+    ):
         cfg = tiny_config(run, *overrides)
         L.seed_everything(0, verbose=False)
-        parts = assemble(cfg)
-        module = retriever(cfg, parts)
-        trainer = runs.trainer(cfg, parts.corpus)
+        text = build_text(cfg)
+        module, trainer = build_module(cfg, text), build_trainer(cfg, text.corpus)
+        trainer.callbacks.extend(callbacks)
+        for callback in trainer.callbacks:
+            if isinstance(callback, LearningMonitor):
+                callback.limits = Thresholds(**{"steps": 4} | (limits or {}))
         disturb(module)
-        trainer.fit(module, datamodule=parts.data, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(module, text.data, ckpt_path=ckpt, weights_only=True)
         return module, trainer
 
     return train

@@ -1,23 +1,26 @@
 """When the index is refreshed, which snapshots stay, and what a resumed run searches.
 
-pytest tests/callbacks/test_refresh.py
+pytest tests/callbacks/test_index_refresh.py
 """
 
 import csv
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from dream.callbacks.index_refresh import IndexRefresh
+from dream.indexes.snapshot import IndexHandle
 from dream.utils.errors import ConfigError
 
 
-def refresh_every(steps: int, keep: int = 1) -> IndexRefresh:
-    return IndexRefresh(every_n_steps=steps, batch_passages=50, keep=keep)
+def refresh_every(steps: int) -> IndexRefresh:
+    return IndexRefresh(every_n_steps=steps, batch_passages=50)
 
 
 def checkpoints(run: Path, every: int, save_top_k: int = -1) -> ModelCheckpoint:
@@ -55,7 +58,7 @@ def test_the_index_holds_the_encoder_of_its_step(train, tmp_path) -> None:
     torch.testing.assert_close(stored, expected, atol=1e-3, rtol=0)
 
 
-def test_keeps_what_checkpoints_name(train, tmp_path) -> None:
+def test_keeps_what_checkpoints_name(train, tmp_path, monkeypatch) -> None:
     """Checkpoints at 2 (searching snapshot 0), 4 (snapshot 3), 6 (snapshot 6); the last refresh is at 8."""
     train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 7)
     assert on_disk(tmp_path) == [0, 3, 6, 7]
@@ -63,7 +66,8 @@ def test_keeps_what_checkpoints_name(train, tmp_path) -> None:
     train(other, [refresh_every(3), checkpoints(other, 2, save_top_k=1)], 7)
     assert on_disk(other) == [6, 7]  # of the checkpoints, only that of step 6 is left
     third = tmp_path / "third"
-    train(third, [refresh_every(2, keep=3)], 7)
+    monkeypatch.setattr("dream.callbacks.index_refresh.KEEP", 3)
+    train(third, [refresh_every(2)], 7)
     assert on_disk(third) == [4, 6, 7]
 
 
@@ -94,7 +98,7 @@ def test_resuming_opens_the_snapshot(train, tmp_path, capsys) -> None:
     module, _ = resumed(train, run, run / "checkpoints" / "step=4.ckpt")
     assert module.index.opened == [str(run / "index" / "snapshot-00000003")]
     assert module.index.refreshed == [6, 7]
-    assert "anew" not in capsys.readouterr().out
+    assert "embedding the corpus again" not in capsys.readouterr().out
 
 
 def test_resuming_in_another_folder(train, tmp_path) -> None:
@@ -111,7 +115,7 @@ def test_resuming_in_another_folder(train, tmp_path) -> None:
 
 @pytest.mark.parametrize("damaged", ["shard-00000.npy", "manifest.json", "checksums.json", "encoder.safetensors"])
 def test_resuming_with_a_damaged_snapshot(train, tmp_path, capsys, damaged):
-    """It is embedded again by the weights that made it, not by those of the checkpoint; a run goes on as it would."""
+    """It is embedded again by its own weights, not by the checkpoint's, so the run continues as if undamaged."""
     train(tmp_path, [refresh_every(3), checkpoints(tmp_path, 2)], 5)
     snapshot = tmp_path / "index" / "snapshot-00000003"
     shard = (snapshot / "shard-00000.npy").read_bytes()
@@ -124,7 +128,7 @@ def test_resuming_with_a_damaged_snapshot(train, tmp_path, capsys, damaged):
     assert module.index.refreshed == ([] if damaged == "encoder.safetensors" else [3]) + [6, 7]
     printed = capsys.readouterr().out
     assert f"{snapshot / damaged}: damaged" in printed
-    assert "candidates can differ" not in printed
+    assert "Candidates can differ" not in printed
 
 
 def test_resuming_without_the_snapshot(train, tmp_path, capsys):
@@ -134,12 +138,12 @@ def test_resuming_without_the_snapshot(train, tmp_path, capsys):
     capsys.readouterr()
     module, _ = resumed(train, tmp_path, tmp_path / "checkpoints" / "step=4.ckpt")
     assert module.index.refreshed == [4, 6, 7]
-    lines = [line for line in capsys.readouterr().out.splitlines() if "candidates can differ" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Candidates can differ" in line]
     assert len(lines) == 1
     assert str(snapshot) in lines[0]
 
 
-def test_another_runs_damaged_generation_is_left_as_it_is(train, tmp_path):
+def test_a_damaged_snapshot_of_another_run_is_not_changed(train, tmp_path):
     run = tmp_path / "run"
     train(run, [refresh_every(3), checkpoints(run, 2)], 5)
     shard = run / "index" / "snapshot-00000003" / "shard-00000.npy"
@@ -151,12 +155,14 @@ def test_another_runs_damaged_generation_is_left_as_it_is(train, tmp_path):
 
 
 def test_metrics(train, tmp_path) -> None:
-    """By hand: after steps 1 to 7 with refreshes at 3 and 6, the index is 1, 2, 0, 1, 2, 0, 1 steps old."""
+    """By hand: after steps 1 to 7 with refreshes at 3 and 6, the index is 1, 2, 0, 1, 2, 0, 1 steps old: n/3."""
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
     _, trainer = train(tmp_path, [refresh_every(3)], 7, logger=logger)
     rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
     ages = [float(row["index/age_steps"]) for row in rows if row.get("index/age_steps")]
     assert ages == [1, 2, 0, 1, 2, 0, 1]
+    fractions = [float(row["index/age_fraction"]) for row in rows if row.get("index/age_fraction")]
+    assert fractions == pytest.approx([1 / 3, 2 / 3, 0, 1 / 3, 2 / 3, 0, 1 / 3])
     overlaps = [float(row["index/overlap_at_10"]) for row in rows if row.get("index/overlap_at_10")]
     assert len(overlaps) == 3
     assert all(0 < overlap <= 1 for overlap in overlaps)
@@ -164,8 +170,50 @@ def test_metrics(train, tmp_path) -> None:
     assert trainer.callback_metrics["index/overlap_at_10"].item() == pytest.approx(overlaps[-1])
 
 
-@pytest.mark.parametrize(("name", "value"), [("every_n_steps", -1), ("batch_passages", 0), ("keep", 0)])
+@pytest.mark.parametrize(("name", "value"), [("every_n_steps", -1), ("batch_passages", 0)])
 def test_bad_values_are_named(name, value) -> None:
-    knobs = {"every_n_steps": 1, "batch_passages": 1, "keep": 1} | {name: value}
-    with pytest.raises(ConfigError, match=rf"^callbacks\.refresh\.{name}={value}: "):
+    knobs = {"every_n_steps": 1, "batch_passages": 1} | {name: value}
+    with pytest.raises(ConfigError, match=rf"^callbacks\.index_refresh\.{name}={value}: "):
         IndexRefresh(**knobs)
+
+
+def test_an_index_of_the_same_weights_is_not_refreshed_at_the_start(train, tmp_path) -> None:
+    """FinalReport refreshes before training. If the weights change after that, the index is refreshed again."""
+
+    class Before(Callback):
+        def __init__(self, changes: bool) -> None:
+            self.changes = changes
+
+        def setup(self, trainer, pl_module, stage) -> None:
+            refresh.refresh(trainer, pl_module)
+            if self.changes:
+                with torch.no_grad():
+                    pl_module.encoder.weight_V += 1
+
+    refresh = refresh_every(3)
+    module, _ = train(tmp_path / "same", [refresh, Before(changes=False)], 4)
+    assert module.index.refreshed == [0, 3, 4]
+    refresh = refresh_every(3)
+    module, _ = train(tmp_path / "changed", [refresh, Before(changes=True)], 4)
+    assert module.index.refreshed == [0, 0, 3, 4]
+
+
+def test_passages_are_embedded_on_the_trainers_device(monkeypatch, store, tmp_path) -> None:
+    """Before training, Lightning has not moved the module yet, so the module's own device may be another one."""
+    devices = []
+
+    def refresh(self, encoder, store, step, device, batch_passages):
+        devices.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(IndexHandle, "refresh", refresh)
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device="cuda:0"),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        is_global_zero=True,
+        global_step=0,
+    )
+    module = SimpleNamespace(index=IndexHandle(None, tmp_path), encoder=None, store=store, device="cpu")
+    with pytest.raises(InterruptedError):
+        refresh_every(3).refresh(trainer, module)
+    assert devices == ["cuda:0"]

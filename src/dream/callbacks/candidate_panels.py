@@ -1,4 +1,7 @@
-"""Shows what the language model teaches and what the retriever has learnt of it, as text, in TensorBoard."""
+"""Shows in TensorBoard, as text, what the language model teaches and what the retriever has learnt from it.
+
+Shape suffixes as in `batch.py`.
+"""
 
 from typing import Any
 
@@ -10,23 +13,38 @@ from torch import Tensor
 
 from dream.batch import WindowBatch
 from dream.indexes.snapshot import IndexSnapshot
+from dream.loggers.candidate_table import CHARACTERS, Row, Window, alike, candidate_table, one_line
 from dream.store.permutation import permute
 from dream.store.store import Store
 from dream.utils.errors import require
 
-WINDOWS = 4  # of a panel
-CANDIDATES = 8  # rows of a window's table, the likeliest first
-CHARACTERS = 160  # of a context, target or passage that are shown
 PROJECTED = 1_000  # passages in the embedding projector
 SEED = 20_260_627  # of the projected passages: the same ones at the start and at the end
+SAME_WORDS = 0.5  # share of two windows' words from which on only one of them is shown
+HEADINGS = {  # a panel each, with the tag candidates/<name>
+    "disagreement": "LM and retriever disagree most",
+    "confident": "The LM is most confident",
+    "uncertain": "The LM is least confident",
+}
 
 
 class CandidatePanels(L.Callback):
-    """Every `every_n_steps`, a table of some windows' candidates with both probabilities, the posterior's best first.
+    """Every `every_n_steps`, shows three windows of the step with their candidates and both probabilities.
 
-    Reads `candidate_ids_SK`, `posterior_SK` and `retriever_SK` from what `training_step` returns, and is silent for
-    objectives that have no posterior. At the start and at the end, `projected` seeded passages of the current index
-    snapshot go to the embedding projector. Does nothing without a TensorBoardLogger.
+    The three windows come from different documents and share less than half of their words: the one where language
+    model and retriever disagree most, and those with the lowest and the highest posterior entropy. The texts have the
+    tags `candidates/disagreement`, `candidates/confident` and `candidates/uncertain`.
+
+    At the start and at the end, `PROJECTED` passages of the current index snapshot also appear in the embedding
+    projector. Objectives without a posterior have no panels. Does nothing without a TensorBoardLogger.
+
+    Order: after `IndexRefresh`, so that the projector shows the newest snapshot.
+
+    Args:
+        every_n_steps: optimizer steps between two panels.
+
+    Raises:
+        ConfigError: `every_n_steps` is below 1.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -44,41 +62,14 @@ class CandidatePanels(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: WindowBatch, batch_idx: int
     ) -> None:
         step, board = trainer.global_step, _board(trainer)
-        if (
-            board is None
-            or step % self.every_n_steps
-            or step == self._shown_at
-            or "posterior_SK" not in (outputs or {})
-        ):
+        if board is None or "posterior_SK" not in (outputs or {}):
+            return
+        if step % self.every_n_steps or step == self._shown_at:
             return
         self._shown_at = step
-        store: Any = pl_module.store
-        names = ("candidate_ids_SK", "posterior_SK", "retriever_SK")
-        columns = [outputs[name][:WINDOWS].detach().float().cpu() for name in names]
-        tables = [self.table(store, *row) for row in zip(batch.window_ids_B.tolist(), *columns, strict=False)]
-        board.add_text("supervision", "\n\n---\n\n".join(tables), step)
-
-    def table(self, store: Store, window_id: int, ids_K: Tensor, posterior_K: Tensor, retriever_K: Tensor) -> str:
-        """Markdown: context, target, and the likeliest candidates."""
-        context, target = store.window_text(window_id)
-        lines = [
-            f"**context** … {_plain(context[-CHARACTERS:])}",
-            "",
-            f"**target** {_plain(target[:CHARACTERS])}",
-            "",
-            "| LM posterior | retriever | candidate | document |",
-            "|---:|---:|---|---|",
-        ]
-        for k in posterior_K.argsort(descending=True, stable=True)[:CANDIDATES].tolist():
-            text, title = self._candidate(store, int(ids_K[k]))
-            lines.append(f"| {posterior_K[k]:.3f} | {retriever_K[k]:.3f} | {text} | {title} |")
-        return "\n".join(lines)
-
-    def _candidate(self, store: Store, passage_id: int) -> tuple[str, str]:
-        """(text, title of its document)"""
-        if passage_id < 0:
-            return "*no passage*", ""
-        return _plain(store.passage_text(passage_id)[:CHARACTERS]), _plain(_title(store, passage_id))
+        module: Any = pl_module
+        for kind, text in panels(module.store, batch.window_ids_B, outputs).items():
+            board.add_text(f"candidates/{kind}", text, step)
 
     def _project(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
@@ -89,7 +80,7 @@ class CandidatePanels(L.Callback):
         self._projected = snapshot.step
         passage_ids = permute(SEED, np.arange(min(PROJECTED, snapshot.count)), snapshot.count)
         rows = [
-            [str(passage_id), _title(store, passage_id), _one_line(store.passage_text(passage_id)[:CHARACTERS])]
+            [str(passage_id), _title(store, passage_id), one_line(store.passage_text(passage_id))[:CHARACTERS]]
             for passage_id in passage_ids.tolist()
         ]
         board.add_embedding(
@@ -101,6 +92,55 @@ class CandidatePanels(L.Callback):
         )
 
 
+def panels(store: Store, window_ids_B: Tensor, outputs: dict[str, Tensor]) -> dict[str, str]:
+    """HTML of each kind of window in `HEADINGS`; a kind is missing if all windows left resemble a chosen one."""
+    names = ("candidate_ids_SK", "posterior_SK", "retriever_SK")
+    ids_SK, posterior_SK, retriever_SK = (outputs[name].detach().cpu() for name in names)
+    gain_S = outputs["gain_S"].tolist()
+    entropy_S = torch.special.entr(posterior_SK.float()).sum(1)
+    most = np.log(posterior_SK.shape[1])
+    shown = {}
+    for kind, s in choose(store, window_ids_B.tolist(), posterior_SK, retriever_SK).items():
+        window_id = int(window_ids_B[s])
+        columns = (values[s].tolist() for values in (ids_SK, posterior_SK, retriever_SK))
+        rows = [Row(p, q, *_passage(store, passage_id)) for passage_id, p, q in zip(*columns, strict=True)]
+        heading = (
+            f"{HEADINGS[kind]}: posterior entropy {entropy_S[s]:.2f} of at most {most:.2f} nats, "
+            f"gain {gain_S[s]:.2f} nats per token"
+        )
+        window = Window(*store.window_text(window_id), _name(store, int(store.windows["document"][window_id])))
+        shown[kind] = candidate_table(heading, window, rows)
+    return shown
+
+
+def choose(store: Store, window_ids: list[int], posterior_SK: Tensor, retriever_SK: Tensor) -> dict[str, int]:
+    """Row of the window of each kind. Windows that resemble one that is chosen already are skipped.
+
+    Disagreement is the total variation distance, half of the summed absolute differences of both distributions.
+    """
+    entropy_S = torch.special.entr(posterior_SK.float()).sum(1)
+    scores = {
+        "disagreement": (posterior_SK.float() - retriever_SK.float()).abs().sum(1) / 2,
+        "confident": -entropy_S,
+        "uncertain": entropy_S,
+    }
+    chosen: dict[str, int] = {}
+    for kind, score_S in scores.items():
+        for s in score_S.argsort(descending=True, stable=True).tolist():
+            if not any(_alike(store, window_ids[s], window_ids[other]) for other in chosen.values()):
+                chosen[kind] = s
+                break
+    return chosen
+
+
+def _alike(store: Store, one: int, other: int) -> bool:
+    """Whether two windows have the same document, or at least half of their content words in common."""
+    if store.windows["document"][one] == store.windows["document"][other]:
+        return True
+    ours, theirs = (" ".join(store.window_text(window)) for window in (one, other))
+    return alike(ours, theirs, SAME_WORDS)
+
+
 def _board(trainer: L.Trainer) -> Any:
     """TensorBoard's writer, on the one process that logs."""
     if not trainer.is_global_zero:
@@ -108,18 +148,15 @@ def _board(trainer: L.Trainer) -> Any:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
+def _passage(store: Store, passage_id: int) -> tuple[str | None, str]:
+    """(text, title of its document); -1 stands for no passage."""
+    return (store.passage_text(passage_id), _title(store, passage_id)) if passage_id >= 0 else (None, "no passage")
+
+
 def _title(store: Store, passage_id: int) -> str:
-    document = int(store.passage_documents[passage_id])
-    return _one_line(store.titles[document] or store.document_names[document])
+    return _name(store, int(store.passage_documents[passage_id]))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _plain(text: str) -> str:
-    """One line of text in which Markdown and HTML see nothing but text."""
-    escaped = _one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for character in "|`*_[":
-        escaped = escaped.replace(character, f"\\{character}")
-    return escaped
+def _name(store: Store, document: int) -> str:
+    """The document's title, or its id if it has none."""
+    return one_line(store.titles[document] or store.document_names[document])

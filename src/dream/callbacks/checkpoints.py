@@ -1,4 +1,4 @@
-"""The two checkpoints of a run, in the run's folder: the newest, and the best on the dev queries."""
+"""The two checkpoints in a run's folder: the newest one, and the best one on the dev queries."""
 
 from typing import Any
 
@@ -9,7 +9,11 @@ from dream.runs.layout import CHECKPOINTS
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """One file, replaced each time."""
+    """One file in the run's folder `checkpoints`, replaced each time.
+
+    Order: Lightning calls checkpoints after all other callbacks, wherever they are in the list, so they contain the
+    state of a complete step.
+    """
 
     def __init__(self, filename: str, every_n_train_steps: int, **options: Any) -> None:
         options |= {"filename": filename, "every_n_train_steps": every_n_train_steps, "enable_version_counter": False}
@@ -21,14 +25,23 @@ class _RunCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """checkpoints/last.ckpt, every `every_n_train_steps` steps: that many steps of work a crash can cost."""
+    """Saves checkpoints/last.ckpt at regular steps, to resume from.
+
+    Args:
+        every_n_train_steps: optimizer steps between two savings; a crash costs at most this much work.
+    """
 
     def __init__(self, every_n_train_steps: int) -> None:
         super().__init__("last", every_n_train_steps)
 
 
 class BestCheckpoint(_RunCheckpoint):
-    """checkpoints/best.ckpt, where `monitor` was highest."""
+    """Saves checkpoints/best.ckpt when a metric is higher than ever before in the run.
+
+    Args:
+        monitor: name of the metric, e.g. val/ndcg_at_10.
+        every_n_train_steps: optimizer steps between two comparisons; the same as between two evaluations.
+    """
 
     def __init__(self, monitor: str, every_n_train_steps: int) -> None:
         super().__init__("best", every_n_train_steps, monitor=monitor, mode="max", save_top_k=1)

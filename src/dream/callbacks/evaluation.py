@@ -1,4 +1,4 @@
-"""Ranks labelled queries against the whole corpus while training goes on."""
+"""Ranks labelled queries against the whole corpus during training."""
 
 from typing import Any
 
@@ -11,14 +11,21 @@ from dream.utils.errors import require
 
 
 class RetrievalEvaluation(L.Callback):
-    """Logs `val/*` every n steps (0: only at the end), through the index.
+    """Logs `val/*`, the metrics of the labelled queries of `split`, searched in the index.
 
-    n must be a multiple of the refresh interval: an old index would be searched with a newer encoder's queries, and the
-    figure would belong to neither. Stands after the refresh in the list of callbacks.
+    Order: after `IndexRefresh`, and at a multiple of its interval, so that the same weights embed queries and passages.
+
+    Args:
+        split: of the labelled queries.
+        every_n_steps: optimizer steps between two evaluations; 0: only at the end.
+
+    Raises:
+        ConfigError: `every_n_steps` is negative, or no multiple of the refresh interval.
     """
 
     def __init__(self, split: str, every_n_steps: int) -> None:
-        require(every_n_steps >= 0, "callbacks.evaluation.every_n_steps", every_n_steps, "at least 1, or 0 for the end")
+        remedy = "at least 1, or 0 for only at the end"
+        require(every_n_steps >= 0, "callbacks.evaluation.every_n_steps", every_n_steps, remedy)
         self.split_name, self.every_n_steps = split, every_n_steps
         self.evaluated_step = 0
 
@@ -35,21 +42,21 @@ class RetrievalEvaluation(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self.evaluated_step:
-            for name, value in self._scores(trainer, pl_module).items():
-                pl_module.log(name, value, prog_bar=name == "val/ndcg_at_10", batch_size=1)
+            self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.global_step == self.evaluated_step:
-            return
-        scores = self._scores(trainer, pl_module)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scores.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(scores, step=trainer.global_step)
+        if trainer.global_step != self.evaluated_step:
+            self._evaluate(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.on_train_end(trainer, pl_module)  # a run that goes on after its last step did not come by there
+        self.on_train_end(trainer, pl_module)  # Lightning skips that hook if a run is resumed after its last step
 
-    def _scores(self, trainer: L.Trainer, pl_module: Any) -> dict[str, float]:
+    def _evaluate(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Rank, and log the scores of this step only: `pl_module.log` would log them again at every later step."""
         self.evaluated_step = trainer.global_step
         scores = self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))
-        return {f"val/{name}": value for name, value in scores.items()}
+        metrics = {f"val/{name}": value for name, value in scores.items()}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        trainer.progress_bar_metrics["val/ndcg_at_10"] = metrics["val/ndcg_at_10"]
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)

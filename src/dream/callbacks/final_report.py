@@ -1,4 +1,4 @@
-"""What a run learnt: BM25, the untrained encoder, the trained encoder and the hybrid, on the same labelled queries."""
+"""Compares BM25, the untrained encoder, the trained encoder and their hybrid on the same labelled queries."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ log = get_logger(__name__)
 
 
 class FinalReport(L.Callback):
-    """Ranks the queries of `split` before and after training, and prints the table.
+    """Ranks the queries of `split` before and after training, and prints a table of their metrics.
 
-    Before training, it ranks by BM25 and by the untrained encoder. A resumed run takes the untrained encoder's stored
-    scores instead. After training, it ranks by the trained encoder and by the hybrid. All metrics go into the run's
-    summary, e.g. `bm25/ndcg_at_10`, and to the loggers as `report/bm25/ndcg_at_10`. Must come after `IndexRefresh` in
-    the list of callbacks; without it, or without labels, there is no table.
+    Before training, it ranks by BM25 and by the untrained encoder. A resumed run reads the untrained encoder's scores
+    from the run's folder instead. After training, it ranks by the trained encoder and by the hybrid of BM25 and the
+    trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
+    loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there is no table.
+
+    Order: after `IndexRefresh`, so that the last snapshot is that of the trained encoder.
 
     Args:
         split: of the labelled queries.
@@ -39,7 +41,7 @@ class FinalReport(L.Callback):
         self.queries: LabelledQueries | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Lightning restores a checkpoint only after this hook: here the encoder has its first weights."""
+        """Rank before training: Lightning restores a checkpoint after this hook, so the weights are untrained."""
         run = Path(trainer.default_root_dir)
         if self.keep_untrained and trainer.is_global_zero and not verify_or_discard(run / UNTRAINED_ENCODER):
             with new_directory(run / UNTRAINED_ENCODER) as unfinished:
@@ -49,12 +51,15 @@ class FinalReport(L.Callback):
         if refresh is None or self.split not in corpus.splits():
             return
         self.queries = LabelledQueries(corpus, pl_module.store, self.split)
-        belongs_to = {"store": pl_module.store.hash, "split": self.split, "seed": pl_module.seed}
-        stored = self._stored_scores(run, belongs_to) if _is_resumed(run) else None
+        fingerprint = pl_module.encoder.fingerprint()
+        belongs_to = {"store": pl_module.store.hash, "split": self.split, "encoder_fingerprint": fingerprint}
+        stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to) if trainer.is_global_zero else None
+        stored = trainer.strategy.broadcast(stored)  # all processes must take the same path
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
             refresh.refresh(trainer, pl_module, prune=False)
-        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by BM25 and the untrained encoder")
+        systems = "BM25" if stored else "BM25 and the untrained encoder"
+        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by {systems}")
         self.bm25 = self._add("bm25", self.queries.by_bm25(BM25Index.open_or_build(pl_module.store)))
         if stored is None:
             self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
@@ -82,17 +87,19 @@ class FinalReport(L.Callback):
         self.scores[system] = self.queries.score(ranking)
         return ranking
 
-    def _stored_scores(self, run: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
-        """The untrained encoder's scores from the start of the run, if they are whole and of the same queries."""
-        try:
-            content = read_checked_json(run / UNTRAINED_SCORES)
-        except DamageError as damage:
-            log.warning(str(damage))
-            return None
-        scores = content.pop("scores", None)
-        return scores if content == belongs_to else None
 
+def _stored_scores(file: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
+    """The scores that the run stored when it started; None for a new run, or if the file is damaged or does not match.
 
-def _is_resumed(run: Path) -> bool:
-    """Whether the folder has a checkpoint already. Lightning sets `trainer.ckpt_path` only later."""
-    return any(path for pattern in CHECKPOINT_PATTERNS for path in run.glob(pattern))
+    Only the folder shows whether a run is resumed: in `setup`, `trainer.ckpt_path` is not set yet.
+    """
+    resumed = any(path for pattern in CHECKPOINT_PATTERNS for path in file.parent.glob(pattern))
+    if not file.exists() and not resumed:
+        return None
+    try:
+        content = read_checked_json(file)
+    except DamageError as damage:
+        log.warning(f"{damage}; ranking by the untrained encoder again")
+        return None
+    scores = content.pop("scores", None)
+    return scores if content == belongs_to else None

@@ -13,7 +13,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-KEEP = 1  # newest snapshots that stay on disk, besides those that a checkpoint of the run names
+KEEP = 1  # newest snapshots that are kept, in addition to those that a checkpoint of the run names
 
 
 class IndexRefresh(L.Callback):
@@ -21,19 +21,26 @@ class IndexRefresh(L.Callback):
 
     A checkpoint names the snapshot that was searched when it was written. Resuming opens that snapshot, so the run gets
     the same candidates as without the interruption. A snapshot is kept as long as a checkpoint in the run's folder
-    names it. Runs before every ModelCheckpoint, which Lightning calls last.
+    names it.
 
-    Logs index/overlap_at_10 and index/seconds at each refresh, and index/age_steps.
+    Logs `index/overlap_at_10` and `index/seconds` at each refresh, and at each step `index/age_steps` and
+    `index/age_fraction`, the age divided by the refresh interval.
+
+    Order: before all callbacks that use the index. Lightning calls checkpoints last, so a checkpoint always names the
+    refreshed snapshot.
 
     Args:
         every_n_steps: optimizer steps between two refreshes; 0: only at the start and at the end.
         batch_passages: passages embedded at a time.
+
+    Raises:
+        ConfigError: one of them is out of range.
+        DreamError: the module has no index.
     """
 
     def __init__(self, every_n_steps: int, batch_passages: int) -> None:
-        require(
-            every_n_steps >= 0, "callbacks.index_refresh.every_n_steps", every_n_steps, "at least 1, or 0 for never"
-        )
+        remedy = "at least 1, or 0 for only at the start and at the end"
+        require(every_n_steps >= 0, "callbacks.index_refresh.every_n_steps", every_n_steps, remedy)
         require(batch_passages >= 1, "callbacks.index_refresh.batch_passages", batch_passages, "at least 1")
         self.every_n_steps = every_n_steps
         self.batch_passages = batch_passages
@@ -48,7 +55,8 @@ class IndexRefresh(L.Callback):
         self._resumed = dict(state_dict)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not (self._resumed and self._reopen(trainer, pl_module)):
+        reopened = self._resumed and self._reopen(trainer, pl_module)
+        if not reopened and not self._is_current(trainer, pl_module):
             self.refresh(trainer, pl_module)
         self._resumed = {}
 
@@ -58,20 +66,29 @@ class IndexRefresh(L.Callback):
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0:
             self._refresh_unless_fresh(trainer, pl_module)
-        pl_module.log("index/age_steps", float(step - self._state["step"]))
+        age = float(step - self._state["step"])
+        interval = self.every_n_steps or trainer.max_steps
+        pl_module.log_dict({"index/age_steps": age, "index/age_fraction": age / interval})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._refresh_unless_fresh(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that goes on after its last step trains nothing, and Lightning calls no hook of training."""
+        """If a run is resumed after its last step, Lightning calls no training hooks, only this one."""
         if self._resumed:
             self._reopen(trainer, pl_module)
             self._resumed = {}
             self._refresh_unless_fresh(trainer, pl_module)
 
+    def _is_current(self, trainer: L.Trainer, pl_module: Any) -> bool:
+        """Whether this step's weights are in the index already: `FinalReport` refreshes it before training."""
+        current = _handle(pl_module).current
+        if current is None or current.step != trainer.global_step:
+            return False
+        return current.encoder_fingerprint == pl_module.encoder.fingerprint()
+
     def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """With gradient accumulation, several batches end at the same step; the first of them refreshes."""
+        """With gradient accumulation, several batches have the same step; only the first of them refreshes."""
         current = _handle(pl_module).current
         if current is None or current.step != trainer.global_step:
             self.refresh(trainer, pl_module)
@@ -84,12 +101,13 @@ class IndexRefresh(L.Callback):
         module: Any = pl_module
         handle = _handle(pl_module)
         metrics: dict[str, float] = {}
+        device = trainer.strategy.root_device  # before training, Lightning has not moved the module yet
         timer = getattr(module, "timer", None)
         with timer("refresh") if timer else nullcontext():
             if trainer.is_global_zero:
                 with trainer.precision_plugin.forward_context():
                     report = handle.refresh(
-                        module.encoder, module.store, trainer.global_step, module.device, self.batch_passages
+                        module.encoder, module.store, trainer.global_step, device, self.batch_passages
                     )
                 metrics["index/seconds"] = report.seconds
                 if report.overlap_at_10 is not None:
@@ -125,7 +143,7 @@ class IndexRefresh(L.Callback):
         for path in filter(Path.exists, dict.fromkeys(paths)):
             try:
                 handle.open(path, module.store, module.encoder.width, fingerprint)
-            except DataError as error:  # damaged, or of another store: as good as missing
+            except DataError as error:  # damaged, or of another store: restore it, or try the next path
                 log.info(str(error))
                 if not handle.restore(
                     path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
@@ -134,13 +152,13 @@ class IndexRefresh(L.Callback):
             self._remember(handle)
             return True
         log.warning(
-            f"The index snapshot of the checkpoint, {self._resumed['absolute']}, is gone: embedding the corpus again. "
+            f"{self._resumed['absolute']}: the checkpoint's index snapshot is missing; embedding the corpus again. "
             "Candidates can differ from those of an uninterrupted run"
         )
         return False
 
     def _to_keep(self, handle: IndexHandle) -> set[Path]:
-        """The newest snapshots and those that checkpoint files below the run's folder name."""
+        """The newest snapshots, and those named by checkpoints anywhere in the run's folder."""
         newest = sorted(handle.snapshots(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-KEEP:]
         run = handle.folder.parent
         named = set()
@@ -150,13 +168,13 @@ class IndexRefresh(L.Callback):
                 self._named[key] = _snapshot_of(file, run, self.state_key)
             path = self._named[key]
             if path is None:
-                return set(handle.snapshots())  # cannot be read: whatever it needs, keep it
+                return set(handle.snapshots())  # unreadable checkpoint: it may need any of them, so keep all
             named.add(path)
         return named | set(newest)
 
 
 def _snapshot_of(checkpoint: Path, run: Path, state_key: str) -> Path | None:
-    """The snapshot that a checkpoint names; None where it cannot be read. The weights stay on disk."""
+    """The snapshot that a checkpoint names; None if the checkpoint cannot be read. Does not read the weights."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return run / content["callbacks"][state_key]["snapshot"]

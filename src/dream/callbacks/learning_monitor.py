@@ -1,6 +1,6 @@
-"""Warns when a run learns nothing.
+"""Warns if a run learns nothing.
 
-Shape suffixes as in `batch.py`; R rows of a sample of embeddings.
+Shape suffixes as in `batch.py`; R sampled embeddings.
 """
 
 import math
@@ -19,30 +19,31 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-SEED = 20_260_627  # of the passages whose embeddings are looked at: the same in every run
+SEED = 20_260_627  # of the sampled passages: the same ones in every run
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When to warn. Measured on pydocs with the default config, unless stated otherwise.
+    """When to warn. All measurements are on pydocs with the default config.
 
     Attributes:
-        steps: batches of a running mean, and the fewest before it can warn.
-        uniform_entropy: share of ln K; from here on the LM posterior prefers no candidate. Measured: untrained scorers
-            0.9997, a scratch scorer after 400 steps of pretraining 0.977.
-        one_hot_entropy: share of ln K; up to here the posterior has one candidate only (at K = 8 about 99.5 %).
-        gain: nats a target token; up to here the scorer does not read its candidates. Measured: untrained scorers
-            0.002 to 0.006, by chance; scratch after 400 steps 0.035.
-        least_spread: 1 - mean cosine of two embeddings; up to here they have collapsed. Measured: static passages 0.69
-            before training, 0.99 after 50 steps.
-        spread_of_start: likewise, as a share of the spread at the start of the run.
-        least_rank: directions; up to this effective rank the passages' embeddings have collapsed. Measured: static 336
-            of 512 before training, 345 after 100 steps.
-        rank_of_start: likewise, as a share of the rank at the start of the run.
+        steps: batches over which values are averaged; no warning before as many batches.
+        uniform_entropy: at or above this fraction of ln K, the LM posterior prefers no candidate. Measured: untrained
+            scorers 0.9997, a scratch scorer after 400 steps of pretraining 0.977.
+        one_hot_entropy: at or below this fraction of ln K, the posterior has only one candidate (with K = 8 its
+            probability is about 99.5 %).
+        gain: nats per target token; at or below, the scorer does not read its candidates. Measured: untrained scorers
+            0.002 to 0.006, by chance; a scratch scorer after 400 steps of pretraining 0.035.
+        least_spread: 1 - mean cosine of two embeddings; at or below, they have collapsed. Measured: static passages
+            0.69 before training, 0.99 after 50 steps.
+        spread_of_start: the same threshold as a fraction of the spread at the start of the run.
+        least_rank: effective rank; at or below, the passages' embeddings have collapsed. Measured: static 336 of 512
+            before training, 345 after 100 steps.
+        rank_of_start: the same threshold as a fraction of the effective rank at the start of the run.
         sample: passages whose embeddings are measured at each refresh.
-        popular_fraction: share of all passages: those that are candidates most often.
-        popular_share: share of all candidates; from here on the popular passages crowd out the rest. Measured: 0.02 to
-            0.03.
+        popular_fraction: fraction of all passages that counts as popular: the most frequent candidates.
+        popular_share: share of all candidates; at or above, the popular passages displace the others. Measured: 0.02
+            to 0.03.
     """
 
     steps: int = 100
@@ -59,25 +60,27 @@ class Thresholds:
 
 
 class LearningMonitor(L.Callback):
-    """Warns when a run learns nothing: each kind of warning once, with the remedy. Also in summary.json.
+    """Warns if a run learns nothing: once for each kind of problem, with the remedy. Warnings are in summary.json, too.
 
-    Watches running means over the last batches, the index's embeddings, and how often each passage is a candidate.
-    Entropy, gain and popularity exist only for objectives with a posterior. Its state is in checkpoints, so a resumed
-    run does not warn again. Must come after `IndexRefresh` in the list of callbacks. Draws no random number.
+    Watches means over the last batches, the embeddings in the index, and how often each passage is a candidate.
+    Entropy, gain and popularity exist only for objectives with a posterior. The state is in checkpoints, so a resumed
+    run does not repeat a warning. Uses no random numbers.
 
-    Logs train/query_cosine, train/popular_share, index/passage_cosine and index/effective_rank.
+    Logs `train/query_cosine`, `train/popular_share`, `index/passage_cosine` and `index/effective_rank`.
+
+    Order: after `IndexRefresh`, so that a new snapshot is measured at the step of its refresh.
 
     Args:
-        thresholds: when to warn.
+        thresholds: when to warn; by default the measured ones.
     """
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.limits = thresholds or Thresholds()
         self.warnings: dict[str, str] = {}
-        self._recent: dict[str, list[float]] = {}  # the last values of each running mean
-        self._first: dict[str, float] = {}  # what embeddings measured at the start of the run
+        self._recent: dict[str, list[float]] = {}  # the last values of each mean
+        self._first: dict[str, float] = {}  # measurements of the embeddings at the start of the run
         self._snapshot = -1  # step of the snapshot that was measured last
-        self._proposed_N: Tensor | None = None  # int32: how often each passage was a candidate, 4 bytes a passage
+        self._proposed_N: Tensor | None = None  # int32: how often each passage was a candidate; 4 bytes per passage
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"warnings": dict(self.warnings), "recent": dict(self._recent)}
@@ -129,26 +132,24 @@ class LearningMonitor(L.Callback):
             temperature = f"objective.lm_temperature={pl_module.objective.lm_temperature}"
             posterior = f"the LM posterior's entropy {over} is {mean['entropy']:.3f} of ln K"
             if mean["entropy"] >= self.limits.uniform_entropy:
-                remedy = (
-                    f"lower {temperature}, unless train/gain ({mean['gain']:.4f}) is about 0: the scorer is at fault"
-                )
+                remedy = f"lower {temperature}, or take a better scorer if train/gain ({mean['gain']:.4f}) is about 0"
                 self._warn(trainer, "uniform_posterior", f"{posterior}: it prefers no candidate; {remedy}")
             if mean["entropy"] <= self.limits.one_hot_entropy:
                 remedy = f"raise {temperature}"
-                self._warn(trainer, "one_hot_posterior", f"{posterior}: it sees one candidate only; {remedy}")
+                self._warn(trainer, "one_hot_posterior", f"{posterior}: one candidate has nearly all of it; {remedy}")
             if mean["gain"] <= self.limits.gain:
                 self._warn(trainer, "no_gain",
-                           f"train/gain {over} is {mean['gain']:.4f} nats a target token: the language model hardly "
-                           "reads its candidates; take a better scorer, pretrain it longer "
-                           "(scorer.training.max_steps), or bring it better candidates (candidates=bm25)")  # fmt: skip
+                           f"train/gain {over} is {mean['gain']:.4f} nats per target token: the language model hardly "
+                           "uses its candidates; take a better scorer, pretrain it longer "
+                           "(scorer.training.max_steps), or choose better candidates (candidates=bm25)")  # fmt: skip
 
     def _judge_spread(self, trainer: L.Trainer, pl_module: Any, of: str, cosine: float) -> None:
-        """Warn where embeddings have (nearly) one direction. An encoder may start narrow, so its start counts, too."""
+        """Warn if all embeddings have nearly the same direction, also compared with the start of the run."""
         first = self._first.setdefault(f"{of}_cosine", cosine)
         if 1 - cosine <= max(self.limits.least_spread, self.limits.spread_of_start * (1 - first)):
             self._warn(trainer, f"collapsed_{of}_embeddings",
-                       f"the mean cosine of two {of} embeddings is {cosine:.3f} ({first:.3f} at the start): all point "
-                       f"the same way; {_against_collapse(trainer, pl_module)}")  # fmt: skip
+                       f"the mean cosine of two {of} embeddings is {cosine:.3f} ({first:.3f} at the start): all have "
+                       f"nearly the same direction; {_against_collapse(trainer, pl_module)}")  # fmt: skip
 
     def _count(self, pl_module: Any, ids_SK: Tensor) -> None:
         if self._proposed_N is None:
@@ -162,12 +163,12 @@ class LearningMonitor(L.Callback):
         pl_module.log("train/popular_share", share)
         if share >= self.limits.popular_share and len(self._recent.get("entropy", [])) == self.limits.steps:
             self._warn(trainer, "popular_candidates",
-                       f"the {self.limits.popular_fraction:.0%} of passages that are most often candidates make {share:.0%} "
-                       f"of all candidates (passage {int(self._proposed_N.argmax())} most often): clean the corpus "
-                       "(boilerplate, near-copies; corpus.deduplicate=true), or choose candidates=random")  # fmt: skip
+                       f"the most frequent {self.limits.popular_fraction:.0%} of passages make up {share:.0%} of all "
+                       f"candidates (most often passage {int(self._proposed_N.argmax())}): remove boilerplate "
+                       "and copies from the corpus (corpus.deduplicate=true), or choose candidates=random")  # fmt: skip
 
     def _look_at_index(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Measure the embeddings of a snapshot that was not measured yet."""
+        """Measure the embeddings of the current snapshot, once."""
         snapshot: IndexSnapshot | None = pl_module.index.current
         if snapshot is None or snapshot.step == self._snapshot or snapshot.count < 2:
             return
@@ -194,27 +195,27 @@ class LearningMonitor(L.Callback):
 
 
 def mean_cosine(embedding_RD: Tensor) -> Tensor:
-    """Mean cosine of two different rows of a matrix of unit rows, from the length of their sum: no R × R matrix."""
+    """Mean cosine of two different rows, which have length 1: (|sum of rows|² - R) / (R (R - 1)), without R² memory."""
     rows, sum_D = len(embedding_RD), embedding_RD.float().sum(0)
     return (sum_D @ sum_D - rows) / (rows * (rows - 1))
 
 
 def effective_rank(embedding_RD: Tensor) -> float:
-    """exp of the entropy of the singular values' shares in their sum, 1 to min(R, D) (Roy & Vetterli 2007, eq. 4)."""
+    """exp of the entropy of the normalised singular values, from 1 to min(R, D) (Roy & Vetterli 2007, eq. 4)."""
     values = torch.linalg.svdvals(embedding_RD.float())
     return math.exp(torch.special.entr(values / values.sum()).sum())
 
 
 def relative_entropy(posterior_SK: Tensor) -> Tensor:
-    """Mean entropy of the windows' posteriors as a share of ln K: 1 is uniform, 0 one-hot."""
+    """Mean entropy of the posteriors as a fraction of ln K: 1 is uniform, 0 is one-hot."""
     return torch.special.entr(posterior_SK).sum(1).mean() / math.log(posterior_SK.shape[1])
 
 
 def popular_share(proposed_N: Tensor, fraction: float) -> float:
-    """Share of all candidates that the most often proposed passages take: `fraction` of the corpus' passages.
+    """Share of all candidates that are among the most frequent `fraction` of passages.
 
-    While there were fewer candidates than the corpus has passages, `fraction` of the candidates: otherwise the most
-    popular of a large corpus would have room for all of them.
+    As long as there were fewer candidates than the corpus has passages, `fraction` is of the number of candidates:
+    otherwise the popular passages of a large corpus could include all candidates.
     """
     times_U = proposed_N[proposed_N > 0]
     candidates = int(times_U.sum())

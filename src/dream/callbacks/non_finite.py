@@ -1,4 +1,4 @@
-"""Stops a run whose numbers are broken, before the optimizer takes the step."""
+"""Stops a run with inf or nan in it, before the optimizer step."""
 
 import math
 from pathlib import Path
@@ -14,19 +14,25 @@ from dream.utils.atomic_io import write_json
 from dream.utils.errors import NumericalError
 
 REPORT = "non_finite.json"  # in the run's folder
-WINDOWS = 16  # broken windows that are described in full; all are named by id
-CHARACTERS = 160  # of a context, target or passage that are shown
-LOOKED_AT = {"loss": "loss", "query_BD": "embedding", "loglik_SK": "log-likelihood", "sim_SK": "similarity"}
+WINDOWS = 16  # broken windows that are described in full; the others are listed by id
+CHARACTERS = 160  # of a context, target or passage in the report
+CHECKED = {"loss": "loss", "query_BD": "embedding", "loglik_SK": "log-likelihood", "sim_SK": "similarity"}
 
 
 class NonFiniteGuard(L.Callback):
-    """Raises NumericalError where a loss, embedding, log-likelihood, similarity or gradient is inf or nan.
+    """Raises NumericalError if a loss, embedding, log-likelihood, similarity or gradient is inf or nan.
 
-    The weights stay as the last step left them. Should that step itself have broken them, they reach no checkpoint, so
-    that the last one can always be gone on from. `report` then tells the step's windows, the broken ones in full, at
-    most `windows` of them. Under a gradient scaler (precision 16-mixed), gradients may overflow: it skips the step.
+    The weights stay as they were before the step. If the step itself broke them, they are not saved, so the last
+    checkpoint can always be resumed. `non_finite.json` in the run's folder lists the windows of the step, and describes
+    the first `WINDOWS` broken ones. With precision=16-mixed, gradients may overflow: the gradient scaler skips that
+    step.
 
-    Reads what `training_step` left in `pl_module.outputs`. Logs train/gradient_norm, before clipping.
+    Reads `pl_module.outputs`, the tensors that `training_step` returned. Logs `train/gradient_norm`, before clipping.
+
+    Order: before the checkpoints, which Lightning calls last.
+
+    Raises:
+        NumericalError: one line with the key to change, its value, and the path of the report.
     """
 
     def __init__(self) -> None:
@@ -36,12 +42,12 @@ class NonFiniteGuard(L.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-        # A sum is finite where all its terms are, and takes a tenth of the time of looking at each of them.
-        sums = torch.stack([pl_module.outputs[name].sum() for name in LOOKED_AT if name in pl_module.outputs])
+        # A sum is finite only if all its terms are. It takes a tenth of the time of checking each term.
+        sums = torch.stack([pl_module.outputs[name].sum() for name in CHECKED if name in pl_module.outputs])
         finite = bool(sums.sum().isfinite())  # one wait for the device
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
             if finite:
-                raise NumericalError("another process of this run met numbers that are not finite: see its message")
+                raise NumericalError("another process of this run found inf or nan: see its message")
             raise self._stop(trainer, pl_module, _cause_in_forward(pl_module), {})
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -65,22 +71,22 @@ class NonFiniteGuard(L.Callback):
             raise self._stop(trainer, pl_module, cause, {"parameters": broken})
 
     def _stop(self, trainer: L.Trainer, pl_module: Any, cause: str, found: dict[str, Any]) -> NumericalError:
-        """Write the report; the error to raise."""
+        """Write the report; return the error to raise."""
         batch, outputs = self._batch, pl_module.outputs
-        told = {"step": trainer.global_step, "cause": cause, "loss": _number(outputs.get("loss", math.nan))} | found
+        content = {"step": trainer.global_step, "cause": cause, "loss": _number(outputs.get("loss", math.nan))} | found
         if batch is not None:
             broken_B = _broken_windows(pl_module, batch)
             ids_B = batch.window_ids_B.cpu()
             shown = broken_B.nonzero()[:, 0] if broken_B.any() else torch.arange(len(batch))
-            told |= {
+            content |= {
                 "broken_window_ids": ids_B[broken_B].tolist(),
                 "window_ids": ids_B.tolist(),
                 "windows": [self._window(pl_module, ids_B, row) for row in shown[:WINDOWS].tolist()],
             }
         report = Path(trainer.default_root_dir) / REPORT
-        write_json(report, told)
+        write_json(report, content)
         return NumericalError(f"{cause}. Stopped before step {trainer.global_step + 1}; its windows and candidates are "
-                              f"in {report}; all checkpoints hold finite weights")  # fmt: skip
+                              f"in {report}; the weights in all checkpoints are finite")  # fmt: skip
 
     def _window(self, pl_module: Any, ids_B: Tensor, row: int) -> dict[str, Any]:
         store: Store = pl_module.store
@@ -105,7 +111,7 @@ class NonFiniteGuard(L.Callback):
 
 
 def _cause_in_forward(pl_module: Any) -> str:
-    """The key to change, its value, what is broken and what to do about it, from the scorer's side to the loss."""
+    """The key to change, its value, what is broken, and the remedy. Checks in the order of computation."""
     outputs = pl_module.outputs
     if not _is_finite(outputs.get("loglik_SK")):
         return _cause_in_scorer(pl_module.scorer, _values(outputs["loglik_SK"]))
@@ -113,9 +119,9 @@ def _cause_in_forward(pl_module: Any) -> str:
         return _cause_in_weights(pl_module, broken)
     for name in ("query_BD", "sim_SK"):
         if not _is_finite(outputs.get(name)):
-            return _cause_in_encoder(pl_module, f"{_values(outputs[name])} as {LOOKED_AT[name]}")
+            return _cause_in_encoder(pl_module, f"{_values(outputs[name])} as {CHECKED[name]}")
     return (f"objective.temperature={pl_module.objective.temperature}: the loss is {outputs['loss'].item()}; raise it, "
-            "or mend the objective or the encoder's embedding of the continuations")  # fmt: skip
+            "or fix the objective or the encoder's embedding of the continuations")  # fmt: skip
 
 
 def _cause_in_scorer(scorer: Any, values: str) -> str:
@@ -129,7 +135,7 @@ def _cause_in_scorer(scorer: Any, values: str) -> str:
 
 
 def _cause_in_encoder(pl_module: Any, gives: str) -> str:
-    """Finite weights and a broken result: in full precision they have grown too large, else perhaps its range ends."""
+    """The weights are finite, but not the result: either they are too large, or the precision has too small a range."""
     largest = max(weight.abs().max().item() for weight in pl_module.parameters())
     says = f"the encoder, whose largest weight is {largest:.2g}, gives {gives}"
     if (precision := str(pl_module.trainer.precision)).startswith(("32", "64")):
@@ -144,7 +150,7 @@ def _cause_in_weights(pl_module: Any, broken: list[str]) -> str:
 
 @torch.no_grad()
 def _broken_windows(pl_module: Any, batch: WindowBatch) -> Tensor:
-    """broken_B, on the CPU: a window's own numbers are not finite, be it of its query, candidates or continuation."""
+    """broken_B, on the CPU: whether numbers of a window's query, candidates or continuation are not finite."""
     outputs = pl_module.outputs
     finite_B = outputs["query_BD"].isfinite().all(1)
     for name in ("loglik_SK", "sim_SK"):
@@ -160,17 +166,17 @@ def _is_finite(values: Tensor | None) -> bool:
 
 
 def _values(values: Tensor) -> str:
-    """Which non-finite values there are: inf, -inf, nan."""
+    """The kinds of non-finite values, e.g. "-inf and nan"."""
     return " and ".join(sorted({str(value) for value in values[~values.isfinite()].tolist()}))
 
 
 def _number(value: Tensor | float) -> float | str:
-    """JSON has no inf and no nan: they become words."""
+    """JSON has no inf and no nan: they become strings."""
     number = value.item() if isinstance(value, Tensor) else value
     return number if math.isfinite(number) else str(number)
 
 
 def _learning_rate(optimizer: Any) -> float:
-    """As it was configured, before the schedule."""
+    """The configured learning rate, before the schedule."""
     group = optimizer.param_groups[0]
     return group.get("initial_lr", group["lr"])

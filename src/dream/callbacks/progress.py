@@ -1,13 +1,15 @@
-"""Lightning's progress bar, quiet where nobody watches a terminal."""
+"""Lightning's progress bar, with few updates if the output is not a terminal."""
 
 import sys
 
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-REFRESH_WITHOUT_TERMINAL = 25  # steps between two lines of a log file
+REFRESH_WITHOUT_TERMINAL = 25  # steps between two updates, each of which is a line in a log file
 
 
 class TrainProgress(TQDMProgressBar):
+    """Shows the step, the speed and a few metrics, without the version number of the logger."""
+
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else REFRESH_WITHOUT_TERMINAL)
 

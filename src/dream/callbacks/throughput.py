@@ -1,4 +1,4 @@
-"""Speed of the training, and where the time of a step goes."""
+"""Measures the speed of training, and how the time of a step is spent."""
 
 import time
 from typing import Any
@@ -12,13 +12,20 @@ PARTS = ("data", "encode", "propose", "score", "step", "refresh")
 
 
 class Throughput(Checkpoint):
-    """Logs perf/windows_per_second and perf/fraction_*, the share of wall time of each part since the last log.
+    """Logs `perf/windows_per_second` and `perf/fraction_*`, each part's share of the wall time since the last log.
 
-    `encode`, `propose` and `score` are measured by the module, `refresh` by the index refresh, with the module's timer.
-    `step` is the rest of a step: backward, optimizer, and the loss. `data` is the wait for the next batch.
+    The module's timer measures `encode`, `propose`, `score` and `refresh`. `step` is the rest of a step: loss, backward
+    and optimizer. `data` is the time spent waiting for the next batch. Evaluation, checkpoints and logging belong to no
+    part, so the shares can sum to less than 1.
 
-    A Checkpoint, because Lightning calls those after all other callbacks: only then does the wait for data begin.
+    `perf/cache_hit_rate` is the share of (window, candidate) pairs whose log-likelihood was already known.
+
+    Order: after all other callbacks, so that their time does not count as waiting for data. Lightning calls checkpoints
+    last, so this is a Checkpoint, although it saves nothing, and comes after the others in the list.
     """
+
+    def __init__(self) -> None:
+        self._logged_at = 0  # step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         for optimizer in trainer.optimizers:
@@ -29,8 +36,8 @@ class Throughput(Checkpoint):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: WindowBatch, batch_idx: int) -> None:
         self._started = time.perf_counter()
-        self._timed_before = sum(self._seconds.values())
         self._seconds["data"] += self._started - self._ended
+        self._timed_before = sum(self._seconds.values())
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._on_stepped()  # if gradients are accumulated, no optimizer follows
@@ -39,12 +46,15 @@ class Throughput(Checkpoint):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: WindowBatch, batch_idx: int
     ) -> None:
         self._windows += len(batch) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        # With gradient accumulation, several batches have the same step; only the first one of them is logged.
+        if step % trainer.log_every_n_steps == 0 and step != self._logged_at:  # type: ignore[attr-defined]
+            self._logged_at = step
             self._log(pl_module)
         self._ended = time.perf_counter()
 
     def _on_stepped(self, *_: Any) -> None:
-        """Charge everything since the last call, or the start of the batch, that no other part was charged with."""
+        """Add to `step` the time since the last call, or since the start of the batch, that is in no other part."""
         now, timed = time.perf_counter(), sum(self._seconds.values())
         self._seconds["step"] += now - self._started - (timed - self._timed_before)
         self._started, self._timed_before = now, sum(self._seconds.values())

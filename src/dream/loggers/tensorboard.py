@@ -1,4 +1,4 @@
-"""TensorBoard curves, with related ones on one chart."""
+"""TensorBoard's curves; related ones share a chart."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,34 +6,36 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-# Tab CUSTOM SCALARS: category → chart → curves.
+# Tab CUSTOM SCALARS: category → chart → curves. Curves of one chart have about the same range.
 LAYOUT = {
-    "Does the language model teach?": {
-        "Entropy, nats": ["train/posterior_entropy", "train/retriever_entropy"],
-        "Gain of the best candidate, nats a token": ["train/gain"],
-        "Agreement on the best candidate": ["train/agreement"],
-    },
-    "Does the retriever learn?": {
-        "Loss, nats": ["train/loss"],
+    "Does the language model teach, and the retriever learn?": {
+        "Entropy: LM posterior, retriever (nats)": ["train/posterior_entropy", "train/retriever_entropy"],
+        "Gain (nats per token), agreement": ["train/gain", "train/agreement"],
         "Dev queries": ["val/ndcg_at_10", "val/recall_at_10", "val/recall_at_100", "val/mrr_at_10"],
-        "Gradient norm": ["train/gradient_norm"],
     },
-    "Is the index fresh?": {
-        "Age, steps": ["index/age_steps"],
-        "Overlap of neighbours with the snapshot before": ["index/overlap_at_10"],
-        "Mean cosine (1: collapsed)": ["index/passage_cosine", "train/query_cosine"],
-    },
-    "Where does the time go?": {
+    "Is the index fresh? Where does the time go?": {
+        "Index: age / interval, overlap": ["index/age_fraction", "index/overlap_at_10"],
         "Share of wall time": [
             f"perf/fraction_{part}" for part in ("data", "encode", "propose", "score", "step", "refresh")
         ],
-        "Windows a second": ["perf/windows_per_second"],
+        "Windows per second": ["perf/windows_per_second"],
+    },
+    "Is the training stable?": {
+        "Loss (nats)": ["train/loss"],
+        "Gradient norm": ["train/gradient_norm"],
+        "Mean cosine of passages, queries (1: collapsed)": ["index/passage_cosine", "train/query_cosine"],
     },
 }
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Lightning's logger in the run's folder, with a layout, and without the epoch, which runs do not have."""
+    """Lightning's TensorBoardLogger in the run's folder, with `LAYOUT` and without charts of the epoch.
+
+    Runs are counted in steps, and Lightning's epoch is 0 throughout.
+
+    Args:
+        save_dir: the run's folder; events are in its subfolder `tensorboard`.
+    """
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="tensorboard", version="")
