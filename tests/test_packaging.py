@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
-    """An empty virtual environment with the wheel. Its dependencies are read from this environment, the checkout is not."""
+    """An empty virtual environment with the wheel. It reads the dependencies, not the checkout, of this one."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = str(folder / "bin" / "python")

@@ -24,7 +24,8 @@ for name in ("lightning", "torch", "transformers", "faiss", "bm25s", "dream.runs
              "dream.commands.search", "dream.evaluation.searcher"):  # fmt: skip
     importlib.import_module(name)
 for name in ("dream.scorers.pretraining.scratch", "dream.encoders.static", "dream.indexes.faiss",
-             "dream.candidates.mixture", "dream.callbacks.index_refresh", "dream.callbacks.evaluation", "dream.callbacks.candidate_panels",
+             "dream.candidates.mixture", "dream.callbacks.index_refresh", "dream.callbacks.evaluation",
+             "dream.callbacks.candidate_panels",
              "lightning.pytorch.loggers.tensorboard", "dream.corpora.pydocs",
              "transformers.models.llama.modeling_llama", "torch.utils.tensorboard"):  # fmt: skip
     importlib.import_module(name)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from html import escape
 
-from dream.indexes.bm25 import WORD, words
+from dream.indexes.words import WORD, words
 
 CHARACTERS = 200  # shown of a title and a context, target or passage together: two lines of a wide window
 LEAST_CHARACTERS = 100  # of the text, even if its title is long
