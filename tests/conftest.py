@@ -100,7 +100,7 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_overrides(corpus_folder, llama_folder) -> list[str]:
+def run_overrides(corpus_folder, llama_folder) -> list[str]:
     """Overrides of a tiny run of 6 steps with a refresh after step 3, without folders."""
     return [
         "corpus=jsonl",
@@ -129,7 +129,7 @@ def tiny_overrides(corpus_folder, llama_folder) -> list[str]:
 
 
 @pytest.fixture
-def config(tiny_overrides, tmp_path):
+def config(run_overrides, tmp_path):
     """Composes the training config of a tiny run; each call gets a run folder of its own."""
 
     def make(run: str, *overrides: str) -> DictConfig:
@@ -139,6 +139,6 @@ def config(tiny_overrides, tmp_path):
             f"paths.run={tmp_path / 'logs' / run}",
         ]
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return compose("train", [*tiny_overrides, *folders, *overrides])
+            return compose("train", [*run_overrides, *folders, *overrides])
 
     return make

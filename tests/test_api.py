@@ -10,9 +10,9 @@ import dream
 
 
 @pytest.fixture(scope="module")
-def run(tiny_overrides, tmp_path_factory):
+def run(run_overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
-    return dream.train([*tiny_overrides, f"paths.data={folder / 'data'}", f"paths.logs={folder / 'logs'}"])
+    return dream.train([*run_overrides, f"paths.data={folder / 'data'}", f"paths.logs={folder / 'logs'}"])
 
 
 def test_train_returns_the_folder_of_a_finished_run(run):
