@@ -25,11 +25,11 @@ train: $(READY)
 
 test: $(READY) lint
 	@echo "4/4 pytest -m 'not slow' $(ARGS)"
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+	@$(BIN)/pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 test-all: $(READY) lint
 	@echo "4/4 pytest $(ARGS)"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY)
 	@echo "1/4 ruff check"

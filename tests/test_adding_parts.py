@@ -161,6 +161,7 @@ def run(module: str, arguments: list[str], environment: dict[str, str]) -> subpr
     )
 
 
+@pytest.mark.slow
 def test_each_part_takes_one_python_file_and_one_yaml(parts, tmp_path, llama_folder):
     config_dir, environment = parts
     paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]

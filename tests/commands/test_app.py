@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.faults.world import World
 
 BIN = Path(sys.executable).parent
 
@@ -14,6 +15,16 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     environment.pop("HYDRA_FULL_ERROR", None)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def in_fork(script: str, folder: Path, *arguments: str) -> tuple[int, str]:
+    """(exit code, output) of a command that is forked from a process with all imports done: ten times as fast."""
+    world = World(folder / "world")
+    world.root.mkdir(exist_ok=True)
+    options = [f"paths.data={folder / 'data'}", f"paths.logs={folder / 'logs'}", *arguments]
+    process = world.start(*options, script=script, plain=True, folder=folder)
+    process.join(120)
+    return process.exitcode, world.output()
 
 
 @pytest.mark.parametrize("script", ["train", "pretrain", "search", "evaluate"])
@@ -64,14 +75,13 @@ def test_a_mistake_ends_in_one_clear_line(arguments, expected, tmp_path, llama_f
     (tmp_path / "one.jsonl").write_text(line.format("a", sentence * 20))
     (tmp_path / "few.jsonl").write_text("".join(line.format(n, f"{n} " + sentence * 20) for n in range(4)))
     (tmp_path / "broken.jsonl").write_text(line.format("a", sentence) + "{not json\n")
-    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
     scorer = ["scorer=hf", f"scorer.name={llama_folder}"]
-    done = run(str(BIN / "dream-train"), *paths, *scorer, *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
+    code, output = in_fork("train", tmp_path, *scorer, *arguments)
+    assert code == 1
+    errors = [text for text in output.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1, output
     assert expected in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output
 
 
 def test_search_without_a_run_says_what_to_do(tmp_path):
@@ -81,19 +91,18 @@ def test_search_without_a_run_says_what_to_do(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_evaluate_tells_mistakes_in_one_line_and_leaves_nothing(tmp_path):
+def test_evaluate_reports_mistakes_in_one_line_and_leaves_nothing(tmp_path):
     """What is wrong with the command is reported before anything is opened."""
-    paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
     for arguments, expected in (
         ([], "no run is there; train one with"),
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run?"),
         (["corpus=beir", "corpus.path=nowhere", "systems=[bm25]"], "nowhere: no such folder"),
     ):
-        done = run(str(BIN / "dream-evaluate"), *paths, *arguments, cwd=tmp_path)
-        assert done.returncode == 1
-        errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-        assert len(errors) == 1, done.stderr
+        code, output = in_fork("evaluate", tmp_path, *arguments)
+        assert code == 1
+        errors = [text for text in output.splitlines() if text.startswith("error: ")]
+        assert len(errors) == 1, output
         assert expected in errors[0]
-        assert "Traceback" not in done.stderr
-        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert "Traceback" not in output
+        assert not (tmp_path / "data").exists()
         assert not list((tmp_path / "logs").glob("evaluations/*"))

@@ -168,7 +168,7 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
         (["systems=[bm25,hybrid_weighted]", "split=dev"], "cannot be reported on it; choose another split"),
         ([*other, "systems=[bm25,hybrid_weighted]"], "split dev_split=dev, but corpus beir only has test; use hybrid"),
         ([*other, "systems=[bm25,st:some/model]"], r"pip install 'dream-retrieval\[export\]'"),
-        ([*other, f"systems=[bm25,hf:{beir}]"], "cannot be loaded"),
+        ([*other, f"systems=[bm25,hf:{beir}]"], "has no config.json; give the folder"),
         ([f"run=[{world / 'logs/sweep/0'},{world / 'logs/sweep/0'}]"], "two of the runs have the same seed"),
         ([f"run={tmp_path}"], "neither a run nor a sweep"),
     ):

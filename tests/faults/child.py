@@ -42,7 +42,7 @@ PHASES = {  # while this function of this module runs, the run is said to be …
     "training": ("lightning", "Trainer.fit"),
     "refreshing": ("dream.indexes.snapshot", "IndexHandle.refresh"),
     "checkpointing": ("dream.utils.checkpoints", "SafeCheckpointIO.save_checkpoint"),
-    "evaluating": ("dream.callbacks.evaluation", "RetrievalEvaluation._scores"),
+    "evaluating": ("dream.callbacks.evaluation", "RetrievalEvaluation._evaluate"),
     "finishing": ("dream.runs.session", "Run.finish"),
     "evaluating at the end": ("dream.callbacks.final_report", "FinalReport.on_fit_end"),
 }
@@ -61,6 +61,7 @@ class Disturbance:
     delay: float = 0  # … and this many seconds later …
     signum: int | None = None  # … the process gets this signal
     fill: Path | None = None  # … and this folder's disk fills up
+    folder: Path | None = None  # where the command is started
 
 
 def run(
@@ -72,6 +73,8 @@ def run(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a process of its own
+    if disturbance.folder is not None:
+        os.chdir(disturbance.folder)
     os.environ.pop("HYDRA_FULL_ERROR", None)
     os.environ.update(environment or {})
     from dream.indexes.snapshot import IndexHandle

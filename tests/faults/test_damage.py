@@ -5,6 +5,8 @@ import random
 import pytest
 from tests.faults.damages import Scene, damage_and_resume, fits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def scene(undisturbed, tmp_path_factory) -> Scene:

@@ -10,6 +10,8 @@ import pytest
 
 from dream.utils.checkpoints import verify_checkpoint
 
+pytestmark = pytest.mark.slow
+
 MEGABYTES = 24
 
 

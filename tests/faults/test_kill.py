@@ -5,6 +5,8 @@ import random
 import pytest
 from tests.faults.kills import kill_and_resume
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_ends_as_if_it_had_not_been(undisturbed, tmp_path, seed):

@@ -2,6 +2,10 @@
 
 import signal
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_run_leaves_the_first_ones_files_alone(reference, reference_result, tmp_path):
     """Beside a stopped run and a finished one: a new run, and one that starts from the other's checkpoint."""

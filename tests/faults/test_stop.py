@@ -15,6 +15,8 @@ from tests.faults.world import World
 
 from dream.utils.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def wait_for(condition, process, seconds: float = 60) -> None:
     end = time.monotonic() + seconds

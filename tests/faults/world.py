@@ -40,11 +40,19 @@ class World:
         return [*SETTINGS, f"paths.data={self.root / 'data'}", f"paths.logs={self.root / 'logs'}", *self.overrides]
 
     def start(
-        self, *more: str, script: str = "train", environment: dict[str, str] | None = None, **disturbance: Any
+        self,
+        *more: str,
+        script: str = "train",
+        environment: dict[str, str] | None = None,
+        plain: bool = False,
+        **disturbance: Any,
     ) -> Any:
-        """A running process; `join()` and `exitcode` as of multiprocessing. `disturbance`: see Disturbance."""
+        """A running process; `join()` and `exitcode` as of multiprocessing.
+
+        `plain`: without the arguments of the tiny run. `disturbance`: see Disturbance.
+        """
         self.log.unlink(missing_ok=True)
-        arguments = [*self.arguments(), *more] if script != "search" else list(more)
+        arguments = list(more) if plain or script == "search" else [*self.arguments(), *more]
         process = _context.Process(
             target=run, args=(script, arguments, self.log, Disturbance(**disturbance), environment)
         )

@@ -1,4 +1,4 @@
-"""The newest and the best checkpoint of a run. Run: pytest tests/callbacks/test_checkpoints.py"""
+"""The newest and the best checkpoint of a run. Run: pytest tests/callbacks/test_run_checkpoints.py"""
 
 import pytest
 import torch
