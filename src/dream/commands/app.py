@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,26 +53,44 @@ def command(
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(config_dirs(sys.argv), config_name, about, keys))
                 return
-            import hydra
-
-            wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing its own text
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in parseable(argument, config_name)]
-            try:
-                with interruptible():
-                    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked)()
-            except Interrupted as stop:
-                print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
-                raise
-            except Exception as error:
-                message = one_line(error, config_name)
-                if wants_traceback or message is None:
-                    raise
-                sys.exit(f"error: {message}")
+            with _hydra_raises_errors() as wants_traceback:
+                try:
+                    _start(checked, config_name)
+                except Exception as error:
+                    message = one_line(error, config_name)
+                    if wants_traceback or message is None:
+                        raise
+                    sys.exit(f"error: {message}")
 
         return main
 
     return decorate
+
+
+def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run the task under Hydra. If a signal stops it, print how to resume."""
+    import hydra
+
+    try:
+        with interruptible():
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
+    except Interrupted as stop:
+        print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def _hydra_raises_errors() -> Iterator[bool]:
+    """Make Hydra raise errors instead of printing its own text. Yields whether the user wants tracebacks."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield before == "1"
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def parseable(argument: str, config_name: str) -> list[str]:
