@@ -133,7 +133,7 @@ class IndexRefresh(L.Callback):
         }
 
     def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Open the snapshot that the checkpoint names: in this run, in the checkpoint's run, or at its first path."""
+        """Open the snapshot that the checkpoint names: in this run, in the checkpoint's run, or at its old path."""
         module: Any = pl_module
         handle = _handle(pl_module)
         checkpoint = Path(trainer.ckpt_path or ".").absolute()
