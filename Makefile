@@ -1,4 +1,4 @@
-# Needs Python 3.11 to 3.13, git and make. Everything is installed into .venv, nothing outside this folder.
+# Needs Python 3.11 to 3.13, git and make. Packages are installed only into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,12 +10,12 @@ READY := .venv/.ready
 help:
 	@echo "make train   train the quickstart retriever on this machine's own Python documentation"
 	@echo "make test    ruff, mypy and the tests, without the slow ones"
-	@echo "make test-all  the same with the slow ones"
-	@echo "make docs    build the documentation into site/, strictly: a broken link or name is an error"
-	@echo "make setup   only create .venv with the pinned packages (train and test do it by themselves)"
+	@echo "make test-all  like make test, with the slow tests"
+	@echo "make docs    build the documentation into site/; a broken link or name is an error"
+	@echo "make setup   only create .venv with the pinned packages (make train and make test also do this)"
 	@echo ""
-	@echo "PYTHON=python3.12  another interpreter than python3, to create .venv with"
-	@echo "ARGS='...'         appended to the command, e.g. make train ARGS='trainer.max_steps=100'"
+	@echo "PYTHON=python3.12  create .venv with this interpreter instead of python3"
+	@echo "ARGS='...'         append arguments to the command, e.g. make train ARGS='trainer.max_steps=100'"
 
 setup: $(READY)
 
@@ -44,7 +44,7 @@ docs: $(READY)
 	@$(BIN)/python -m mkdocs build --strict --site-dir site
 
 $(READY): requirements.lock pyproject.toml
-	@echo "Setting up .venv: some minutes the first time, a few seconds when the pinned packages are there already"
+	@echo "Setting up .venv: some minutes the first time, a few seconds if the pinned packages are already installed"
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" 2>/dev/null || \
 		{ echo "error: $(PYTHON) is `$(PYTHON) --version 2>&1`, but Python 3.11, 3.12 or 3.13 is needed; name one with PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv

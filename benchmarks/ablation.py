@@ -1,12 +1,12 @@
-"""The ablation's table and picture, from the runs of a sweep.
+"""Makes the table and the picture of the ablation from the runs of a sweep.
 
     dream-train -m experiment=ablation/kl_posterior,ablation/marginal seed=0,1,2    # any settings of the ablation
     python benchmarks/ablation.py logs/ablation/<date>_sweep --picture docs/ablation.png
 
 Each row is a setting: mean [lowest, highest] of the seeds. `gain by training` is the difference between the trained and
-the untrained encoder of the same seed, which start from the same weights. `wall s` depends on how many log-likelihoods
-were cached; `pairs scored` counts those that were not. Objectives that change the model's attention cache nothing and
-score no pairs.
+the untrained encoder of the same seed, which have the same initial weights. `wall s` depends on the number of cached
+log-likelihoods. `pairs scored` counts the log-likelihoods that were not cached. Objectives that change the model's
+attention cache nothing and score no pairs.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def markdown(groups: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def picture(groups: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None:
-    """What training gained: a dot for each seed, a line for each setting."""
+    """Draw the gain by training: a dot for each seed, a line for each setting."""
     from matplotlib.figure import Figure
 
     rows = sorted(groups.items(), key=lambda item: mean(gains(item[1])))

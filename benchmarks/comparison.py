@@ -1,9 +1,9 @@
-"""One Markdown table from several evaluations of the same split: each system's mean over queries and seeds.
+"""Makes one Markdown table from several evaluations of the same split: each system's mean over queries and seeds.
 
-    dream-evaluate run=[logs/a/0,logs/a/1]          # once for each objective; each prints its folder
+    dream-evaluate run=[logs/a/0,logs/a/1]          # once for each objective; it prints its output folder
     python benchmarks/comparison.py info_nce=logs/evaluations/2026-… kl_posterior=logs/evaluations/2026-…
 
-The name before `=` replaces `run` in the rows of that evaluation. A system that is in several folders is shown once.
+The name before `=` replaces `run` in the rows of that evaluation. If a system is in several folders, it is shown once.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def row_of(system: str, found: dict[str, Any], main: str) -> list[str]:
 
 
 def table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Markdown, without the rows of single seeds."""
+    """The Markdown table, without the rows of single seeds."""
     first = next(iter(evaluations.values()))
     main, share = first["metric"], f"{first['statistics']['confidence']:.0%}"
     others = [title for metric, title in METRICS.items() if metric != main]

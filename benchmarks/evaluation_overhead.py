@@ -1,12 +1,12 @@
-"""The share of an evaluation's processor time that is not the encoder's forward pass.
+"""Measures the share of an evaluation's processor time that is not spent in the encoder's forward pass.
 
     pip install 'dream-retrieval[bench]'
     python benchmarks/evaluation_overhead.py DIR --st NAME_OR_PATH --documents 500 --queries 100
 
-Further arguments are overrides of dream-evaluate, e.g. st.dtype=bfloat16; with paths.run=DIR its files are kept.
+Further arguments are overrides of dream-evaluate, e.g. st.dtype=bfloat16. With paths.run=DIR, its files are kept.
 
 The overhead is tokenising, cutting, writing shards, searching, scoring, resampling and plotting. Parts of it do not
-depend on documents or queries (imports, loading the weights, plots), so its share is smaller for larger corpora.
+depend on documents or queries (imports, loading the weights, plots), so the share is smaller for larger corpora.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def part_of(folder: Path, documents: int, queries: int, split: str, copy: Path) 
 
 
 def time_forward() -> dict[str, Any]:
-    """Count the processor seconds in sentence-transformers' forward and its texts, in the returned dictionary."""
+    """Patch sentence-transformers' forward to count its processor seconds and texts in the returned dictionary."""
     from sentence_transformers import SentenceTransformer
 
     spent: dict[str, Any] = {"seconds": 0.0, "texts": 0}
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--queries", type=int, default=100)
-    chosen, more = parser.parse_known_args()
+    chosen, overrides = parser.parse_known_args()
     spent = time_forward()
     from dream.commands.evaluate import evaluate
 
@@ -70,10 +70,10 @@ def main() -> None:
         initialize_config_dir(str(dream.utils.runtime.CONFIG_DIR), version_base="1.3"),
     ):
         folder = part_of(chosen.folder, chosen.documents, chosen.queries, chosen.split, Path(scratch) / "part")
-        overrides = ["corpus=beir", f"corpus.path={folder}", f"split={chosen.split}", "device=cpu",
-                     f"systems=[bm25,'st:{chosen.st}','hybrid:st:{chosen.st}']", f"paths.data={scratch}/data",
-                     f"paths.logs={scratch}/logs", f"paths.run={scratch}/logs/evaluation", *more]  # fmt: skip
-        cfg = compose("evaluate", overrides)
+        words = ["corpus=beir", f"corpus.path={folder}", f"split={chosen.split}", "device=cpu",
+                 f"systems=[bm25,'st:{chosen.st}','hybrid:st:{chosen.st}']", f"paths.data={scratch}/data",
+                 f"paths.logs={scratch}/logs", f"paths.run={scratch}/logs/evaluation", *overrides]  # fmt: skip
+        cfg = compose("evaluate", words)
         began = time.process_time()
         evaluate(cfg)
         whole = time.process_time() - began

@@ -1,12 +1,12 @@
-"""How the gradient through each attention head agrees with the log-likelihoods of single passages.
+"""Measures how well the gradient through each attention head agrees with the log-likelihoods of single passages.
 
     python benchmarks/head_signal.py [corpus=… scorer=…]
 
 Each window has 8 BM25 neighbours of context and target as candidates, with uniform weights in one attention head.
-`correlation` is between the derivatives of the log-likelihood by the weights and the candidates' own log-likelihoods,
-mean over windows. `same best` is the share of windows in which both have the same best candidate (1/8 by chance). In a
-clear window, the best candidate's log-likelihood is at least 5 nats above the mean of the others. Takes the overrides
-of dream-train.
+The log-likelihood is differentiated by the weights. `correlation` is the correlation of these derivatives with the
+candidates' own log-likelihoods, mean over windows. `same best` is the share of windows in which both have the same best
+candidate (1/8 by chance). In a clear window, the best candidate's log-likelihood exceeds the mean of the others by more
+than 5 nats. Overrides are those of dream-train.
 
 Shapes: S windows, K candidates of a window.
 """
@@ -56,17 +56,17 @@ def measure(cfg: DictConfig) -> None:
     log.info(f"{WINDOWS} windows, {int(clear_S.sum())} of them clear")
     log.info("heads            correlation  same best   in clear windows: correlation  same best")
     heads = all_heads(parts.scorer)
-    everyone: dict[int, list[int]] = {}
+    heads_of_layer: dict[int, list[int]] = {}
     for layer, head in heads:
-        everyone.setdefault(layer, []).append(head)
+        heads_of_layer.setdefault(layer, []).append(head)
     for name, chosen in [
         *((f"layer {layer} head {head}", {layer: [head]}) for layer, head in heads),
-        ("all", everyone),
+        ("all", heads_of_layer),
     ]:
         weights_SK = torch.full((WINDOWS, CANDIDATES), 1 / CANDIDATES, requires_grad=True)
         [gradient_SK] = torch.autograd.grad(scores.weighted(weights_SK, chosen, "keep").sum(), weights_SK)
-        close_S, same_S = correlation(gradient_SK, loglik_SK), (gradient_SK.argmax(1) == best_S).float()
-        log.info(f"{name:16} {close_S.mean():11.3f} {same_S.mean():10.3f} {close_S[clear_S].mean():31.3f} "
+        correlation_S, same_S = correlation(gradient_SK, loglik_SK), (gradient_SK.argmax(1) == best_S).float()
+        log.info(f"{name:16} {correlation_S.mean():11.3f} {same_S.mean():10.3f} {correlation_S[clear_S].mean():31.3f} "
             f"{same_S[clear_S].mean():10.3f}")  # fmt: skip
 
 

@@ -1,14 +1,14 @@
-"""What the cache of log-likelihoods saves, and whether it changes results.
+"""Measures how much time the cache of log-likelihoods saves, and whether it changes results.
 
     python benchmarks/loglik_cache.py [overrides of dream-train]
 
-1. The log-likelihoods of a sample of pairs with several values of tokens_per_forward, in the scorer's own type and in
-   float32. Prints the largest difference, and whether the ranking of any window's candidates changes.
-2. A sweep over three values of objective.temperature with BM25 candidates and one cache, empty at first; then its last
-   point again, with an empty cache and without one. Prints the LM forwards of each run, and whether the loss curves are
-   bitwise equal.
+1. It computes the log-likelihoods of a sample of pairs with several values of tokens_per_forward, in the scorer's own
+   type and in float32. It prints the largest difference, and whether the ranking of any window's candidates changes.
+2. It runs a sweep over three values of objective.temperature with BM25 candidates and one cache, which is initially
+   empty. The last run is repeated with an empty cache and without a cache. It prints the LM forwards of each run, and
+   whether the loss curves are bitwise equal.
 
-The scorer is trained first if it is not cached.
+If the scorer is not cached, it is trained first.
 """
 
 import csv
@@ -107,7 +107,7 @@ def compare_scores(cfg: DictConfig) -> None:
 
 
 def measure(cfg: DictConfig) -> None:
-    compare_scores(cfg)  # this also prepares the store and the scorer that the runs share
+    compare_scores(cfg)  # also prepares the store and the scorer, which the runs share
     compare_runs(Path(cfg.paths.data), [argument for argument in sys.argv[1:] if "=" in argument])
 
 

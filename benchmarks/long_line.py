@@ -1,4 +1,4 @@
-"""Time and memory of a corpus with one very long line between two thousand ordinary ones.
+"""Measures time and memory for a corpus with one very long line between two thousand ordinary lines.
 
     /usr/bin/time -v .venv/bin/python benchmarks/long_line.py --megabytes 200 --limit 32 --part store
     /usr/bin/time -v .venv/bin/python benchmarks/long_line.py --megabytes 200 --limit 250 --part store

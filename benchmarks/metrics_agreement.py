@@ -3,9 +3,9 @@
     pip install 'dream-retrieval[bench]'
     python benchmarks/metrics_agreement.py DIR...          # folders in BEIR's layout
 
-The ranking is BM25's, in three variants: unchanged; with rounded scores, so that most documents tie; and on a corpus
-without every 20th document, so that relevant ones are missing. Prints the largest difference of all metrics and
-queries.
+The ranking is made by BM25, in three variants: unchanged; with rounded scores, which gives many ties; and on a corpus
+without every 20th document, so some relevant documents are missing. It prints the largest difference over all metrics
+and queries.
 """
 
 import argparse
@@ -57,11 +57,11 @@ def largest_difference(ranking: Ranking, labelled: LabelledQueries, qrels: dict,
     run = list(ir_measures.read_trec_run(str(file)))
     place = {query: q for q, query in enumerate(labelled.judgements.query_ids)}
     worst, compared = 0.0, 0
-    ours = per_query_metrics(ranking, labelled.judgements)
+    own_values = per_query_metrics(ranking, labelled.judgements)
     for metric, measure in MEASURES.items():
         for value in ir_measures.iter_calc([ir_measures.parse_measure(measure)], qrels, run):
             if value.query_id in place:
-                worst = max(worst, abs(value.value - ours[metric][place[value.query_id]]))
+                worst = max(worst, abs(value.value - own_values[metric][place[value.query_id]]))
                 compared += 1
     return worst, compared
 

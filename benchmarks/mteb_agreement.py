@@ -29,7 +29,7 @@ SHARED = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10", "map_at_10
 
 
 def shortened(folder: Path, documents: int | None, copy: Path) -> Path:
-    """A copy with only the first documents; labels of the others are kept and count as not found."""
+    """A copy with only the first documents. Labels of the other documents are kept and count as not found."""
     import shutil
 
     shutil.copytree(folder / "qrels", copy / "qrels")
@@ -76,16 +76,16 @@ def task_of(folder: Path, split: str) -> Any:
     return Local()
 
 
-def theirs(model: Any, folder: Path, split: str, batch: int) -> dict[str, float]:
-    """Metrics of mteb."""
+def mteb_metrics(model: Any, folder: Path, split: str, batch: int) -> dict[str, float]:
+    """Metrics by mteb."""
     import mteb
 
     result = mteb.evaluate(model, [task_of(folder, split)], cache=None, encode_kwargs={"batch_size": batch})
     return result.task_results[0].scores[split][0]
 
 
-def ours(encoder: Encoder, folder: Path, split: str, data: Path, batch: int) -> dict[str, float]:
-    """Metrics of dream-evaluate."""
+def dream_metrics(encoder: Encoder, folder: Path, split: str, data: Path, batch: int) -> dict[str, float]:
+    """Metrics by dream-evaluate."""
     benchmark = Benchmark(corpus_of(folder), data, encoder.max_tokens, 1)
     store = benchmark.store(encoder, encoder.max_tokens)
     labelled = benchmark.labelled(store, split)
@@ -113,11 +113,12 @@ def main() -> None:
         else:
             model = DreamEncoder(chosen.run)
             encoder = model.encoder
-        their, our = (theirs(model, folder, chosen.split, chosen.batch),
-                      ours(encoder, folder, chosen.split, Path(scratch) / "data", chosen.batch))  # fmt: skip
+        by_mteb = mteb_metrics(model, folder, chosen.split, chosen.batch)
+        by_dream = dream_metrics(encoder, folder, chosen.split, Path(scratch) / "data", chosen.batch)
     for metric in SHARED:
-        difference = abs(their[metric] - our[metric])
-        log.info(f"{metric:14} mteb {their[metric]:.5f}  dream-evaluate {our[metric]:.5f}  difference {difference:.1e}")
+        difference = abs(by_mteb[metric] - by_dream[metric])
+        log.info(f"{metric:14} mteb {by_mteb[metric]:.5f}  dream-evaluate {by_dream[metric]:.5f}  "
+                 f"difference {difference:.1e}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Time and memory of a training step with each objective, for the same windows and candidates.
+"""Measures time and memory of a training step with each objective, for the same windows and candidates.
 
     python benchmarks/objectives.py [corpus=… scorer=… objective.count=…]
 
 Each objective runs in its own process, without a cache of log-likelihoods. The first step compiles and is not counted.
-Memory is the peak of the process minus its memory before the first step. Takes the overrides of dream-train.
+Memory is the peak of the process minus its memory before the first step. Overrides are those of dream-train.
 """
 
 import json

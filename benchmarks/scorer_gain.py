@@ -2,9 +2,9 @@
 
     python benchmarks/scorer_gain.py [scorer=hf scorer.name=... corpus=...]
 
-Prints log-likelihoods in nats per target token, minus those with random passages of other documents: with the first
-BM25 neighbour, with the best of ten neighbours, without a passage, and with a random passage into which a span of the
-target is copied. Takes the overrides of dream-pretrain. A scratch scorer that is not cached is trained first.
+It prints differences from the log-likelihood with random passages of other documents, in nats per target token: with
+the first BM25 neighbour, with the best of ten neighbours, without a passage, and with a random passage that contains a
+span of the target. Overrides are those of dream-pretrain. If the scratch scorer is not cached, it is trained first.
 """
 
 import time
@@ -25,10 +25,10 @@ KEYS = ("scorer.scoring.max_passage_tokens", "scorer.scoring.dtype", "scorer.see
 
 
 class PlantedPassages:
-    """A store for the scorer in which passage w is a random one with a span of window w's target in its middle.
+    """A store for the scorer. Passage w is a random passage with a span of window w's target in its middle.
 
     Args:
-        store: where windows and passages are.
+        store: the store of windows and passages.
         random_passages_W: window → its random passage.
     """
 
@@ -65,7 +65,7 @@ def benchmark(cfg: DictConfig) -> None:
     from dream.indexes.bm25 import BM25Index
     from dream.scorers.pretraining.gain import held_out_windows, measure_gain
 
-    OmegaConf.update(cfg, "scorer.cache_megabytes", 0)  # planted passages are no passages of the store
+    OmegaConf.update(cfg, "scorer.cache_megabytes", 0)  # planted passages are not in the store, so do not cache them
     parts = build_text(cfg)
     store, scorer = parts.store, parts.scorer
     scorer.load(store)

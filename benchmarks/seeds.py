@@ -1,9 +1,9 @@
-"""Medians over seeds, from the summary.json of finished runs.
+"""Prints medians over seeds, from the summary.json of finished runs.
 
     dream-train -m experiment=quickstart seed=0,1,2 objective=kl_posterior,info_nce
     python benchmarks/seeds.py logs/quickstart/<date>_sweep/*
 
-Groups the runs by the settings in which they differ, except the seed, and prints median [lowest, highest].
+It groups the runs by the settings in which they differ, except the seed, and prints median [lowest, highest].
 """
 
 import argparse
@@ -30,7 +30,7 @@ IGNORED = ("seed", "paths", "hydra")
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value as JSON, of a nested dictionary."""
+    """Flatten a nested dictionary to dotted key → value as JSON."""
     if not isinstance(node, dict):
         return {prefix: json.dumps(node)}
     return {key: value for name, child in node.items() for key, value in flatten(child, f"{prefix}.{name}").items()}

@@ -1,11 +1,11 @@
-"""Memory and speed of preparing and streaming a corpus that is much larger than the memory in use.
+"""Measures memory and speed of preparing and streaming a corpus that is much larger than the memory in use.
 
     .venv/bin/python benchmarks/store_memory.py --megabytes 2000
 
-Writes a JSON-lines file of made-up English, trains the scratch scorer's tokenizer on a sample, prepares the store and
-streams windows with random passages from it. Prints, for each phase, the peak memory minus the memory of the imports.
-`anonymous` is the process's own memory, which should stay below 1,500 MB; `resident` also counts pages of memory-mapped
-files, which the system frees when it needs memory.
+It writes a JSON-lines file of artificial English, trains the scratch scorer's tokenizer on a sample, prepares the store
+and streams windows with random passages from it. For each phase it prints the peak memory minus the memory of the
+imports. `anonymous` is the process's own memory, which should stay below 1,500 MB. `resident` also counts pages of
+memory-mapped files, which the system frees when it needs memory.
 """
 
 import argparse
@@ -32,13 +32,13 @@ MAPS = Path("/proc/self/smaps_rollup")
 
 
 def memory_mb() -> tuple[float, float]:
-    """(resident, anonymous) memory of this process now."""
+    """Current (resident, anonymous) memory of this process."""
     sizes = {line.split()[0]: int(line.split()[1]) / 1e3 for line in MAPS.read_text().splitlines()[1:]}
     return sizes["Rss:"], sizes["Anonymous:"]
 
 
 class Peaks:
-    """Samples the memory five times a second until `stop`, which returns the peaks."""
+    """Measures the memory five times per second until `stop`, which returns the peaks."""
 
     def __init__(self) -> None:
         self.highest = memory_mb()
@@ -69,7 +69,7 @@ def phase(name: str, megabytes: float, imports: tuple[float, float]) -> Iterator
 
 
 def write_corpus(path: Path, megabytes: float, seed: int) -> None:
-    """Documents of 1 to 2 kB: sentences of words from a dictionary of 50,000 with a long tail."""
+    """Write documents of 1 to 2 kB. Words come from a dictionary of 50,000 words with a long-tailed distribution."""
     random = np.random.default_rng(seed)
     syllables = np.array([a + b + c for a in ONSETS for b in "aeiou" for c in ["", "", *"nrst"]], dtype=object)
     parts = syllables[random.integers(len(syllables), size=(50_000, 3))]
@@ -100,7 +100,7 @@ def stream(data: WindowDataModule, windows: int, candidates: int, seed: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=2000, help="size of the corpus")
-    parser.add_argument("--folder", type=Path, help="where to write it; default: a temporary directory")
+    parser.add_argument("--folder", type=Path, help="folder of the temporary files; default: the system's")
     parser.add_argument("--windows", type=int, default=20_000, help="number of windows to stream")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -33,13 +33,13 @@ def load(
 
     Args:
         run: the run's folder.
-        device: where the encoder works.
+        device: the device that the encoder runs on.
         trust: packages, besides dream, whose classes the run's config may name.
-        data: the data folder, if it is not where the run left it.
+        data: the data folder, if it was moved after the run.
 
     Raises:
-        ConfigError: no finished run is there.
-        DataError: a part of it is missing or damaged.
+        ConfigError: the folder contains no finished run.
+        DataError: a file of the run is missing or damaged.
     """
     import dream.utils.runtime  # noqa: F401  before torch
     from dream.evaluation.searcher import Searcher

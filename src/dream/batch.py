@@ -1,8 +1,8 @@
 """Batches of windows and tokens, from the store to the objective.
 
-Shape suffixes, here and everywhere: B windows of a step, S those of them that the LM scores, P those that have
-candidates, K candidates of a window, U distinct candidates of the step, N passages of the corpus, T tokens (padded),
-D embedding width, V vocabulary, Q labelled queries.
+Shape suffixes, in all files: B windows of a step; S windows of the step that the LM scores; P windows of the step that
+have candidates; K candidates of a window; U distinct candidates of the step; N passages of the corpus; T tokens
+(padded); D embedding width; V vocabulary; Q labelled queries.
 """
 
 from dataclasses import dataclass
@@ -38,11 +38,11 @@ class WindowBatch:
     """B training windows.
 
     Attributes:
-        consumed: windows that the run has used after this batch, which is the whole state of the stream.
+        consumed: number of windows that the run has used, including this batch. The stream has no other state.
         window_ids_B: rows of the store's window table.
         document_ids_B: rows of the store's document table.
         context: what the encoder embeds as the query.
-        continuation: the document's text from the target on, for objectives that embed it.
+        continuation: the document's text that starts at the target, for objectives that embed it.
     """
 
     consumed: int

@@ -1,4 +1,4 @@
-"""From config to objects: the only place, besides a run's session, that reads the training config."""
+"""Builds the objects of a training run from the config. Only this file and `runs.session` read the training config."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-# Keys of Lightning's Trainer that repeat or cut the stream of windows, which has no epochs: key → what to use instead.
+# Keys of Lightning's Trainer that would repeat or cut the stream of windows. Each value says what to use instead.
 _STEPS = "runs are counted in steps, not epochs; use trainer.max_steps"
 REFUSED = {
     "max_epochs": _STEPS,
@@ -52,7 +52,7 @@ def check_config(cfg: DictConfig) -> None:
 
 @dataclass
 class TextComponents:
-    """What needs no weights: corpus → store → windows, both tokenizers, and the rules of learning."""
+    """The parts that need no weights: corpus, store, windows, both tokenizers, objective and candidates."""
 
     corpus: Corpus
     scorer: Any
@@ -63,17 +63,17 @@ class TextComponents:
 
     @property
     def store(self) -> Store:
-        """Opened, or built, on first use."""
+        """The store. It is opened or built on first use."""
         return self.data.store
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must belong to, known before the store is built and the scorer is trained."""
+        """What a checkpoint must match. It is known before the store is built and the scorer is trained."""
         return identity(self.data.store_hash, self.encoder)
 
 
 def build_text(cfg: DictConfig) -> TextComponents:
-    """Everything without weights. Cheap parts come first, so that bad values are found before a corpus is read."""
+    """Build the parts without weights. Cheap parts come first, to find bad values before the corpus is read."""
     objective, candidates = instantiate(cfg.get("objective")), instantiate(cfg.get("candidates"))
     if objective and candidates and objective.needs_candidates:
         learns = candidates.scored_windows != 0 or objective.needs_continuation
@@ -94,7 +94,7 @@ def build_text(cfg: DictConfig) -> TextComponents:
 
 
 def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
-    """The module with all weights: the scorer's are pretrained or loaded, the encoder's made or loaded."""
+    """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded."""
     objective, store = text.objective, text.store
     assert objective is not None
     unfit = objective.needs_candidates and not text.data.has_targets
@@ -121,9 +121,10 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
 
 
 def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
-    """The Trainer with its callbacks. Those that need labelled dev queries are left out if there are none."""
+    """Build the Trainer with its callbacks. Without labelled dev queries, callbacks that need them are left out."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    callbacks = {name: each for name, each in (cfg.get("callbacks") or {}).items() if each and "_target_" in each}
+    configs = cfg.get("callbacks") or {}
+    callbacks = {name: config for name, config in configs.items() if config and "_target_" in config}
     if "index_refresh" not in callbacks:
         log.warning("without callbacks.index_refresh the run has no index: dream-search cannot use it")
     if cfg.evaluation.dev_split not in corpus.splits():
@@ -145,15 +146,15 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
 
 
 def _loggers(cfg: DictConfig) -> list[DictConfig]:
-    """One, several (logger=[tensorboard,csv]) or none (logger=null)."""
+    """The configs of one logger, of several (logger=[tensorboard,csv]) or of none (logger=null)."""
     chosen = cfg.get("logger")
     if not chosen:
         return []
-    return [chosen] if "_target_" in chosen else [each for each in chosen.values() if each]
+    return [chosen] if "_target_" in chosen else [logger for logger in chosen.values() if logger]
 
 
 def _loader(scorer: Any, store: Store) -> Callable[[], Any]:
-    """The scorer with its weights, which are loaded on the first call."""
+    """A function that returns the scorer and loads its weights on the first call."""
     loaded: list[Any] = []
 
     def load() -> Any:

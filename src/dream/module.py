@@ -21,8 +21,8 @@ from dream.utils.timing import Timer
 class RetrieverModule(L.LightningModule):
     """Trains an encoder with an objective. The frozen scorer is a plain attribute, so checkpoints do not contain it.
 
-    Callbacks do the rest: they refresh the index, evaluate, log times and check the numbers. They read `outputs`, the
-    tensors that the last training step returned:
+    Callbacks refresh the index, evaluate, log times and check for inf and nan. They read `outputs`, the tensors that
+    the last training step returned:
 
     - always `loss` and `query_BD`, the embedded contexts
     - with candidates also `candidate_ids_SK`, `sim_SK` (cosine) and `retriever_SK` (softmax of sim_SK / temperature)
@@ -35,9 +35,9 @@ class RetrieverModule(L.LightningModule):
         candidates: proposes K passages for each window.
         index: the current index snapshot, for candidates and evaluation.
         store: passages and windows.
-        optimizer: makes the optimizer from parameters.
-        schedule: makes the learning-rate schedule from (optimizer, max_steps=...).
-        seed: of dropout.
+        optimizer: creates the optimizer from parameters.
+        schedule: creates the learning-rate schedule from (optimizer, max_steps=...).
+        seed: seed of dropout.
     """
 
     strict_loading = False
@@ -59,7 +59,7 @@ class RetrieverModule(L.LightningModule):
         self.scorer, self.objective, self.candidates = scorer, objective, candidates
         self.index, self.store = index, store
         self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
-        self.outputs: dict[str, Tensor] = {}  # of the last training step
+        self.outputs: dict[str, Tensor] = {}  # tensors of the last training step
         self.timer = Timer()
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class RetrieverModule(L.LightningModule):
         return self.outputs
 
     def _score_candidates(self, batch: WindowBatch, query_BD: Tensor) -> Candidates | None:
-        """Similarities with every distinct candidate of the step, always from the current encoder, never the index."""
+        """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index."""
         if not self.objective.needs_candidates:
             return None
         scored, proposed = (batch.head(count) for count in self.candidates.counts(len(batch)))
@@ -95,7 +95,7 @@ class RetrieverModule(L.LightningModule):
             documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.cpu().numpy()]).to(self.device)
             columns_PK = columns_PK.to(self.device)
             allowed_BU = documents_U != batch.document_ids_B[:, None]
-            # A window's own candidates are always allowed, whatever the exclusion rule accepts.
+            # A window's own candidates are always allowed: the exclusion rule has already accepted them.
             allowed_BU[: len(columns_PK)].scatter_(1, columns_PK, True)
         return Candidates(sim_BU, columns_PK[: len(scored)], allowed_BU, distinct_U, scores)
 
@@ -107,7 +107,7 @@ class RetrieverModule(L.LightningModule):
             return query_BD @ self.encoder(batch.continuation, "passage").T
 
     def _log_candidates(self, batch: WindowBatch, candidates: Candidates, output: LossOutput) -> dict[str, Tensor]:
-        """Log how informative the LM is and how well the retriever follows it; return both distributions.
+        """Log how informative the LM is and how well the retriever agrees with it. Return both distributions.
 
         Without per-candidate log-likelihoods there is no posterior. `gain_S` is the log-likelihood of the posterior's
         best candidate minus the mean over the candidates, in nats per target token.
@@ -137,8 +137,8 @@ class RetrieverModule(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())
-        # With precision=16-mixed, a fused optimizer divides the gradients by the loss scale inside its step, after they
-        # were logged and clipped. Without this flag, Lightning does it before both.
+        # With precision=16-mixed, a fused optimizer divides the gradients by the loss scale inside its step, after
+        # logging and clipping. If this flag is False, Lightning divides them before logging and clipping.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         schedule = self.make_schedule(optimizer, max_steps=self.trainer.max_steps)
         self.optimizer_settings = OptimizerSettings(optimizer, schedule)
@@ -150,7 +150,7 @@ class RetrieverModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.encoder.train()
-        self.optimizer_settings.apply()  # a checkpoint has restored those of the run that wrote it
+        self.optimizer_settings.apply()  # replaces the settings that the checkpoint has restored
 
     def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
         # Dropout depends only on the seed and the step, so a resumed run repeats it.
@@ -163,5 +163,5 @@ class RetrieverModule(L.LightningModule):
         refuse_other(checkpoint.get("belongs_to", {}), self.identity())
 
     def identity(self) -> dict[str, str]:
-        """What a checkpoint belongs to."""
+        """What a checkpoint of this module must match."""
         return identity(self.store.hash, self.encoder)

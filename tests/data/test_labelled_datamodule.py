@@ -96,7 +96,7 @@ def test_only_relevant_documents_that_are_there(store):
 def test_a_supervised_run_learns_and_reports(config, capsys):
     train(config())
     printed = capsys.readouterr().out
-    assert "Training on 60 labelled queries of split train; left out: 0 that another split asks too" in printed
+    assert "Training on 60 labelled queries of split train; left out: 0 that another split also has" in printed
 
 
 def test_it_refuses_what_it_cannot_do(config):

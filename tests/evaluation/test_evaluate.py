@@ -108,7 +108,7 @@ def test_another_corpus_counts_what_is_missing(config, beir, tmp_path, capsys):
     evaluate(config("corpus=beir", f"corpus.path={beir}", "systems=[bm25,run]"))
     printed = capsys.readouterr().out
     assert "Means over 79 queries. 1 further queries of the split have no relevant document" in printed
-    assert "40 relevant documents, of 40 queries, are not in the corpus: they count as not found" in printed
+    assert "40 relevant documents (of 40 queries) are not in the corpus: they count as not found" in printed
     assert results(tmp_path)["flat"]["bm25/success_at_5"] == pytest.approx(39 / 79)
 
 

@@ -71,7 +71,7 @@ def test_an_id_of_two_texts_is_refused_with_both_lines(tmp_path, tokenizer, dedu
     store = build(tmp_path, jsonl(tmp_path, lines, "skip", deduplicate), tokenizer)
     assert listed(store) == [(3, "id used twice"), (5, "id used twice")]
     assert store.rows_of(["d0", "d1", "d2"]) == {"d0": 0, "d1": 1, "d2": 2}
-    with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'd0' is already that of .*c\.jsonl:1; give each"):
+    with pytest.raises(DataError, match=r"c\.jsonl:3: .*c\.jsonl:1 already has the id 'd0'; give each"):
         build(tmp_path, jsonl(tmp_path, lines, "error", deduplicate), tokenizer)
 
 

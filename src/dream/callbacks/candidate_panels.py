@@ -1,4 +1,4 @@
-"""Shows in TensorBoard, as text, what the language model teaches and what the retriever has learnt from it.
+"""Shows in TensorBoard the candidates of a few windows, with the probabilities of language model and retriever.
 
 Shape suffixes as in `batch.py`.
 """
@@ -19,9 +19,9 @@ from dream.store.store import Store
 from dream.utils.errors import require
 
 PROJECTED = 1_000  # passages in the embedding projector
-SEED = 20_260_627  # of the projected passages: the same ones at the start and at the end
-SAME_WORDS = 0.5  # share of two windows' words from which on only one of them is shown
-HEADINGS = {  # a panel each, with the tag candidates/<name>
+SEED = 20_260_627  # fixed, so the projector shows the same passages at the start and at the end
+SAME_WORDS = 0.5  # if two windows share at least this fraction of their words, only one of them is shown
+HEADINGS = {  # one panel for each, with the tag candidates/<name>
     "disagreement": "LM and retriever disagree most",
     "confident": "The LM is most confident",
     "uncertain": "The LM is least confident",
@@ -93,7 +93,7 @@ class CandidatePanels(L.Callback):
 
 
 def panels(store: Store, window_ids_B: Tensor, outputs: dict[str, Tensor]) -> dict[str, str]:
-    """HTML of each kind of window in `HEADINGS`; a kind is missing if all windows left resemble a chosen one."""
+    """HTML of each kind of window in `HEADINGS`. A kind is missing if all remaining windows resemble a chosen one."""
     names = ("candidate_ids_SK", "posterior_SK", "retriever_SK")
     ids_SK, posterior_SK, retriever_SK = (outputs[name].detach().cpu() for name in names)
     gain_S = outputs["gain_S"].tolist()
@@ -114,9 +114,9 @@ def panels(store: Store, window_ids_B: Tensor, outputs: dict[str, Tensor]) -> di
 
 
 def choose(store: Store, window_ids: list[int], posterior_SK: Tensor, retriever_SK: Tensor) -> dict[str, int]:
-    """Row of the window of each kind. Windows that resemble one that is chosen already are skipped.
+    """Row of the window of each kind. Windows that resemble a chosen window are skipped.
 
-    Disagreement is the total variation distance, half of the summed absolute differences of both distributions.
+    Disagreement is the total variation distance: half the sum of the absolute differences of both distributions.
     """
     entropy_S = torch.special.entr(posterior_SK.float()).sum(1)
     scores = {
@@ -137,19 +137,19 @@ def _alike(store: Store, one: int, other: int) -> bool:
     """Whether two windows have the same document, or at least half of their content words in common."""
     if store.windows["document"][one] == store.windows["document"][other]:
         return True
-    ours, theirs = (" ".join(store.window_text(window)) for window in (one, other))
-    return alike(ours, theirs, SAME_WORDS)
+    first_text, second_text = (" ".join(store.window_text(window)) for window in (one, other))
+    return alike(first_text, second_text, SAME_WORDS)
 
 
 def _board(trainer: L.Trainer) -> Any:
-    """TensorBoard's writer, on the one process that logs."""
+    """TensorBoard's writer. None without a TensorBoardLogger, and on processes that do not log."""
     if not trainer.is_global_zero:
         return None
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 def _passage(store: Store, passage_id: int) -> tuple[str | None, str]:
-    """(text, title of its document); -1 stands for no passage."""
+    """(text, title of its document). The id -1 means that there is no passage."""
     return (store.passage_text(passage_id), _title(store, passage_id)) if passage_id >= 0 else (None, "no passage")
 
 

@@ -28,7 +28,7 @@ class LastCheckpoint(_RunCheckpoint):
     """Saves checkpoints/last.ckpt at regular steps, to resume from.
 
     Args:
-        every_n_train_steps: optimizer steps between two savings; a crash costs at most this much work.
+        every_n_train_steps: optimizer steps between two checkpoints; a crash loses at most the work of these steps.
     """
 
     def __init__(self, every_n_train_steps: int) -> None:
@@ -36,11 +36,11 @@ class LastCheckpoint(_RunCheckpoint):
 
 
 class BestCheckpoint(_RunCheckpoint):
-    """Saves checkpoints/best.ckpt when a metric is higher than ever before in the run.
+    """Saves checkpoints/best.ckpt when a metric is higher than at all earlier steps of the run.
 
     Args:
         monitor: name of the metric, e.g. val/ndcg_at_10.
-        every_n_train_steps: optimizer steps between two comparisons; the same as between two evaluations.
+        every_n_train_steps: optimizer steps between two comparisons; use the interval of the evaluation.
     """
 
     def __init__(self, monitor: str, every_n_train_steps: int) -> None:

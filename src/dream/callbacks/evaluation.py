@@ -11,16 +11,16 @@ from dream.utils.errors import require
 
 
 class RetrievalEvaluation(L.Callback):
-    """Logs `val/*`, the metrics of the labelled queries of `split`, searched in the index.
+    """Searches the labelled queries of `split` in the index, and logs their metrics as `val/*`.
 
     Order: after `IndexRefresh`, and at a multiple of its interval, so that the same weights embed queries and passages.
 
     Args:
-        split: of the labelled queries.
+        split: name of the split of labelled queries.
         every_n_steps: optimizer steps between two evaluations; 0: only at the end.
 
     Raises:
-        ConfigError: `every_n_steps` is negative, or no multiple of the refresh interval.
+        ConfigError: `every_n_steps` is negative, or not a multiple of the refresh interval.
     """
 
     def __init__(self, split: str, every_n_steps: int) -> None:

@@ -28,11 +28,11 @@ class FinalReport(L.Callback):
     trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
     loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there is no table.
 
-    Order: after `IndexRefresh`, so that the last snapshot is that of the trained encoder.
+    Order: after `IndexRefresh`, so that the last snapshot belongs to the trained encoder.
 
     Args:
-        split: of the labelled queries.
-        keep_untrained: save the untrained encoder in the run's folder, so that dream-evaluate can rank by it, too.
+        split: name of the split of labelled queries.
+        keep_untrained: save the untrained encoder in the run's folder. dream-evaluate can then rank by it, too.
     """
 
     def __init__(self, split: str, keep_untrained: bool) -> None:
@@ -47,7 +47,8 @@ class FinalReport(L.Callback):
             with new_directory(run / UNTRAINED_ENCODER) as unfinished:
                 pl_module.encoder.save(unfinished)
         corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
-        refresh = next((each for each in trainer.callbacks if isinstance(each, IndexRefresh)), None)  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        refresh = next((callback for callback in callbacks if isinstance(callback, IndexRefresh)), None)
         if refresh is None or self.split not in corpus.splits():
             return
         self.queries = LabelledQueries(corpus, pl_module.store, self.split)
@@ -89,9 +90,9 @@ class FinalReport(L.Callback):
 
 
 def _stored_scores(file: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:
-    """The scores that the run stored when it started; None for a new run, or if the file is damaged or does not match.
+    """The scores that the run stored at its start. None for a new run, or if the file is damaged or does not match.
 
-    Only the folder shows whether a run is resumed: in `setup`, `trainer.ckpt_path` is not set yet.
+    `trainer.ckpt_path` is not set yet in `setup`, so the folder shows whether the run is resumed.
     """
     resumed = any(path for pattern in CHECKPOINT_PATTERNS for path in file.parent.glob(pattern))
     if not file.exists() and not resumed:

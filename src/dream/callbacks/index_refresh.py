@@ -1,4 +1,4 @@
-"""Keeps the index fresh: embeds the whole corpus again with the current encoder, every n steps."""
+"""Keeps the index fresh: every n steps, the current encoder embeds the whole corpus again."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,18 +13,18 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-KEEP = 1  # newest snapshots that are kept, in addition to those that a checkpoint of the run names
+KEEP = 1  # number of newest snapshots to keep, in addition to the snapshots named by the run's checkpoints
 
 
 class IndexRefresh(L.Callback):
     """Refreshes `pl_module.index` at the start, every `every_n_steps` steps, and at the end.
 
-    A checkpoint names the snapshot that was searched when it was written. Resuming opens that snapshot, so the run gets
-    the same candidates as without the interruption. A snapshot is kept as long as a checkpoint in the run's folder
-    names it.
+    A checkpoint names the snapshot that was searched when the checkpoint was written. Resuming opens that snapshot, so
+    the run gets the same candidates as without the interruption. A snapshot is kept as long as a checkpoint in the
+    run's folder names it.
 
-    Logs `index/overlap_at_10` and `index/seconds` at each refresh, and at each step `index/age_steps` and
-    `index/age_fraction`, the age divided by the refresh interval.
+    Logs `index/overlap_at_10` and `index/seconds` at each refresh. Logs `index/age_steps` and `index/age_fraction` (the
+    age divided by the refresh interval) at each step.
 
     Order: before all callbacks that use the index. Lightning calls checkpoints last, so a checkpoint always names the
     refreshed snapshot.
@@ -34,7 +34,7 @@ class IndexRefresh(L.Callback):
         batch_passages: passages embedded at a time.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: an argument is out of range.
         DreamError: the module has no index.
     """
 
@@ -81,22 +81,22 @@ class IndexRefresh(L.Callback):
             self._refresh_unless_fresh(trainer, pl_module)
 
     def _is_current(self, trainer: L.Trainer, pl_module: Any) -> bool:
-        """Whether this step's weights are in the index already: `FinalReport` refreshes it before training."""
+        """Whether the index already contains this step's weights: `FinalReport` refreshes it before training."""
         current = _handle(pl_module).current
         if current is None or current.step != trainer.global_step:
             return False
         return current.encoder_fingerprint == pl_module.encoder.fingerprint()
 
     def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """With gradient accumulation, several batches have the same step; only the first of them refreshes."""
+        """With gradient accumulation, several batches have the same step. Only the first of them refreshes."""
         current = _handle(pl_module).current
         if current is None or current.step != trainer.global_step:
             self.refresh(trainer, pl_module)
 
     def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule, prune: bool = True) -> None:
-        """Embed the corpus with the current encoder into a new snapshot, on rank 0, and let all ranks search it.
+        """Embed the corpus with the current encoder into a new snapshot, on rank 0. All ranks then search it.
 
-        `prune`: delete snapshots that nothing needs any more.
+        `prune`: delete snapshots that are no longer needed.
         """
         module: Any = pl_module
         handle = _handle(pl_module)
@@ -133,7 +133,7 @@ class IndexRefresh(L.Callback):
         }
 
     def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Open the snapshot that the checkpoint names: in this run, in the checkpoint's, or where it was written."""
+        """Open the snapshot that the checkpoint names: in this run, in the checkpoint's run, or at its old path."""
         module: Any = pl_module
         handle = _handle(pl_module)
         checkpoint = Path(trainer.ckpt_path or ".").absolute()
@@ -143,7 +143,7 @@ class IndexRefresh(L.Callback):
         for path in filter(Path.exists, dict.fromkeys(paths)):
             try:
                 handle.open(path, module.store, module.encoder.width, fingerprint)
-            except DataError as error:  # damaged, or of another store: restore it, or try the next path
+            except DataError as error:  # damaged, or made from another store: restore it, or try the next path
                 log.info(str(error))
                 if not handle.restore(
                     path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
@@ -158,7 +158,7 @@ class IndexRefresh(L.Callback):
         return False
 
     def _to_keep(self, handle: IndexHandle) -> set[Path]:
-        """The newest snapshots, and those named by checkpoints anywhere in the run's folder."""
+        """The newest snapshots, and the snapshots that any checkpoint in the run's folder names."""
         newest = sorted(handle.snapshots(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-KEEP:]
         run = handle.folder.parent
         named = set()
@@ -168,7 +168,7 @@ class IndexRefresh(L.Callback):
                 self._named[key] = _snapshot_of(file, run, self.state_key)
             path = self._named[key]
             if path is None:
-                return set(handle.snapshots())  # unreadable checkpoint: it may need any of them, so keep all
+                return set(handle.snapshots())  # an unreadable checkpoint may need any snapshot, so keep all
             named.add(path)
         return named | set(newest)
 

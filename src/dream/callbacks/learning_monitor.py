@@ -19,7 +19,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-SEED = 20_260_627  # of the sampled passages: the same ones in every run
+SEED = 20_260_627  # fixed, so every run samples the same passages
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Thresholds:
     """When to warn. All measurements are on pydocs with the default config.
 
     Attributes:
-        steps: batches over which values are averaged; no warning before as many batches.
+        steps: batches over which values are averaged. The first warning comes after this number of batches.
         uniform_entropy: at or above this fraction of ln K, the LM posterior prefers no candidate. Measured: untrained
             scorers 0.9997, a scratch scorer after 400 steps of pretraining 0.977.
         one_hot_entropy: at or below this fraction of ln K, the posterior has only one candidate (with K = 8 its
             probability is about 99.5 %).
-        gain: nats per target token; at or below, the scorer does not read its candidates. Measured: untrained scorers
-            0.002 to 0.006, by chance; a scratch scorer after 400 steps of pretraining 0.035.
-        least_spread: 1 - mean cosine of two embeddings; at or below, they have collapsed. Measured: static passages
-            0.69 before training, 0.99 after 50 steps.
+        gain: nats per target token; at or below this value, the scorer does not use its candidates. Measured: untrained
+            scorers 0.002 to 0.006, by chance; a scratch scorer after 400 steps of pretraining 0.035.
+        least_spread: 1 - mean cosine of two embeddings; at or below this value, they have collapsed. Measured: static
+            passages 0.69 before training, 0.99 after 50 steps.
         spread_of_start: the same threshold as a fraction of the spread at the start of the run.
-        least_rank: effective rank; at or below, the passages' embeddings have collapsed. Measured: static 336 of 512
-            before training, 345 after 100 steps.
+        least_rank: effective rank; at or below this value, the passages' embeddings have collapsed. Measured: static
+            336 of 512 before training, 345 after 100 steps.
         rank_of_start: the same threshold as a fraction of the effective rank at the start of the run.
         sample: passages whose embeddings are measured at each refresh.
-        popular_fraction: fraction of all passages that counts as popular: the most frequent candidates.
-        popular_share: share of all candidates; at or above, the popular passages displace the others. Measured: 0.02
-            to 0.03.
+        popular_fraction: the most frequent candidates are called popular; they are this fraction of all passages.
+        popular_share: share of all candidates; at or above this value, popular passages displace the others. Measured:
+            0.02 to 0.03.
     """
 
     steps: int = 100
@@ -60,18 +60,18 @@ class Thresholds:
 
 
 class LearningMonitor(L.Callback):
-    """Warns if a run learns nothing: once for each kind of problem, with the remedy. Warnings are in summary.json, too.
+    """Warns if a run learns nothing, once for each kind of problem. Warnings name the remedy and are in summary.json.
 
-    Watches means over the last batches, the embeddings in the index, and how often each passage is a candidate.
-    Entropy, gain and popularity exist only for objectives with a posterior. The state is in checkpoints, so a resumed
-    run does not repeat a warning. Uses no random numbers.
+    Measures means over the last batches, the embeddings in the index, and how often each passage is a candidate.
+    Entropy, gain and popularity exist only for objectives with a posterior. Checkpoints contain the state, so a resumed
+    run does not repeat a warning. No random numbers are used.
 
     Logs `train/query_cosine`, `train/popular_share`, `index/passage_cosine` and `index/effective_rank`.
 
     Order: after `IndexRefresh`, so that a new snapshot is measured at the step of its refresh.
 
     Args:
-        thresholds: when to warn; by default the measured ones.
+        thresholds: when to warn; None: the defaults of `Thresholds`.
     """
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
@@ -144,7 +144,7 @@ class LearningMonitor(L.Callback):
                            "(scorer.training.max_steps), or choose better candidates (candidates=bm25)")  # fmt: skip
 
     def _judge_spread(self, trainer: L.Trainer, pl_module: Any, of: str, cosine: float) -> None:
-        """Warn if all embeddings have nearly the same direction, also compared with the start of the run."""
+        """Warn if all embeddings have nearly the same direction, in absolute terms or compared with the run's start."""
         first = self._first.setdefault(f"{of}_cosine", cosine)
         if 1 - cosine <= max(self.limits.least_spread, self.limits.spread_of_start * (1 - first)):
             self._warn(trainer, f"collapsed_{of}_embeddings",
@@ -214,8 +214,8 @@ def relative_entropy(posterior_SK: Tensor) -> Tensor:
 def popular_share(proposed_N: Tensor, fraction: float) -> float:
     """Share of all candidates that are among the most frequent `fraction` of passages.
 
-    As long as there were fewer candidates than the corpus has passages, `fraction` is of the number of candidates:
-    otherwise the popular passages of a large corpus could include all candidates.
+    If there were fewer candidates than passages so far, `fraction` refers to the number of candidates. Otherwise the
+    popular passages of a large corpus could include all candidates.
     """
     times_U = proposed_N[proposed_N > 0]
     candidates = int(times_U.sum())
@@ -226,7 +226,5 @@ def popular_share(proposed_N: Tensor, fraction: float) -> float:
 def _against_collapse(trainer: L.Trainer, pl_module: Any) -> str:
     group = trainer.optimizers[0].param_groups[0]
     narrow = not getattr(pl_module.objective, "in_batch", True)
-    more = "objective.in_batch=true" if narrow else "a larger data.batch_size"
-    return (
-        f"lower optimizer.optimizer.lr={group.get('initial_lr', group['lr'])}, or let texts repel more others: {more}"
-    )
+    remedy = "objective.in_batch=true" if narrow else "a larger data.batch_size"
+    return f"lower optimizer.optimizer.lr={group.get('initial_lr', group['lr'])}, or use more negatives: {remedy}"

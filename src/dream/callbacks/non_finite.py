@@ -1,4 +1,4 @@
-"""Stops a run with inf or nan in it, before the optimizer step."""
+"""Stops a run before the optimizer step if a value is inf or nan."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from dream.utils.errors import NumericalError
 
 REPORT = "non_finite.json"  # in the run's folder
 WINDOWS = 16  # broken windows that are described in full; the others are listed by id
-CHARACTERS = 160  # of a context, target or passage in the report
+CHARACTERS = 160  # quoted from a context, target or passage in the report
 CHECKED = {"loss": "loss", "query_BD": "embedding", "loglik_SK": "log-likelihood", "sim_SK": "similarity"}
 
 
@@ -42,7 +42,7 @@ class NonFiniteGuard(L.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-        # A sum is finite only if all its terms are. It takes a tenth of the time of checking each term.
+        # A sum is finite only if all its terms are finite. Summing takes a tenth of the time of checking each term.
         sums = torch.stack([pl_module.outputs[name].sum() for name in CHECKED if name in pl_module.outputs])
         finite = bool(sums.sum().isfinite())  # one wait for the device
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
@@ -135,7 +135,7 @@ def _cause_in_scorer(scorer: Any, values: str) -> str:
 
 
 def _cause_in_encoder(pl_module: Any, gives: str) -> str:
-    """The weights are finite, but not the result: either they are too large, or the precision has too small a range."""
+    """The weights are finite, but the result is not. Weights are too large, or the precision's range is too small."""
     largest = max(weight.abs().max().item() for weight in pl_module.parameters())
     says = f"the encoder, whose largest weight is {largest:.2g}, gives {gives}"
     if (precision := str(pl_module.trainer.precision)).startswith(("32", "64")):
@@ -150,7 +150,7 @@ def _cause_in_weights(pl_module: Any, broken: list[str]) -> str:
 
 @torch.no_grad()
 def _broken_windows(pl_module: Any, batch: WindowBatch) -> Tensor:
-    """broken_B, on the CPU: whether numbers of a window's query, candidates or continuation are not finite."""
+    """broken_B, on the CPU: whether a value of the window's query, candidates or continuation is not finite."""
     outputs = pl_module.outputs
     finite_B = outputs["query_BD"].isfinite().all(1)
     for name in ("loglik_SK", "sim_SK"):

@@ -4,7 +4,7 @@ import sys
 
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-REFRESH_WITHOUT_TERMINAL = 25  # steps between two updates, each of which is a line in a log file
+REFRESH_WITHOUT_TERMINAL = 25  # steps between two updates; in a log file, each update is a line
 
 
 class TrainProgress(TQDMProgressBar):

@@ -20,8 +20,8 @@ class Throughput(Checkpoint):
 
     `perf/cache_hit_rate` is the share of (window, candidate) pairs whose log-likelihood was already known.
 
-    Order: after all other callbacks, so that their time does not count as waiting for data. Lightning calls checkpoints
-    last, so this is a Checkpoint, although it saves nothing, and comes after the others in the list.
+    Order: after all other callbacks, because their time must not count as waiting for data. Lightning calls checkpoints
+    last. For this reason this class is a Checkpoint, although it saves nothing, and comes last in the list.
     """
 
     def __init__(self) -> None:
@@ -40,21 +40,21 @@ class Throughput(Checkpoint):
         self._timed_before = sum(self._seconds.values())
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._on_stepped()  # if gradients are accumulated, no optimizer follows
+        self._on_stepped()  # if gradients are accumulated, no optimizer step follows
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: WindowBatch, batch_idx: int
     ) -> None:
         self._windows += len(batch) * trainer.world_size
         step = trainer.global_step
-        # With gradient accumulation, several batches have the same step; only the first one of them is logged.
+        # With gradient accumulation, several batches have the same step. Only the first of them is logged.
         if step % trainer.log_every_n_steps == 0 and step != self._logged_at:  # type: ignore[attr-defined]
             self._logged_at = step
             self._log(pl_module)
         self._ended = time.perf_counter()
 
     def _on_stepped(self, *_: Any) -> None:
-        """Add to `step` the time since the last call, or since the start of the batch, that is in no other part."""
+        """Add to `step` the time since the last call or the start of the batch, without the time of other parts."""
         now, timed = time.perf_counter(), sum(self._seconds.values())
         self._seconds["step"] += now - self._started - (timed - self._timed_before)
         self._started, self._timed_before = now, sum(self._seconds.values())

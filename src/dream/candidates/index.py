@@ -11,7 +11,7 @@ from dream.store.store import Store
 if TYPE_CHECKING:
     from dream.indexes.snapshot import IndexHandle
 
-OVER_RETRIEVE = 4  # passages searched for each requested one, because those of the window's own document are excluded
+OVER_RETRIEVE = 4  # passages found for each requested one: passages of the window's own document are excluded later
 
 
 class IndexCandidates:

@@ -30,8 +30,8 @@ class CandidateSource(Protocol):
     def propose(self, windows: WindowBatch, query_BD: Tensor, k: int, step: int) -> np.ndarray:
         """Passage ids for each window.
 
-        The mixture removes excluded passages and repetitions; a source should return more than k ids if many of them
-        are excluded.
+        The mixture removes excluded passages and repetitions. A source should return more than k ids if many of its ids
+        are likely to be excluded.
 
         Args:
             query_BD: embeddings of the windows' contexts.
@@ -45,21 +45,21 @@ class CandidateSource(Protocol):
 
 
 class CandidateMixture:
-    """Fills the K candidates of each window from several sources, without repetitions and excluded passages.
+    """Takes the K candidates of each window from several sources, without repetitions and excluded passages.
 
-    Each source gives its share, best candidates first. If a source has too few, the other sources fill its places, in
-    the order of `schedule`, and then random passages.
+    Each source gives its share, best candidates first. If a source has too few, candidates of the other sources are
+    added in the order of `schedule`, and then random passages.
 
     Args:
         sources: by name.
-        schedule: by name, the source's share at step 0 (`start`) and from step `schedule_steps` on (`end`). Shares are
-            relative; a source without an entry is not used.
-        schedule_steps: optimizer steps of the linear change.
+        schedule: by name, the source's share at step 0 (`start`) and at step `schedule_steps` and later (`end`).
+            Shares are relative. A source without an entry is not used.
+        schedule_steps: optimizer steps over which shares change linearly.
         k: candidates of a window, K.
-        scored_windows: how many windows of a step the LM scores, the first ones; None: all.
-        hard_negatives: the other windows get candidates, too, as negatives.
+        scored_windows: the LM scores this number of windows of a step, the first ones; None: all.
+        hard_negatives: the other windows also get candidates, which are negatives.
         exclude: passages that may not be candidates, `document` or `overlap` (see exclusion.py).
-        seed: of the random passages.
+        seed: seed of the random passages.
 
     Raises:
         ConfigError: a value is out of range, `schedule` names an unknown source, or no source has a share.
@@ -98,10 +98,10 @@ class CandidateMixture:
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
-        """Prepare the sources that ever have a share.
+        """Prepare the sources that have a share above 0 at some step.
 
         Raises:
-            ConfigError: some window has fewer than K allowed passages.
+            ConfigError: a window has fewer than K allowed passages.
         """
         self.store = store
         allowed = fewest_allowed(store, self.exclude, self.k)
@@ -133,7 +133,7 @@ class CandidateMixture:
         return torch.tensor(rows, dtype=torch.int64, device=query_BD.device)
 
     def _allowed(self, source: CandidateSource, windows: WindowBatch, query_BD: Tensor, step: int) -> list[list[int]]:
-        """The source's allowed ids of each window, best first. 2K are enough: at most K of them are repetitions."""
+        """The source's allowed ids of each window, best first. 2K ids are enough: at most K are repetitions."""
         ids_BM = source.propose(windows, query_BD, self.k, step)
         usable_BM = ~excluded(ids_BM, windows, self.store, self.exclude)
         return [ids[usable][: 2 * self.k].tolist() for ids, usable in zip(ids_BM, usable_BM, strict=True)]
@@ -149,7 +149,7 @@ class CandidateMixture:
             for row, drawn, barred in zip(rows, drawn_BM, barred_BM, strict=True):
                 extend(row, drawn[~barred].tolist(), self.k)
         first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), self.store, self.exclude)
-        for b, row in enumerate(rows):  # still short only if nearly every passage is excluded or taken
+        for b, row in enumerate(rows):  # a row is still short only if nearly every passage is excluded or taken
             if len(row) < self.k:
                 allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
                 position = windows.consumed - len(windows) + b
@@ -157,7 +157,9 @@ class CandidateMixture:
 
 
 def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
-    """Numbers of candidates that sum to k, by the largest-remainder method. Of equal remainders the first source wins.
+    """Numbers of candidates that sum to k, by the largest-remainder method.
+
+    If remainders are equal, the first source has priority.
 
     Example:
         >>> quotas({"bm25": 0.5, "index": 0.25, "random": 0.25}, 5)

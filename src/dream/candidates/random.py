@@ -1,4 +1,4 @@
-"""Random candidates, to compare helpful passages with."""
+"""Random candidates. The helpful passages are compared with them."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, passages: int) -> np.ndarray:
     """(B, count) int64 ids below `passages`, uniform, with repetitions.
 
-    They depend only on the arguments and on the windows' positions in the run, so a resumed run draws the same ones.
+    They depend only on the arguments and on the windows' positions in the run, so a resumed run draws the same ids.
 
     Args:
         stream: number of the random stream; different streams are independent.
@@ -31,7 +31,7 @@ class RandomCandidates:
     """Draws uniformly from all passages of the corpus.
 
     Args:
-        seed: of the draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, seed: int) -> None:

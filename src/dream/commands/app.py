@@ -1,4 +1,4 @@
-"""What all commands share: Hydra, and one-line messages for mistakes of the user."""
+"""Code shared by all commands: start Hydra, and show a user's mistake as one line."""
 
 import difflib
 import errno
@@ -33,7 +33,7 @@ UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, err
 def command(
     config_name: str, about: str, keys: Sequence[str]
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Turn `task(cfg)` into a console script. HYDRA_FULL_ERROR=1 shows the traceback of a mistake, too.
+    """Turn `task(cfg)` into a console script. With HYDRA_FULL_ERROR=1, mistakes are shown with their traceback.
 
     Args:
         config_name: the command's config in conf/, without .yaml.
@@ -94,7 +94,7 @@ def _hydra_raises_errors() -> Iterator[bool]:
 
 
 def parseable(argument: str, config_name: str) -> list[str]:
-    """The argument as Hydra can parse it.
+    """Rewrite a command-line argument so that Hydra can parse it.
 
     Values with blanks, brackets or `=` get quotes, `~` becomes the home folder, and `group=null` leaves a group out.
     """
@@ -133,9 +133,9 @@ def how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
     same = [*script.split(), *arguments[1:]]
     where = f"; the last checkpoint is {stop.checkpoint}" if stop.checkpoint else "; completed work is kept"
     if stop.sweep:
-        multirun = ("-m", "--multirun", "hydra.sweep.dir=")  # argparse wants all overrides side by side
-        rest = [argument for argument in arguments[1:] if not argument.startswith(multirun)]
-        same = [*script.split(), "-m", *rest, f"hydra.sweep.dir={stop.sweep}"]
+        multirun = ("-m", "--multirun", "hydra.sweep.dir=")  # argparse needs all overrides next to each other
+        overrides = [argument for argument in arguments[1:] if not argument.startswith(multirun)]
+        same = [*script.split(), "-m", *overrides, f"hydra.sweep.dir={stop.sweep}"]
     elif stop.checkpoint:
         overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
         same = [*script.split(), "ckpt=last", *overrides]
@@ -183,7 +183,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _disk_problem(error: BaseException) -> str | None:
-    """A full disk, or one that refuses, is no bug of this program."""
+    """The message for a disk that is full or cannot be used, which is not a bug of this program. None if it is fine."""
     full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     where = getattr(error, "filename", None)
     if full:
@@ -219,7 +219,7 @@ def _unknown_key(text: str, config_name: str) -> str | None:
 
 
 def _trainer_key(key: str) -> str | None:
-    """For keys of Lightning's Trainer that the config does not have: how to add them, or why not."""
+    """If Lightning's Trainer has a key that the config lacks: how to add it, or why it cannot be used."""
     section, _, name = key.partition(".")
     if section != "trainer":
         return None

@@ -1,4 +1,4 @@
-"""Help texts from the comments of the YAML files: `--help`, without importing Hydra, and the configuration page."""
+"""Reads the comments of the YAML files, for `--help` (without importing Hydra) and for the configuration page."""
 
 import re
 import textwrap
@@ -14,14 +14,14 @@ COLUMNS = 110
 
 
 class Key(NamedTuple):
-    """A key of a YAML file: its value as written, and the comment beside it."""
+    """A key of a YAML file: its value as written, and the comment on the same line."""
 
     value: str
     comment: str
 
 
 def read_keys(file: Path) -> dict[str, Key]:
-    """The keys of a YAML file by dotted name, in their order, without the defaults list."""
+    """The keys of a YAML file by dotted name, in file order, without the defaults list."""
     keys: dict[str, Key] = {}
     path: list[tuple[int, str]] = []
     for line in file.read_text().splitlines():
@@ -48,7 +48,7 @@ def default_choices(file: Path) -> dict[str, str]:
 
 
 def help_text(config_dirs: Sequence[Path], command: str, about: str, keys: Sequence[str]) -> str:
-    """What a command is for, its config groups, and the keys that people change most.
+    """The text of --help: the purpose of a command, its config groups, and the keys that are changed most.
 
     Args:
         config_dirs: the project's conf folder, then folders of --config-dir.
@@ -64,8 +64,8 @@ def help_text(config_dirs: Sequence[Path], command: str, about: str, keys: Seque
         lines += ["Choices (group=choice, the default first):"]
         for group, default in plain.items():
             names = [name for folder in config_dirs for name in choices(folder / group)]
-            rest = [name for name in dict.fromkeys(names) if name != default]
-            listed = ", ".join([*([default] if default != "None" else []), *rest])
+            others = [name for name in dict.fromkeys(names) if name != default]
+            listed = ", ".join([*([default] if default != "None" else []), *others])
             lines += textwrap.wrap(listed, COLUMNS, initial_indent=f"  {group:<12} ", subsequent_indent=" " * 15)
         lines.append("")
     lines.append("Often changed (key=value):")
@@ -74,12 +74,12 @@ def help_text(config_dirs: Sequence[Path], command: str, about: str, keys: Seque
         comment = key.comment.partition(";")[0].partition(". ")[0]
         shown = f"  {name}={key.value}".replace("${paths.logs}", "logs").ljust(WIDTH)
         lines += textwrap.wrap(f"{shown} {comment}", COLUMNS, subsequent_indent=" " * (WIDTH + 1), drop_whitespace=True)
-    more = "All keys: --cfg job    Your own configs: --config-dir FOLDER    Hydra: --hydra-help"
-    return "\n".join([*lines, "", more])
+    footer = "All keys: --cfg job    Your own configs: --config-dir FOLDER    Hydra: --hydra-help"
+    return "\n".join([*lines, "", footer])
 
 
 def _find(conf: Path, main: Path, groups: dict[str, str], name: str) -> Key:
-    """The key in the command's own YAML, in the default choice of its group, or in what that inherits."""
+    """The key, found in the command's own YAML, in the default choice of its group, or in a file that it inherits."""
     group, _, inner = name.partition(".")
     own = read_keys(main)
     if name in own or group not in groups:

@@ -94,10 +94,10 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
 
 
 def settings_of(cfg: DictConfig) -> "EvaluationSettings":
-    """The settings of the command's config.
+    """Read the settings from the command's config.
 
     Raises:
-        ConfigError: a value cannot work.
+        ConfigError: a value is not allowed.
     """
     from hydra.utils import instantiate
 
@@ -139,9 +139,9 @@ def _published(cfg: DictConfig) -> "dict[str, Callable[[str], Encoder]]":
 
 
 def _other_corpus(cfg: DictConfig) -> "Corpus | None":
-    """The corpus of the command line; None: the run's own. `deduplicate` replaces the corpus's own key.
+    """The corpus given on the command line; None: use the run's corpus. `deduplicate` replaces the corpus's own key.
 
-    The replaced value is also written into `cfg`, so that evaluation.yaml has the value that was used.
+    The replaced value is also written into `cfg`, so evaluation.yaml contains the value that was used.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate

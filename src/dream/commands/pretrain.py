@@ -1,4 +1,4 @@
-"""dream-pretrain: trains the scratch scorer of a corpus ahead of time, and measures how much it reads its passages."""
+"""dream-pretrain: trains the scratch scorer of a corpus in advance, and measures how much it uses its passages."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""dream-heads: ranks the scorer's attention heads by how much they look for the passage that helps."""
+"""dream-heads: ranks the scorer's attention heads by how much they attend to the helpful passage."""
 
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def heads(cfg: DictConfig) -> float:
-    """Rank the heads, or find the ranking kept; table, picture, TensorBoard. Returns the best head's score."""
+    """Rank the heads, or load the stored ranking. Show it as table and picture. Returns the best head's score."""
     from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -46,7 +46,7 @@ def heads(cfg: DictConfig) -> float:
     finder = text.objective.finder
     ranked = finder.open_or_find(text.scorer, text.store)
     about = f"{ranked.windows} windows of {cfg.corpus.name}"
-    title = f"Attention on the helpful passage above that on others and without a question, {about}"
+    title = f"Attention to the helpful passage minus attention to others and without a question, {about}"
     table = Table("rank", "layer", "head", "score", box=None)
     for rank, (layer, head, score) in enumerate(ranked.rows[: cfg.shown], start=1):
         table.add_row(str(rank), str(layer), str(head), f"{score:+.4f}")
@@ -56,8 +56,8 @@ def heads(cfg: DictConfig) -> float:
     picture.savefig(ranked.folder.with_suffix(".png"), dpi=150)
     with SummaryWriter(str(ranked.folder.parent / "tensorboard" / ranked.folder.name)) as board:
         board.add_image("heads", pixels(picture), dataformats="HWC")
-    log.info(f"\nKept in {ranked.folder}, drawn in {ranked.folder.with_suffix('.png')}. Train with them, with the same "
-        "corpus, scorer and objective.finder.*:\n  dream-train objective=attention")  # fmt: skip
+    log.info(f"\nSaved in {ranked.folder}, picture in {ranked.folder.with_suffix('.png')}. To train with these heads, "
+        "use the same corpus, scorer and objective.finder.*:\n  dream-train objective=attention")  # fmt: skip
     return ranked.rows[0][2]
 
 

@@ -27,7 +27,7 @@ KEYS = (
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
+    """Do one run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
     import lightning as L
 
     from dream.build import build_module, build_text, build_trainer, check_config

@@ -1,4 +1,4 @@
-"""What to do with a document that cannot be used. Only this file knows the values of `corpus.on_bad_document`."""
+"""Handles documents that cannot be used. Only this file knows the values of `corpus.on_bad_document`."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ class BadDocument(DataError):
 
     Args:
         file: Its file, or "" if unknown.
-        line: Its line in the file, from 1; the row of a Parquet file, the element of a JSON array.
+        line: Its line in the file, from 1. For Parquet, its row; for a JSON array, the number of the element.
         reason: A few words, used to count bad documents by kind.
         detail: What is wrong, and how to fix it. Cut after 300 characters.
     """
@@ -31,7 +31,7 @@ class BadDocumentPolicy:
     """Handles all bad documents of one pass over a corpus.
 
     Errors that concern a whole file, such as a damaged gzip file or a bad file of labels, stop the run under both
-    policies and do not come here.
+    policies. This class does not handle them.
 
     Args:
         policy: `error` stops at the first bad document; `skip` counts them, lists them and continues.

@@ -14,11 +14,11 @@ class Document:
     """One document of a corpus.
 
     Args:
-        id: The corpus's own name of the document. Labels refer to it.
-        title: Shown in search results only.
+        id: The document's id in the corpus. Labels refer to it.
+        title: Only shown in search results.
         text: Cut into passages and windows.
-        file: Where the document was read, for messages.
-        line: Its line there, from 1; the row of a Parquet file, the element of a JSON array.
+        file: The file that contains the document, for messages.
+        line: Its line in the file, from 1. For Parquet, its row; for a JSON array, the number of the element.
     """
 
     id: str
@@ -42,14 +42,14 @@ class Labels:
 
 
 class Corpus(Protocol):
-    """A source of documents. To add another, write one class and one YAML file."""
+    """A source of documents. To add a corpus, write one class and one YAML file."""
 
     name: str
     deduplicate: bool
     on_bad_document: str  # one of dream.corpora.bad_documents.POLICIES
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON-able description of everything that the documents depend on. It does not depend on the path."""
+        """Description of everything that the documents depend on, as JSON values. It does not depend on the path."""
         ...
 
     def size_bytes(self) -> int:
@@ -77,7 +77,7 @@ def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "
     """The path with `~` expanded.
 
     Raises:
-        ConfigError: It is missing, or not of this kind. The message names the key.
+        ConfigError: The path is missing, or not of this kind. The message names the key.
     """
     if not value:
         raise ConfigError(key, value, f"the path of a {kind} is needed, for example {key}=my_corpus")

@@ -14,8 +14,8 @@ from typing import Any
 
 from dream.utils.errors import DataError
 
-HEAD_BYTES = 512  # enough for every magic number here; that of tar is at byte 257
-WINDOW_LOG_MAX = 31  # the most that Zstandard allows, for files made with `zstd --long=31`
+HEAD_BYTES = 512  # enough for every magic number in this file; the one of tar is at byte 257
+WINDOW_LOG_MAX = 31  # the maximum of Zstandard, for files made with `zstd --long=31`
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -41,7 +41,7 @@ COMPRESSIONS = (
     Compression("Zstandard", (".zst",), re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _unpack_zstandard),
 )
 SUFFIXES = tuple(suffix for compression in COMPRESSIONS for suffix in compression.suffixes)
-# Files that are no text: first bytes, what they are, what to do.
+# Files that are not text: first bytes, what they are, what to do.
 _CONVERT = "write it as Parquet or JSON lines, e.g. with its library's to_parquet or to_json"
 OTHER_KINDS = (
     (re.compile(PARQUET_MAGIC), "a Parquet file", "read it with corpus=jsonl, which reads Parquet too"),
@@ -65,23 +65,23 @@ def compression_of(head: bytes) -> Compression | None:
 
 
 def expected_compression(path: Path) -> Compression | None:
-    """The compression that the file's suffix promises."""
+    """The compression that the file's suffix stands for."""
     suffix = path.suffix.lower()
     return next((compression for compression in COMPRESSIONS if suffix in compression.suffixes), None)
 
 
 def without_compression_suffix(path: Path) -> Path:
-    """The path of `a.jsonl` for that of `a.jsonl.gz`; any other path unchanged."""
+    """The path without the suffix of a compression: `a.jsonl.gz` becomes `a.jsonl`."""
     return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
 
 
 def other_kind(head: bytes) -> tuple[str, str] | None:
-    """(what it is, what to do) if a file that begins with these bytes is a known kind other than text."""
+    """(what it is, what to do) if a file with these first bytes is of a known kind that is not text."""
     return next(((kind, remedy) for magic, kind, remedy in OTHER_KINDS if magic.match(head)), None)
 
 
 def unpacking_errors() -> tuple[type[Exception], ...]:
-    """What the libraries raise for damaged files, in addition to OSError."""
+    """The errors that the libraries raise for damaged files, in addition to OSError."""
     errors: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError)
     try:
         return (*errors, _zstandard().ZstdError)

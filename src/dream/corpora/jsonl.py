@@ -22,25 +22,25 @@ log = get_logger(__name__)
 
 
 class JsonlCorpus:
-    """One record a document. The non-empty `text_fields`, joined by a newline, are the document's text.
+    """Each record is a document. The non-empty `text_fields`, joined by a newline, are the document's text.
 
-    The format is recognised by the file's suffix: .jsonl, .json (JSON lines or one array), .csv, .tsv or .parquet; each
-    but Parquet may be compressed (.gz, .bz2, .xz, .zst).
+    The format is recognised by the file's suffix: .jsonl, .json (JSON lines or one array), .csv, .tsv or .parquet. All
+    formats except Parquet may be compressed (.gz, .bz2, .xz, .zst).
 
     Args:
-        name: Shown in messages, and the first part of the store's name.
+        name: Shown in messages; also the first part of the store's name.
         path: The file.
-        id_field: Field of the id, which labels refer to; documents without it are named by their line number.
+        id_field: Field of the id, which labels refer to. Without it, a document's line number is its id.
         title_field: Field of the title.
         text_fields: `a.b` is field b of the object in field a. A list of texts is joined by newlines.
         deduplicate: Keep one copy of equal texts.
         queries: File of queries.
         qrels: File of relevance grades by split.
         on_bad_document: See `BadDocumentPolicy`.
-        max_document_mb: A longer document is a bad one, in MB.
+        max_document_mb: A document longer than this is a bad document, in MB.
 
     Raises:
-        ConfigError: A path or value cannot work.
+        ConfigError: A path or value is not usable.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class BeirCorpus(JsonlCorpus):
 
 
 def _files(folder: Path, first: str = ".jsonl") -> dict[str, Path]:
-    """Files of known formats by their name without suffixes. The format `first` has priority, then the plain file."""
+    """Files of known formats by name without suffixes. The format `first` has priority, then uncompressed files."""
     suffixes = [first, *(suffix for suffix in SUFFIXES if suffix != first)]
     packed = ["", *COMPRESSION_SUFFIXES]
     found: dict[str, list[tuple[int, int, Path]]] = {}

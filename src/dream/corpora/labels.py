@@ -1,4 +1,4 @@
-"""Reads labelled queries and relevance grades. They have no policy for bad records: the first one is an error."""
+"""Reads labelled queries and relevance grades. There is no policy for bad records: the first one is an error."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from dream.corpora.values import can_name, valid
 from dream.utils.errors import DataError
 
 HIGHEST_GRADE = 1000
-MOST_BYTES = 100_000_000  # of one query or label
+MOST_BYTES = 100_000_000  # maximum size of one query or label
 # Names of the fields, the usual one first.
 QUERY = Fields(
     ids=("_id", "id", "query-id", "query_id", "qid"),
@@ -35,8 +35,9 @@ def read_labels(queries: Path, qrels: Path) -> Labels:
 
     Args:
         queries: JSON lines or array, CSV, Parquet, or TSV with or without a header.
-        qrels: Lines of query-id, corpus-id and grade (BEIR) or query-id, 0, corpus-id and grade (TREC), separated by
-            tabs, spaces or, in a .csv file, commas, with or without a header; or JSON or Parquet with these fields.
+        qrels: Lines of query-id, corpus-id and grade (BEIR) or of query-id, 0, corpus-id and grade (TREC), with or
+            without a header. Separators are tabs or spaces, in a .csv file commas. JSON and Parquet with the same
+            fields are also accepted.
 
     Raises:
         DataError: A line cannot be read, two lines contradict each other, or a query has no text.
@@ -86,7 +87,7 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _qrel_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """(line, query id, document id, grade as it is written)"""
+    """(line, query id, document id, grade as text)"""
     form = format_of(SourceFile(path), default="tsv")
     if form not in ("csv", "tsv"):
         for number, record in _good_records(path, QREL):
@@ -127,7 +128,7 @@ def _good_records(path: Path, fields: Fields) -> Iterator[tuple[int, dict[str, A
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The value of the first of these fields that is there; None if there is none."""
+    """The value of the first of these fields that the record has; None if it has none of them."""
     values = (find_field(record, name) for name in names)
     return next((value for value in values if value is not MISSING), None)
 
@@ -151,6 +152,6 @@ def _is_number(cell: str) -> bool:
 
 
 def _grade(cell: str) -> int | None:
-    """An integer between -1000 and 1000, which may be written 1.0."""
+    """The grade, an integer between -1000 and 1000; 1.0 is accepted as 1. None for other text."""
     whole = _is_number(cell) and float(cell).is_integer() and abs(float(cell)) <= HIGHEST_GRADE
     return int(float(cell)) if whole else None

@@ -9,9 +9,9 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def split_lines(blocks: Iterator[bytes], most_bytes: int) -> Iterator[bytes | None]:
-    """Yield each line without its end (LF, CRLF or CR) and without a byte order mark; None for a longer line.
+    """Yield each line without its end (LF, CRLF or CR) and without a byte order mark. Yield None for a longer line.
 
-    A line may span many blocks. At most `most_bytes` of it are kept in memory.
+    A line may span many blocks. At most `most_bytes` bytes of it are kept in memory.
     """
     for line in _split(_unix_ends(blocks), most_bytes):
         yield line.removeprefix(BYTE_ORDER_MARK) if line else line
@@ -43,7 +43,7 @@ def too_long(file: str, number: int, most_bytes: int) -> BadDocument:
 
 
 def _unix_ends(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Turn CRLF and CR into LF. A CR at the end of a block waits for the next block."""
+    """Turn CRLF and CR into LF. A CR at the end of a block is handled with the next block."""
     held = b""
     for block in blocks:
         if held or b"\r" in block:

@@ -1,7 +1,7 @@
-"""Docstrings of the installed Python packages: real technical English that every machine of this project has.
+"""Docstrings of the installed Python packages: real technical English that exists wherever this project is installed.
 
-They are read with `ast`; nothing is imported. Labels come for free: a docstring's one-line summary is a query, and the
-rest of that docstring is its relevant document. The summaries of the held-out sets are removed from the corpus.
+They are read with `ast`; nothing is imported. Labels need no manual work: a docstring's one-line summary is a query,
+and the rest of that docstring is its relevant document. The held-out summaries are removed from the corpus.
 """
 
 import ast
@@ -28,25 +28,25 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-EXTRACTION = 2  # raise when the extraction below changes, so that cached corpora are extracted again
+EXTRACTION = 2  # increase it when the extraction below changes; cached corpora are then extracted again
 SPLITS = ("dev", "test")
 MIN_CHARACTERS = 200  # shorter docstrings are left out
-SEED = 0  # chooses the held-out summaries: all runs have the same queries
-LONGEST_MB = 10  # no docstring is nearly as long
+SEED = 0  # chooses the held-out summaries; it is fixed, so all runs have the same queries
+LONGEST_MB = 10  # all docstrings are much shorter
 
 
 class PyDocsCorpus(BeirCorpus):
-    """Extracts the docstrings once into BEIR's layout under `cache_dir`, then reads them from there.
+    """Extracts the docstrings once, writes them in BEIR's layout under `cache_dir`, and then reads these files.
 
     Args:
-        name: Shown in messages, and the first part of the store's name.
+        name: Shown in messages; also the first part of the store's name.
         packages: Importable names of installed packages.
-        stdlib: Read the standard library, too.
+        stdlib: Also read the standard library.
         heldout_fraction: Share of the one-line summaries that become queries, for each of dev and test.
         cache_dir: Folder of the extracted corpora.
 
     Raises:
-        ConfigError: A package is not installed, or a value cannot work.
+        ConfigError: A package is not installed, or a value is not allowed.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class PyDocsCorpus(BeirCorpus):
                         lines.writelines(f"{split}{number}\t{name}\t1\n" for name in names)
 
     def _split_of(self, summary: str) -> str | None:
-        """The split a summary is held out for. Equal summaries share it, so no copy of a query stays in the corpus."""
+        """The split of a held-out summary, or None. It depends on the text only, so copies have the same split."""
         digest = hashlib.blake2b(f"{SEED} {summary.lower()}".encode(), digest_size=8).digest()
         position = int.from_bytes(digest) / 2**64 / self.heldout_fraction
         return SPLITS[int(position)] if position < len(SPLITS) else None
 
 
 def split_summary(docstring: str) -> tuple[str, str]:
-    """(one-line summary, rest), or ("", docstring) if the docstring does not begin with a usable summary."""
+    """(one-line summary, rest). If the docstring does not begin with a usable summary: ("", docstring)."""
     summary, _, body = docstring.partition("\n\n")
     usable = "\n" not in summary and 20 <= len(summary) <= 160 and len(summary.split()) >= 4 and len(body) >= 100
     if not usable or summary.startswith((">>>", ".. ")) or summary.endswith(")"):
@@ -138,14 +138,14 @@ def _roots(packages: list[str], stdlib: bool) -> list[Path]:
 
 
 def _python_files(root: Path) -> list[Path]:
-    """Source files below `root`, sorted, without tests and without vendored or installed packages."""
+    """Source files in `root` and its subfolders, sorted, without tests and without vendored or installed packages."""
     skip = {"site-packages", "tests", "test", "testing", "_vendor", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
     return sorted(f for f in root.rglob("*.py") if not skip.intersection(f.relative_to(root).parts))
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees have no reference cycles, and searching them for cycles takes longer than parsing."""
+    """Syntax trees have no reference cycles, and searching for cycles would take longer than parsing."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -156,7 +156,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _named_apart(files: Iterable[tuple[Path, Path]]) -> Iterator[tuple[str, str]]:
-    """(name, docstring) of all files; a name that is defined again, e.g. in two branches, gets a number."""
+    """(name, docstring) of all files. If a name is defined again, e.g. in two branches, a number is added to it."""
     times: Counter[str] = Counter()
     for root, file in files:
         for name, docstring in _docstrings(root, file):

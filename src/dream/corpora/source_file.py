@@ -1,4 +1,4 @@
-"""A file that somebody else wrote: unpacked, read in bounded memory, and compared with its fingerprint."""
+"""Reads a user's file in bounded memory: unpacks it, and checks that it has not changed during the run."""
 
 import hashlib
 import zlib
@@ -27,10 +27,10 @@ Item = TypeVar("Item")
 
 
 class SourceFile:
-    """A file, plain or compressed (gzip, bzip2, xz, Zstandard), which is recognised by its first bytes.
+    """A file, plain or compressed (gzip, bzip2, xz, Zstandard). The compression is recognised by the first bytes.
 
-    After `fingerprint` was called, reading verifies that the file is still the same: it sums up the bytes with CRC-32,
-    which costs a sixth of the fingerprint's own hash.
+    After a call of `fingerprint`, reading verifies with CRC-32 that the bytes are still the same. CRC-32 takes a sixth
+    of the time of the fingerprint's hash.
 
     Args:
         path: An existing file.
@@ -70,10 +70,10 @@ class SourceFile:
         return self.path.stat().st_size * (COMPRESSION_RATIO if packed else 1)
 
     def require_unchanged(self, number: int) -> None:
-        """For readers that do not read every byte: compare size and time of the last change with the fingerprint's.
+        """Compare size and time of the last change. For readers that do not read every byte.
 
         Raises:
-            DataError: The file has changed. `number` is the last row read.
+            DataError: The file has changed since `fingerprint`. `number` is the last row that was read.
         """
         if self._fingerprint is not None and self._stamp != self._stamp_now():
             raise self._changed(number)
@@ -83,15 +83,15 @@ class SourceFile:
         return next((block for _, block in self.numbered(self.blocks(), "blocks")), b"")
 
     def lines(self, most_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-        """Yield (number from 1, line without its end and byte order mark); None for a line over `most_bytes`."""
+        """Yield (number from 1, line without line end and byte order mark). A line over `most_bytes` is None."""
         return self.numbered(split_lines(self.blocks(), most_bytes), "lines")
 
     def numbered(self, items: Iterator[Item], kind: str) -> Iterator[tuple[int, Item]]:
         """Number items that were made from `blocks`, from 1.
 
         Raises:
-            DataError: The file is damaged, unreadable or changed. This concerns the file, so no policy applies: any
-                of its lines may be wrong.
+            DataError: The file is damaged, unreadable or changed. `corpus.on_bad_document` does not apply, because any
+                line of the file may be wrong.
         """
         number = 0
         try:
@@ -106,7 +106,7 @@ class SourceFile:
             raise DataError(f"{self.path}:{number + 1}: cannot be read ({error.strerror})") from error
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the unpacked bytes. Read them through `numbered`, which gives errors their line."""
+        """Yield the unpacked bytes. Use it through `numbered`, which adds the line number to errors."""
         with self.path.open("rb", buffering=0) as file:
             summed = _Summed(file)
             compression = self._compression(summed.peek(HEAD_BYTES))
@@ -124,7 +124,7 @@ class SourceFile:
             raise _Changed
 
     def _compression(self, head: bytes) -> Compression | None:
-        """How the file is compressed. A suffix that promises more than the first bytes hold is an error."""
+        """How the file is compressed. Raises DataError if only the suffix is that of a compressed file."""
         found, expected = compression_of(head), expected_compression(self.path)
         if found is None and expected is not None and head:
             raise DataError(f"{self.path}:1: damaged {expected.name} file (it does not begin like one); 0 whole lines "
@@ -164,7 +164,7 @@ class _Damage(Exception):
 
 
 class _Changed(Exception):
-    """The bytes that were read are not those of the fingerprint."""
+    """The file's bytes have changed since its fingerprint was computed."""
 
 
 def _reader(file: "_Summed") -> Any:

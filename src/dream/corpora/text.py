@@ -1,4 +1,4 @@
-"""Documents from plain text: one file or a folder, split by blank lines, by lines or by file."""
+"""Reads documents from plain text: one file or a folder, split by blank lines, by lines or by file."""
 
 import os
 from collections import deque
@@ -22,17 +22,17 @@ class TextCorpus:
     """Text files in UTF-8, plain or compressed.
 
     Args:
-        name: Shown in messages, and the first part of the store's name.
-        path: A file, or a folder, which is searched at any depth.
+        name: Shown in messages; also the first part of the store's name.
+        path: A file, or a folder, which is searched with all its subfolders.
         pattern: Which files of a folder to read, e.g. `*.txt`.
         split_by: A document is a block between blank lines (`blank_lines`), a line that is not blank (`lines`), or a
             file (`file`).
         deduplicate: Keep one copy of equal texts.
         on_bad_document: See `BadDocumentPolicy`.
-        max_document_mb: A longer document is a bad one, in MB.
+        max_document_mb: A document longer than this is a bad document, in MB.
 
     Raises:
-        ConfigError: A path or value cannot work.
+        ConfigError: A path or value is not usable.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TextCorpus:
         self.files = [SourceFile(file) for file in files]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Includes the names of the files below `path`, because they are part of the documents' ids."""
+        """Includes the names of the files in the folder `path`, because they are part of the documents' ids."""
         return {
             "kind": "text",
             "split_by": self.split_by,
@@ -80,10 +80,10 @@ class TextCorpus:
                     handle(bad)
                 else:
                     yield document
-            deque(lines, maxlen=0)  # read a bad file to its end, which verifies that it has not changed
+            deque(lines, maxlen=0)  # read also a bad file to its end: this verifies that it has not changed
 
     def _lines(self, file: SourceFile) -> Lines:
-        """(number from 1, text or error) of each line of a file; one error for a file that is not text."""
+        """(number from 1, text or error) of each line of a file. A file that is not text gives one error."""
         try:
             for number, line in file.lines(self.most_bytes):
                 try:
@@ -98,7 +98,7 @@ class TextCorpus:
             yield bad.line, bad
 
     def _blocks(self, lines: Lines) -> Iterator[Lines]:
-        """The lines of each document. A bad line is not blank."""
+        """The lines of each document. A bad line does not count as blank."""
         if self.split_by == "file":
             yield lines
         elif self.split_by == "lines":
@@ -112,7 +112,7 @@ class TextCorpus:
         """The document of these lines.
 
         Raises:
-            BadDocument: A line is bad, or all of them together are too long.
+            BadDocument: A line is bad, or the document is too long.
         """
         name, first, size = self._name(file), 0, 0
         lines: list[str] = []
@@ -128,7 +128,7 @@ class TextCorpus:
         return Document(document_id, name, "\n".join(lines).strip(), str(file), first)
 
     def _name(self, file: Path) -> str:
-        """The file's name below the root; bytes of it that are not UTF-8 are written as escapes."""
+        """The file's path relative to the root. Bytes that are not UTF-8 are written as escapes."""
         name = file.name if file == self.root else file.relative_to(self.root).as_posix()
         return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -140,7 +140,7 @@ class TextCorpus:
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
-    """The matching files at any depth, sorted; a folder that cannot be listed is an error, not an empty one."""
+    """The matching files at any depth, sorted. A folder that cannot be listed is an error."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error

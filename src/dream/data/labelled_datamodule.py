@@ -1,4 +1,4 @@
-"""Labelled queries and their relevant documents instead of windows: the supervised baseline, in the same training loop.
+"""The supervised baseline: trains on labelled queries and their relevant documents instead of windows.
 
 Shape suffixes: B examples of a step, Q labelled queries.
 """
@@ -20,9 +20,9 @@ log = get_logger(__name__)
 
 
 class PairStream(WindowStream):
-    """Every query once an epoch, in a seeded order, with its relevant documents in turn, one an epoch.
+    """In each epoch, every query once, in a seeded order, with the next one of its relevant documents.
 
-    The context is the query; the continuation is the start of the passage that represents the document.
+    The context is the query. The continuation is the start of the passage that represents the document.
     """
 
     def __init__(self, queries: list[np.ndarray], passages: list[np.ndarray], **stream: Any) -> None:
@@ -41,13 +41,13 @@ class PairStream(WindowStream):
 class LabelledDataModule(WindowDataModule):
     """Streams (query, relevant passage) pairs.
 
-    A query that another split also has, by id or by text, is left out: nothing of dev and test is trained on.
+    A query is left out if another split has the same id or text. So nothing of dev and test is used for training.
 
     Args:
         split: the labels to train on.
-        passage: which passage represents a relevant document: its `first`, or its `best` by BM25.
-        corpus: with labels.
-        **windows: as of WindowDataModule.
+        passage: which passage represents a relevant document: the `first`, or the `best` by BM25.
+        corpus: a corpus with labels.
+        **windows: the other arguments of WindowDataModule.
     """
 
     has_targets = False
@@ -80,7 +80,7 @@ class LabelledDataModule(WindowDataModule):
 
     @property
     def pairs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(encoder ids of each query, passages that answer it: one for each of its relevant documents)"""
+        """(token ids of each query, passage ids of each query: one for each of its relevant documents)"""
         if self._pairs is None:
             self._pairs = self._make_pairs()
         return self._pairs
@@ -91,7 +91,7 @@ class LabelledDataModule(WindowDataModule):
         wanted = unshared(labels, others)
         documents = relevant_documents(labels, wanted, self.store)
         log.info(f"Training on {len(documents):,} labelled queries of split {self.split}; left out: "
-            f"{len(labels.qrels) - len(wanted):,} that another split asks too, {len(wanted) - len(documents):,} "
+            f"{len(labels.qrels) - len(wanted):,} that another split also has, {len(wanted) - len(documents):,} "
             "without a relevant document in the corpus")  # fmt: skip
         if len(documents) < self.batch_size:
             raise DataError(f"split {self.split} of corpus {self.corpus.name}: {len(documents)} queries to train on, "
@@ -101,7 +101,7 @@ class LabelledDataModule(WindowDataModule):
         return [np.array(row, dtype=np.int64) for row in ids], self._passages(texts, list(documents.values()))
 
     def _passages(self, texts: list[str], documents: list[list[int]]) -> list[np.ndarray]:
-        """Of each query's documents, the passage that stands for it."""
+        """For each query, the passages that represent its documents."""
         owner = self.store.passage_documents
         starts, ends = (np.searchsorted(owner, np.arange(len(self.store.texts)), side) for side in ("left", "right"))
         if self.passage == "first":
@@ -116,14 +116,14 @@ class LabelledDataModule(WindowDataModule):
 
 
 def unshared(labels: Labels, others: list[Labels]) -> list[str]:
-    """Ids of the queries that no other split asks, neither by id nor by text."""
+    """Ids of the queries whose id and text are in no other split."""
     ids = {query for other in others for query in other.qrels}
     texts = {_plain(text) for other in others for text in other.queries.values()}
     return [query for query in labels.qrels if query not in ids and _plain(labels.queries[query]) not in texts]
 
 
 def relevant_documents(labels: Labels, queries: list[str], store: Store) -> dict[str, list[int]]:
-    """Rows of the relevant documents of each query that has one in the store, ascending."""
+    """For each query, the ascending rows of its relevant documents. Queries without one in the store are left out."""
     row_of = store.rows_of(list({document for query in queries for document in labels.qrels[query]}))
     found = {}
     for query in queries:

@@ -1,4 +1,4 @@
-"""Streams corpus windows: a seeded endless permutation whose whole state is the number of windows consumed."""
+"""Streams the windows of a corpus in a seeded, endless order. The only state is the number of windows consumed."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,21 +23,21 @@ Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarr
 
 
 class WindowStream(IterableDataset):
-    """Endless stream of whole batches of windows.
+    """Endless stream of full batches of windows.
 
-    Ranks take alternate batches of the global stream. Loader workers take alternate batches of their rank's, and the
-    loader takes from its workers in turn. So the order does not depend on the number of workers.
+    Ranks take the batches of the global stream in turn. Each rank's loader workers take the rank's batches in turn, and
+    the loader reads from its workers in turn. So the order does not depend on the number of workers.
 
     Args:
-        store: where the windows are.
-        seed: of the order.
+        store: the store that contains the windows.
+        seed: seed of the order.
         batch_size: windows of a batch.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
-        continuation_tokens: of the document's text from the target on, in encoder tokens.
-        document_start_fraction: share of the windows that start a document, in an order of their own; the others are
-            drawn from all windows.
+        continuation_tokens: length of a continuation, in encoder tokens.
+        document_start_fraction: share of the windows that start a document. They have their own random order. The
+            other windows are drawn from all windows.
         limit: repeat the first n windows; None: all windows.
-        start: position of the first window, i.e. how many windows the run has consumed.
+        start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
         world: number of processes.
     """
@@ -92,11 +92,11 @@ class WindowStream(IterableDataset):
 
     def windows_at(self, positions: np.ndarray) -> np.ndarray:
         """Window ids at these positions of the stream, which interleaves two infinite permutations."""
-        leads_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
-        is_lead = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > leads_before
-        leads, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
-        windows[is_lead] = leads[permute(self.seed, leads_before[is_lead], len(leads))]
-        windows[~is_lead] = permute(self.seed, (positions - leads_before)[~is_lead], len(self.store.windows))
+        starts_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
+        is_start = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > starts_before
+        starts, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
+        windows[is_start] = starts[permute(self.seed, starts_before[is_start], len(starts))]
+        windows[~is_start] = permute(self.seed, (positions - starts_before)[~is_start], len(self.store.windows))
         return windows
 
 
@@ -104,24 +104,24 @@ class WindowDataModule(L.LightningDataModule):
     """Opens or builds the store of a corpus, and streams its windows. State: `consumed`.
 
     Args:
-        corpus: where the documents come from.
-        encoder_tokenizer: for passages, contexts and continuations.
-        scorer_tokenizer: for passages, contexts and targets.
+        corpus: the source of the documents.
+        encoder_tokenizer: tokenizer for passages, contexts and continuations.
+        scorer_tokenizer: tokenizer for passages, contexts and targets.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
-        stores_dir: where stores are cached.
+        stores_dir: folder of the cached stores.
         batch_size: windows of a step.
-        workers: loader processes.
-        limit_windows: train on the first n windows of the order, again and again; None: all.
+        workers: number of loader processes.
+        limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
         document_start_fraction: share of the windows that start a document.
         continuation_tokens: encoder tokens of a continuation.
-        seed: of the order.
-        passage_tokens: encoder tokens of a passage, at most.
-        context_tokens: scorer tokens of a context, at most.
-        min_context_tokens: scorer tokens of a context, at least.
+        seed: seed of the order.
+        passage_tokens: maximum length of a passage, in encoder tokens.
+        context_tokens: maximum length of a context, in scorer tokens.
+        min_context_tokens: minimum length of a context, in scorer tokens.
         target_tokens: scorer tokens of a target.
     """
 
-    has_targets = True  # for the language model to predict
+    has_targets = True  # whether windows have targets that the language model predicts
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class WindowDataModule(L.LightningDataModule):
 
     @property
     def store(self) -> Store:
-        """The store, opened or built on first use."""
+        """The store. It is opened or built on first use."""
         if self._store is None:
             self.prepare_data()
         assert self._store is not None
@@ -195,7 +195,7 @@ class WindowDataModule(L.LightningDataModule):
         return DataLoader(stream, batch_size=None, num_workers=self.workers, worker_init_fn=ignore_in_worker)
 
     def stream(self, rank: int, world: int) -> WindowStream:
-        """This rank's share of the stream, from the first window that the run has not consumed."""
+        """This rank's share of the stream. It starts at the first window that the run has not consumed."""
         return WindowStream(
             self.store,
             self.seed,

@@ -1,4 +1,4 @@
-"""What all encoders share: text → ids → unit vectors, a hash of the weights, a folder on disk."""
+"""Base class of all encoders: text → ids → unit vectors, a hash of the weights, a folder on disk."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,9 +26,9 @@ class Encoder(nn.Module):
     """Text → vector of unit length. Queries and passages share the weights; a subclass may treat them differently.
 
     Attributes:
-        tokenizer: cuts the passages of the store. Encoders without their own have none until `adopt_tokenizer`.
-        width: D, of the embeddings.
-        max_tokens: longer texts are cut; in tokens, without prefix and special tokens.
+        tokenizer: cuts the passages of the store. Encoders without a tokenizer get one by `adopt_tokenizer`.
+        width: D, width of the embeddings.
+        max_tokens: longer texts are cut. In tokens, without prefix and special tokens.
 
     Example:
         A new encoder implements `forward`, `save`, `open`, `width` and `max_tokens`, see `dream.encoders.static`.
@@ -44,18 +44,18 @@ class Encoder(nn.Module):
             self.tokenizer = tokenizer
 
     def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
-        """Make the initial weights, for encoders that do not load them. Called once, before training.
+        """Create the initial weights, if the encoder does not load them. Called once, before training.
 
         Args:
-            store: the corpus.
-            token_embeddings: returns embeddings (V, D), float32, of the adopted tokenizer's tokens.
+            store: store of the corpus.
+            token_embeddings: returns embeddings (V, D), float32, of the tokens of the adopted tokenizer.
         """
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         """embedding_BD, float32, of unit length.
 
         Args:
-            batch: bare token ids, as the store holds them; prefix and special tokens are added here.
+            batch: token ids as in the store, without prefix and special tokens; `forward` adds these.
             side: which prefix and weights to use.
         """
         raise NotImplementedError
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         return torch.cat(parts) if parts else torch.empty(0, self.width, device=device)
 
     def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
-        """embedding_BD of a few raw texts. A special token that a text spells, e.g. "[SEP]", is plain text."""
+        """embedding_BD of a few raw texts. A special token in a text, e.g. "[SEP]", is read as plain text."""
         rows: Any = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         batch = pad_tokens([row[: self.max_tokens] for row in rows], self.tokenizer.pad_token_id or 0)
         return self(batch.to(device), side)
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
         return self(store.passage_batch(passage_ids, self.max_tokens).to(device), "passage")
 
     def settings(self) -> dict[str, Any]:
-        """Settings that an embedding depends on, other than the weights, as JSON types."""
+        """Settings that an embedding depends on, without the weights, as JSON types."""
         return {"max_tokens": self.max_tokens}
 
     def identity(self) -> str:

@@ -1,16 +1,16 @@
-"""What stands around a text: the prefix of its side and the tokenizer's special tokens.
+"""Adds to a text the prefix of its side (query or passage) and the tokenizer's special tokens.
 
-Many tokenizers treat the blank between prefix and text as part of the text's first token: "query: river" is the tokens
-"query", ":" and " river", while "query: " and "river" on their own are other tokens. Queries and other raw texts are
-therefore tokenised together with their prefix. Passages and windows come from the store as bare token ids. The store
-cuts them with `Framing.store_tokenizer`, which tokenises a document as it stands after the passage prefix: prefix ids +
-passage ids are the ids of the joined text, too.
+Many tokenizers treat the blank between prefix and text as part of the text's first token: "query: river" gives the
+tokens "query", ":" and " river", but "query: " and "river" give other tokens if each is tokenised separately. Queries
+and other raw texts are therefore tokenised together with their prefix. Passages and windows come from the store as
+token ids without prefix. The store cuts them with `Framing.store_tokenizer`, which tokenises a document as if it
+followed the passage prefix. So prefix ids + passage ids are the ids of the joined text.
 
-This cannot be exact for every piece of a document, because a piece keeps the ids that it has within its document. A
-piece that follows a line break, and a window that follows a query prefix, may lack the blank: their first token is
-replaced by the token with the blank, if the vocabulary has it. If the first word has several tokens, these may differ
-from those of the joined text; the text that they spell is the same. A prefix that ends with a sign, such as "query:",
-may form one token with a sign at the beginning of the text; pieces of the store keep two.
+This is not exact for every piece of a document, because a piece keeps the ids that it has in its document. A piece
+after a line break and a window after a query prefix may lack the blank. Their first token is then replaced by the token
+with the blank, if the vocabulary has it. If the first word has several tokens, these may differ from the tokens of the
+joined text, but they decode to the same text. A prefix that ends with a punctuation mark, such as "query:", may form
+one token with a punctuation mark at the beginning of the text; pieces of the store keep two tokens.
 """
 
 import json
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NO_TEXT = "\0"  # a character that texts do not have
-BLANKS = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies spell a blank
-# Texts that begin with a letter, a capital, a digit and a sign; with white space and line breaks inside.
+BLANKS = ("\u0120", "\u2581")  # how byte-level and SentencePiece vocabularies write a blank
+# Texts that begin with a letter, a capital, a digit or a punctuation mark. Some contain white space or line breaks.
 PROBES = ("river stone", "Rivers, stones.", "7 rivers", "émile  is\nhere", "(river)", "the", "a\tb")
 
 
 class Framing:
-    """Token ids of framed texts, for both sides. A special token that a text spells is plain text.
+    """Token ids of framed texts, for both sides. If a text contains a special token, it is read as plain text.
 
     Args:
-        tokenizer: the encoder's own.
-        prefixes: the prefix of each side. Special tokens that a prefix spells are special.
+        tokenizer: the encoder's tokenizer.
+        prefixes: the prefix of each side. If a prefix contains special tokens, they are special tokens.
 
     Attributes:
-        store_tokenizer: for the store, see above.
+        store_tokenizer: tokenizer for the store, see above.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", prefixes: dict[str, str]) -> None:
@@ -57,27 +57,27 @@ class Framing:
         first, last = (inner[0], inner[-1] + 1) if inner else (len(probe.ids), len(probe.ids))
         self.opening, self.closing = probe.ids[:first], probe.ids[last:]
         self._blanked_V = torch.from_numpy(_blanked(self._plain))
-        self._lacks_blank: dict[str, bool] = {}  # by side: the blank at the prefix's end is left to the text's token
+        self._lacks_blank: dict[str, bool] = {}  # by side: whether the text's first token contains the prefix's blank
         variant, passage_ids = self._fit("passage", _variants(self._plain), replace=False)
         self.store_tokenizer = tokenizer if variant is own else _with_backend(tokenizer, variant)
         self._side_ids = {"passage": passage_ids, "query": self._fit("query", [variant], replace=True)[1]}
 
     def before(self, side: str) -> list[int]:
-        """Ids before the passages and windows of the store."""
+        """Ids that come before the passages and windows of the store."""
         return self.opening + self._side_ids[side]
 
     @property
     def tokens(self) -> int:
-        """Tokens that stand around a text, at most."""
+        """The largest number of tokens that framing adds to a text."""
         return max(len(self.before(side)) for side in self.prefixes) + len(self.closing)
 
     def frame_texts(self, texts: list[str], side: str, max_tokens: int) -> list[list[int]]:
-        """Ids of prefix + text with the special tokens around, each text cut to `max_tokens`."""
+        """Ids of prefix + text between special tokens. Each text is cut to `max_tokens`."""
         longest = len(self._side_ids[side]) + max_tokens
         return [self.opening + ids[:longest] + self.closing for ids in self._join(self.prefixes[side], texts)]
 
     def frame_ids(self, batch: TokenBatch, side: str) -> TokenBatch:
-        """The batch of store ids with prefix and special tokens; padding stays last."""
+        """Add prefix and special tokens to a batch of store ids. Padding stays at the end."""
         before, after = self.before(side), self.closing
         lengths_B = batch.mask_BT.sum(1)
         rows, tokens = batch.ids_BT.shape
@@ -95,7 +95,7 @@ class Framing:
         return TokenBatch(ids_BT, positions_T < (lengths_B + len(before) + len(after))[:, None])
 
     def _join(self, prefix: str, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of prefix + text for each text. Special tokens are taken from the prefix only."""
+        """Ids of prefix + text for each text. Special tokens are recognised only in the prefix."""
         end = max((prefix.rfind(token) + len(token) for token in self._spelled if token in prefix), default=0)
         if not end:
             return _ids_of(self._plain, [prefix + text for text in texts])
@@ -107,7 +107,7 @@ class Framing:
         return rows
 
     def _fit(self, side: str, variants: Iterable[Tokenizer], replace: bool) -> tuple[Tokenizer, list[int]]:
-        """The tokenizer of bare texts and the prefix ids that give the ids of the joined text for most probes.
+        """The tokenizer and the prefix ids whose results match the ids of the joined text for most probes.
 
         With `replace`, the first token of a bare text gets the blank at the end of the prefix, as in `frame_ids`.
         """
@@ -136,12 +136,12 @@ def _ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _bare(backend: Tokenizer, special: bool) -> Tokenizer:
-    """A copy without truncation and padding; special tokens in a text are special, or plain text."""
+    """A copy without truncation and padding. `special`: recognise special tokens in a text."""
     return _bared(Tokenizer.from_str(backend.to_str()), special)
 
 
 def _bared(tokenizer: Tokenizer, special: bool = False) -> Tokenizer:
-    """The same without truncation and padding. To copy a large vocabulary takes seconds."""
+    """Switch off truncation and padding, without a copy: copying a large vocabulary takes seconds."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = not special
@@ -149,7 +149,7 @@ def _bared(tokenizer: Tokenizer, special: bool = False) -> Tokenizer:
 
 
 def _without_pieces(tokenizer: Tokenizer, spelled: list[str]) -> Tokenizer:
-    """The tokenizer with other names for these tokens, so that no text has them: Unigram models match them, too."""
+    """Rename these tokens so that no text contains them. Otherwise Unigram models would match them in a text."""
     settings = json.loads(tokenizer.to_str())
     renamed = {token: NO_TEXT + token for token in spelled}
     vocabulary = settings["model"]["vocab"]
@@ -174,7 +174,7 @@ def _blanked(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _variants(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
-    """The tokenizer as it is; with a blank before the text; without the blank that it puts before a text itself."""
+    """The unchanged tokenizer; one that adds a blank before the text; one that does not add its own blank."""
     yield tokenizer
     blank = _bare(tokenizer, special=False)
     own = [blank.normalizer] if blank.normalizer else []
@@ -186,7 +186,7 @@ def _variants(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
 
 
 def _remove_blank(node: Any) -> None:
-    """Switch off, in a tokenizer's settings, all that puts a blank before a text."""
+    """Remove every setting of a tokenizer that adds a blank before a text."""
     if isinstance(node, list):
         node[:] = [part for part in node if not (isinstance(part, dict) and part.get("type") == "Prepend")]
         for part in node:

@@ -1,4 +1,4 @@
-"""Any transformers encoder or decoder as text → vector. A sentence-transformers folder keeps its own settings."""
+"""Uses any transformers encoder or decoder as a text encoder. Settings of a sentence-transformers folder are read."""
 
 import inspect
 import json
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SETTINGS = ("pooling", "query_prefix", "passage_prefix", "max_tokens")
-DEFAULT_TOKENS = 256  # of a text, if neither the config nor the folder gives a length
-UNUSED = ("pooler.", "decoder.")  # weights that no embedding depends on
+DEFAULT_TOKENS = 256  # length of a text, if neither the config nor the folder gives a length
+UNUSED = ("pooler.", "decoder.")  # prefixes of weights that embeddings do not depend on
 
 
 class HFEncoder(Encoder):
     """Pools the last hidden states over all tokens: prefix, text and special tokens.
 
-    A sentence-transformers folder brings its pooling, its Dense layers, its prompts and its length; a value that is set
-    here replaces the folder's. Of an encoder–decoder model the encoder half is used.
+    Pooling, Dense layers, prompts and length are read from a sentence-transformers folder. An argument that is set here
+    replaces the folder's value. Only the encoder of an encoder–decoder model is used.
 
     Args:
         name: hub name or folder of a transformers or sentence-transformers model.
-        pooling: mean, cls, last or max (over tokens); auto: the folder's, else mean.
-        query_prefix: text before every query; None: the folder's query prompt, else none.
-        passage_prefix: text before every passage; None: the folder's document prompt, else none.
-        max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, else 256.
+        pooling: mean, cls, last or max (over tokens); auto: the folder's pooling, otherwise mean.
+        query_prefix: text before every query; None: the folder's query prompt, otherwise none.
+        passage_prefix: text before every passage; None: the folder's document prompt, otherwise none.
+        max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, otherwise 256.
         dtype: torch type of the weights.
         gradient_checkpointing: compute activations twice instead of keeping them.
         trust_remote_code: run Python code from the model's repository.
@@ -81,17 +81,17 @@ class HFEncoder(Encoder):
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
         self._read_model(source, published, weight_type)
         limit = self._probe(source)
-        own_length = published.max_tokens or (limit if published.found else None)  # as the library itself does
+        own_length = published.max_tokens or (limit if published.found else None)  # like sentence-transformers
         self.max_tokens = self._length(max_tokens, own_length, limit)
         if gradient_checkpointing:
             with source.loading():
                 self.model.activation_checkpointing_enable()
-        self.train()  # from_pretrained returns eval mode, and Lightning would keep it
+        self.train()  # from_pretrained returns a model in eval mode, and Lightning would keep this mode
         if published.found:
             self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
 
     def _read_model(self, source: Pretrained, published: Published, weight_type: torch.dtype) -> None:
-        """Tokenizer, weights and layers."""
+        """Read tokenizer, weights and layers."""
         config = source.config()
         self.own_tokenizer = source.tokenizer()
         _prepare_tokenizer(self.own_tokenizer, published.lower_case)
@@ -106,7 +106,7 @@ class HFEncoder(Encoder):
         self.framing.pad_id = self.framing.pad_id if self.framing.pad_id < rows else 0  # any id: padding is masked
 
     def _probe(self, source: Pretrained) -> int | None:
-        """Check that the model and the layers fit together; returns how many tokens the model reads at most."""
+        """Check that model and layers fit together. Returns the maximum number of tokens that the model reads."""
         with source.loading():
             limit, output = probe(self._reader)
             hidden_1TD = output.last_hidden_state
@@ -116,7 +116,7 @@ class HFEncoder(Encoder):
         return limit
 
     def _length(self, wanted: int | None, published: int | None, limit: int | None) -> int:
-        """Tokens of a text, if prefix and special tokens must fit into the limits, too."""
+        """Maximum number of tokens of a text. Prefix and special tokens must also fit into the model's limit."""
         framing = self.framing.tokens
         if wanted is None:
             wanted = published - framing if published else DEFAULT_TOKENS
@@ -136,9 +136,9 @@ class HFEncoder(Encoder):
             return
         taken = [f"{key}={getattr(self, key)!r}" for key, value in zip(SETTINGS, given, strict=True)
                  if value in (None, "auto")]  # fmt: skip
-        replaced = [f"{key}={value!r} replaces {theirs!r}" for key, value, theirs in
+        replaced = [f"{key}={value!r} replaces {folder_value!r}" for key, value, folder_value in
                     zip(SETTINGS, given, own, strict=True)
-                    if value not in (None, "auto", theirs) and theirs is not None]  # fmt: skip
+                    if value not in (None, "auto", folder_value) and folder_value is not None]  # fmt: skip
         log.info(f"Encoder {name}, from its sentence-transformers folder: "
                  f"{', '.join([*taken, *map(str, self.layers), *replaced])}")  # fmt: skip
         if published.similarity not in (None, "cosine") and not published.normalized:
@@ -179,7 +179,7 @@ class HFEncoder(Encoder):
     def save(self, folder: Path) -> None:
         """Write a folder that `open`, transformers and sentence-transformers can open.
 
-        sentence-transformers would take the decoder's output of an encoder–decoder model: its files are left out then.
+        For an encoder–decoder model, sentence-transformers would use the decoder's output, so its files are left out.
         """
         self.model.save_pretrained(folder)
         self.own_tokenizer.save_pretrained(folder)
@@ -211,10 +211,10 @@ def _check_values(pooling: str, max_tokens: int | None, dtype: str) -> torch.dty
 
 
 def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
-    """(the model, whether it has a decoder that is not used). Only weights that embeddings depend on are trained.
+    """(the model, whether it has an unused decoder). Only weights that embeddings depend on are trained.
 
-    A weight without a gradient would break DistributedDataParallel. The pooler of BERT-like models is one: it is left
-    out if the class can do without it, or else frozen.
+    A trainable weight without a gradient would break DistributedDataParallel, e.g. the pooler of BERT-like models. The
+    pooler is left out if the class allows this; otherwise it is frozen.
     """
     own_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     loader, model_class = (
@@ -237,7 +237,7 @@ def _first(*values: str | None) -> str:
 
 
 def _prepare_tokenizer(tokenizer: Any, lower_case: bool) -> None:
-    """Lower-case texts first, as sentence-transformers does with `do_lower_case`; have a token to pad with."""
+    """Lower-case texts first, like sentence-transformers with `do_lower_case`. Set a padding token if there is none."""
     if lower_case:
         backend = tokenizer.backend_tokenizer
         own = [backend.normalizer] if backend.normalizer else []

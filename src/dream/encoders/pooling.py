@@ -1,4 +1,4 @@
-"""From hidden states to one vector: pooling over tokens, then the layers of a sentence-transformers model."""
+"""Turns hidden states into one vector: pooling over tokens, then the layers of a sentence-transformers model."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def pool(hidden_BTD: Tensor, mask_BT: Tensor, mode: str) -> Tensor:
 
     Args:
         hidden_BTD: last hidden states.
-        mask_BT: true where a token is; padding is last.
+        mask_BT: true for tokens, false for padding, which is last.
         mode: a key of `POOLINGS`.
     """
     return POOLINGS[mode](hidden_BTD, mask_BT)
@@ -50,7 +50,7 @@ class Dense(nn.Module):
     Args:
         inputs: width of x.
         outputs: width of the result.
-        bias: whether there is a b.
+        bias: whether to add b.
         activation: a key of `ACTIVATIONS`.
     """
 
@@ -68,7 +68,7 @@ class Dense(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Unit length."""
+    """Scales vectors to unit length."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return F.normalize(x_BD, dim=1)

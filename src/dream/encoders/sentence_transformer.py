@@ -1,4 +1,4 @@
-"""A published sentence-transformers model as a baseline: text → vector by its own `encode`, without changes."""
+"""A published sentence-transformers model as a baseline. Texts are embedded by the library's own `encode`."""
 
 import hashlib
 import logging
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from dream.store.store import Store
 
 UNLIMITED = 512  # tokens of a passage if the model has no limit
-SIMILARITIES = {"cosine": True, "dot": False}  # whether to normalise embeddings; the index compares by inner product
+SIMILARITIES = {"cosine": True, "dot": False}  # whether to normalise embeddings; the index uses the inner product
 
 
 def import_sentence_transformers(system: str) -> Any:
-    """The library, which is an optional dependency; ConfigError if it is not installed."""
+    """Import the library, which is an optional dependency. Raises ConfigError if it is not installed."""
     try:
         import sentence_transformers
     except ImportError as error:
@@ -31,15 +31,15 @@ def import_sentence_transformers(system: str) -> Any:
 
 
 class SentenceTransformerEncoder(Encoder):
-    """Embeds texts, not ids, so that prompts, pooling, truncation and further modules are the model's own.
+    """Embeds texts instead of ids, so prompts, pooling, truncation and other modules are those of the model.
 
-    The store's passages are cut with the model's tokenizer. They are as long as the model reads, less its prompt and
+    The store's passages are cut with the model's tokenizer. Their length is the model's limit minus its prompt and
     special tokens.
 
     Args:
         name: hub name or folder.
         query_prompt: text before every query; None: the prompt that the model was published with.
-        passage_prompt: the same for passages.
+        passage_prompt: text before every passage; None: the prompt that the model was published with.
         dtype: torch type of the weights.
         trust_remote_code: run Python code from the model's repository.
 
@@ -70,7 +70,7 @@ class SentenceTransformerEncoder(Encoder):
         self.width = len(self._encode(["a"], "passage")[0])
 
     def _room(self) -> int:
-        """Tokens that the model reads of a passage, besides the prompt and special tokens."""
+        """Number of tokens that the model reads of a passage, without prompt and special tokens."""
         limit = self.model.max_seq_length
         if limit is None or limit > 1_000_000:
             return UNLIMITED
@@ -95,14 +95,14 @@ class SentenceTransformerEncoder(Encoder):
         return self._encode([store.passage_text(int(passage)) for passage in passage_ids], "passage")
 
     def settings(self) -> dict[str, Any]:
-        """The modules and their settings as the library prints them; their weights are in the fingerprint."""
+        """The modules and their settings as the library prints them. The fingerprint covers their weights."""
         description = hashlib.blake2b(repr(self.model).encode()).hexdigest()
         return {"model": description, "prompts": self.prompts, "own_prompts": dict(self.model.prompts),
                 "max_tokens": self.max_tokens, "normalises": self.normalises}  # fmt: skip
 
 
 def _fast(tokenizer: Any, name: str) -> PreTrainedTokenizerFast:
-    """The model's tokenizer as the store needs it: static models have one of the tokenizers library."""
+    """The model's tokenizer in the form that the store needs. Static models have one of the tokenizers library."""
     if hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer
     require(hasattr(tokenizer, "to_str"), "systems", f"st:{name}", "has no fast tokenizer, which the store needs")

@@ -1,8 +1,8 @@
-"""The folder of a sentence-transformers model: which settings and layers it adds to the transformer.
+"""Reads and writes the settings and layers that a sentence-transformers folder adds to the transformer.
 
 `modules.json` lists the modules in order: a Transformer, a Pooling, then any number of Dense and Normalize. The format
-is that of the library's documentation and of published models; older versions keep the transformer in `0_Transformer`
-and name its settings after its family.
+is taken from the library's documentation and from published models. Older versions keep the transformer in
+`0_Transformer`, and the file of its settings is named after its family.
 """
 
 from dataclasses import dataclass, field
@@ -20,12 +20,13 @@ from dream.utils.pretrained import Pretrained
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-# Names of their pooling modes and ours, and the key of older folders.
+# The library's name of each pooling mode → DREAM's name.
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "max": "max"}
+# The library's name of each pooling mode → its key in older folders.
 OLD_KEYS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken",
             "max": "pooling_mode_max_tokens", "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
             "weightedmean": "pooling_mode_weightedmean_tokens"}  # fmt: skip
-PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}  # names, the first that is there counts
+PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}  # names; the first existing one is used
 UNLIMITED = 1_000_000  # tokenizers without a limit give a huge number
 ONE_VECTOR = "sentence_embedding"  # the feature that Dense and Normalize read and write
 OTHER_MODEL = "choose another model, or its plain transformer folder with encoder.pooling set"
@@ -33,7 +34,7 @@ OTHER_MODEL = "choose another model, or its plain transformer folder with encode
 
 @dataclass
 class Published:
-    """What a folder says besides its transformer. None: it says nothing."""
+    """The settings of a folder, without its transformer. None: the folder does not have this setting."""
 
     pooling: str | None = None
     layers: list[nn.Module] = field(default_factory=list)
@@ -42,7 +43,7 @@ class Published:
     lower_case: bool = False
     subfolder: str = ""
     similarity: str | None = None
-    normalized: bool = False  # it ends with Normalize, which is not among the layers: encoders normalise anyway
+    normalized: bool = False  # the last module is Normalize; `layers` omits it, because encoders always normalise
 
     @property
     def found(self) -> bool:
@@ -54,7 +55,7 @@ def read(source: Pretrained) -> Published:
     """Settings and layers of the model; empty if it is a plain transformers folder.
 
     Raises:
-        ConfigError: it has a module or setting that cannot be taken; the message names it.
+        ConfigError: a module or setting is not supported; the message names it.
     """
     modules = source.read_json(MODULES)
     if not modules:
@@ -79,7 +80,7 @@ def read(source: Pretrained) -> Published:
 
 
 def _kind(type_name: str) -> str:
-    """Name of a module of the library; foreign code keeps its whole name, which nothing below accepts."""
+    """Short name of a module of the library. Other code keeps its whole name, which is refused later."""
     return type_name.rpartition(".")[2] if type_name.startswith("sentence_transformers.") else type_name
 
 
@@ -125,7 +126,7 @@ def _read_dense(source: Pretrained, path: str) -> Dense:
 
 
 def _read_length(source: Pretrained, published: Published) -> None:
-    """Length and case of the text, from the transformer's settings, or else from its tokenizer."""
+    """Read length and case of the text from the transformer's settings, otherwise from its tokenizer."""
     folder = f"{published.subfolder}/" if published.subfolder else ""
     names = (f"{folder}sentence_{family}_config.json" for family in FAMILIES)
     settings: dict[str, Any] = next((found for name in names if (found := source.read_json(name))), {})
@@ -150,20 +151,20 @@ def _read_prompts(source: Pretrained, published: Published) -> None:
 def write(
     folder: Path, pooling: str, layers: list[nn.Module], prefixes: dict[str, str], max_tokens: int, width: int
 ) -> None:
-    """Write what makes a saved transformers folder a sentence-transformers folder, too.
+    """Write the files that turn a saved transformers folder into a sentence-transformers folder.
 
     Args:
-        folder: holds the transformer and its tokenizer.
-        pooling: of `POOLINGS`' values.
+        folder: contains the transformer and its tokenizer.
+        pooling: a value of `POOLINGS`.
         layers: `Dense` and `Normalize`, in order; a last `Normalize` is added.
-        prefixes: of both sides.
-        max_tokens: with prefix and special tokens.
-        width: of the hidden states.
+        prefixes: the prefix of each side.
+        max_tokens: maximum length, with prefix and special tokens.
+        width: width of the hidden states.
     """
     library = "sentence_transformers.models"
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    theirs = next(name for name, ours in POOLINGS.items() if ours == pooling)
-    modes = {key: mode == theirs for mode, key in OLD_KEYS.items()}
+    library_mode = next(name for name, own_name in POOLINGS.items() if own_name == pooling)
+    modes = {key: mode == library_mode for mode, key in OLD_KEYS.items()}
     _write_module(folder / "1_Pooling", {"word_embedding_dimension": width, **modes, "include_prompt": True})
     for number, layer in enumerate([*layers, Normalize()], start=2):
         name = type(layer).__name__

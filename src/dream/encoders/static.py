@@ -1,4 +1,4 @@
-"""Weighted mean of token embeddings: no attention, so that a passage costs only a table lookup."""
+"""Embeds a text as the weighted mean of its token embeddings. There is no attention, only a table lookup."""
 
 import json
 from collections.abc import Callable
@@ -24,14 +24,15 @@ class StaticEncoder(Encoder):
     """embedding = normalise(Σ_t weight[t] · table[t]) over the text's tokens. Table and weights are trained.
 
     A token's initial vector has two parts: the given token embedding (centred, unit length), and a random direction.
-    The first puts words of similar use together; the second keeps different words apart (random indexing, Kanerva et
-    al. 2000). The initial weights are inverse document frequencies: log((passages + 1) / (passages with it + 1)).
+    The first part makes words with similar use similar. The second part keeps different words different (random
+    indexing, Kanerva et al. 2000). The initial weights are inverse document frequencies: log((passages + 1) /
+    (passages with the token + 1)).
 
     Args:
         max_tokens: longer texts are cut, in tokens.
         random_width: dimensions of the random part; 0 for none.
-        token_embedding_share: share of a token's squared length that is the token embedding, 0 to 1.
-        seed: of the random part.
+        token_embedding_share: share of a vector's squared length that comes from the token embedding, 0 to 1.
+        seed: seed of the random part.
 
     Raises:
         ConfigError: a value is impossible.
@@ -61,9 +62,9 @@ class StaticEncoder(Encoder):
         table_VD = token_embeddings()
         frequency_V = torch.zeros(len(table_VD))
         counts = torch.from_numpy(store.encoder_document_frequency)
-        rows = min(len(counts), len(table_VD))  # special tokens of the tokenizer may have no row; no text has them
+        rows = min(len(counts), len(table_VD))  # special tokens, which no text contains, may have no row in the table
         frequency_V[:rows] = counts[:rows]
-        # All texts share the mean over the corpus, so it does not help to tell them apart.
+        # All texts share the mean over the corpus, so it does not help to distinguish them.
         share_V = frequency_V / frequency_V.sum()
         table_VD = F.normalize(table_VD - share_V @ table_VD, dim=1)
         if self.random_width:

@@ -1,7 +1,7 @@
-"""What systems are compared on: a corpus, its labelled queries, and the stores that systems search.
+"""The data that systems are compared on: a corpus, its labelled queries, and the stores that systems search.
 
-A document has the same row in every store of a corpus, whatever the tokenizer. Rankings of different systems can
-therefore be fused and compared.
+A document has the same row in every store of a corpus, because rows do not depend on the tokenizer. Rankings of
+different systems can therefore be fused and compared.
 """
 
 from pathlib import Path
@@ -21,15 +21,15 @@ from dream.store.build import open_or_build_passages
 from dream.store.store import Store
 from dream.utils.atomic_io import fingerprint
 
-WORDS_OF_A_PASSAGE = 128  # of stores for systems without a tokenizer
+WORDS_OF_A_PASSAGE = 128  # for systems without a tokenizer
 
 
 class Benchmark:
-    """A corpus with labels, with its stores and embeddings in the folder `data`.
+    """A corpus with labels. Its stores and embeddings are in the folder `data`.
 
     Args:
-        corpus: with labels.
-        data: folder of stores and embeddings, which are built there if they are missing.
+        corpus: a corpus with labels.
+        data: folder of stores and embeddings. Missing ones are built.
         passage_tokens: tokens of a passage, for all dense systems; None: each system's own length.
         passages_per_document: passages kept of each document, from its beginning; None: all.
     """
@@ -45,9 +45,9 @@ class Benchmark:
         """The documents cut with the encoder's tokenizer.
 
         Args:
-            encoder: with its tokenizer.
-            passage_tokens: the system's own length of a passage; the benchmark's has priority.
-            own: the store of the encoder's training, returned if it holds the same documents with the same cut.
+            encoder: an encoder with its tokenizer.
+            passage_tokens: the system's own length of a passage. The benchmark's length has priority.
+            own: the store of the encoder's training. It is returned if it has the same documents and the same cut.
         """
         if own is not None and self.takes(own):
             return own
@@ -55,9 +55,9 @@ class Benchmark:
         return self._cut(encoder.tokenizer, length)
 
     def takes(self, own: Store) -> bool:
-        """Whether a run's store can be searched: it holds the same documents, and no other cut is wanted."""
-        ours, theirs = [self.corpus.fingerprint(), self.corpus.deduplicate], own.manifest
-        same = fingerprint(ours) == fingerprint([theirs["corpus"], theirs["deduplicate"]])
+        """Whether a run's store can be searched: it has the same documents, and no other cut is requested."""
+        wanted, manifest = [self.corpus.fingerprint(), self.corpus.deduplicate], own.manifest
+        same = fingerprint(wanted) == fingerprint([manifest["corpus"], manifest["deduplicate"]])
         return same and self.passage_tokens is None and self.passages_per_document is None
 
     def store_of_words(self) -> Store:
@@ -85,16 +85,16 @@ class Benchmark:
     def embedded(
         self, encoder: Encoder, store: Store, index: Index, batch_passages: int, rows_per_shard: int
     ) -> IndexHandle:
-        """The index over the store's embeddings; an interrupted embedding is resumed.
+        """The index over the store's embeddings. If embedding was interrupted, it is resumed.
 
         Args:
-            encoder: on the device that embeds.
-            store: cut with the encoder's tokenizer.
-            index: an empty index, which is copied and built.
+            encoder: an encoder on the device that embeds.
+            store: a store cut with the encoder's tokenizer.
+            index: an empty index. A copy of it is built.
             batch_passages: passages embedded at a time.
             rows_per_shard: passages between two files.
         """
-        # The name depends on store, weights and settings, so that embeddings are never mixed up.
+        # The name depends on store, weights and settings, so embeddings of different encoders are never mixed.
         folder = self.data / "embeddings" / f"{store.path.name}-{encoder.identity()}"
         handle = IndexHandle(index, folder, rows_per_shard)
         device = next(encoder.parameters()).device

@@ -26,7 +26,7 @@ def weighted_sum(
     Args:
         lexical: BM25's ranking.
         dense: the dense retriever's ranking of the same queries.
-        weight: of the dense scores, from 0 to 1.
+        weight: weight of the dense scores, from 0 to 1.
         normalisation: `minmax` (scores from 0 to 1) or `zscore` (mean 0, standard deviation 1).
         depth: documents to rank for each query.
     """
@@ -59,11 +59,11 @@ def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
 def tune_weight(
     fuse: Callable[[float], Ranking], judgements: Judgements, metric: str, step: float
 ) -> tuple[float, float]:
-    """The weight from 0 to 1 with the highest mean `metric`, and this mean. Of equally good weights, the lowest.
+    """The weight from 0 to 1 with the highest mean `metric`, and this mean. If weights are equally good, the lowest.
 
     Args:
-        fuse: the fused ranking for a weight of the dense scores.
-        judgements: of the queries that are ranked.
+        fuse: returns the fused ranking for a weight of the dense scores.
+        judgements: judgements of the ranked queries.
         metric: one of `METRICS`.
         step: difference between the weights that are tried.
     """

@@ -1,4 +1,4 @@
-"""The labelled queries of one split: ranked by any system, and scored."""
+"""The labelled queries of one split: ranks them by a system, and scores the ranking."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,11 +24,11 @@ EXAMPLES = 3  # ids in a message
 class LabelledQueries:
     """Queries and judgements of a split, against the documents of a store.
 
-    Warns, once for the same labels, if some relevant documents are not in the store: they count as not found.
+    If relevant documents are missing in the store, they count as not found, and a warning is logged once.
 
     Args:
-        corpus: with labels.
-        store: of the documents of this corpus.
+        corpus: a corpus with labels.
+        store: store of the documents of this corpus.
         split: name of the labelled split.
 
     Raises:
@@ -49,7 +49,7 @@ class LabelledQueries:
             own = self.store.document_names[0]
             raise DataError(
                 f"split {self.name} of corpus {corpus}: none of the {count:,} relevant documents is in the corpus: the "
-                f"labels name {missing[0]!r}, for example, but the corpus has ids such as {own!r}; set corpus.id_field "
+                f"labels name e.g. {missing[0]!r}, but the corpus has ids such as {own!r}; set corpus.id_field "
                 "to the field with the labels' ids, or use the labels (qrels) of this corpus"
             )
         if missing:
@@ -68,7 +68,7 @@ class LabelledQueries:
         return self.judgements.queries
 
     def by_bm25(self, index: BM25Index) -> Ranking:
-        """Rank by BM25. The index is of the store's passages or of its documents."""
+        """Rank by BM25. The index contains the store's passages or its documents."""
         by_passage = index.unit == "passage"
         documents = self.store.passage_documents if by_passage else np.arange(len(self.store.texts))
         return rank_bm25(index, self.queries, documents)
@@ -86,5 +86,5 @@ class LabelledQueries:
 
 @cache
 def _warn_once(message: str) -> None:
-    """A split is opened several times, for several stores and callbacks: log each message once in a process."""
+    """Log each message once in a process: several callbacks and stores may open the same split."""
     log.warning(message)

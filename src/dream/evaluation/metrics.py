@@ -1,4 +1,4 @@
-"""Retrieval metrics of each query, as pure functions of rankings and judgements; rankings and their fusion.
+"""Rankings, their fusion, and the retrieval metrics of each query as pure functions of rankings and judgements.
 
 Shape suffixes: Q labelled queries, R ranks (best first, padded with -1), K passages found for a query.
 """
@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 from dream.corpora.base import Labels
 from dream.store.store import Store
 
-DEPTH = 100  # documents ranked for each query, as recall@100 needs
-RRF_K = 5  # constant of reciprocal rank fusion, chosen on pydocs dev; with the paper's 60, first ranks count too little
+DEPTH = 100  # documents ranked for each query; recall@100 needs them
+RRF_K = 5  # constant of reciprocal rank fusion, chosen on pydocs dev; the paper's 60 weights first ranks too little
 NDCG_RANKS = 10
 TITLES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10",
           "map_at_100": "MAP@100", "success_at_1": "success@1", "success_at_5": "success@5"}  # fmt: skip
@@ -35,7 +35,7 @@ class Ranking:
 
     @classmethod
     def empty(cls, queries: int, depth: int) -> "Ranking":
-        """A ranking with no documents, to be filled in."""
+        """A ranking without documents, which the caller fills."""
         return cls(np.full((queries, depth), -1, np.int64), np.full((queries, depth), -np.inf, np.float32))
 
 
@@ -47,8 +47,7 @@ class Judgements:
         query_ids: ids of the queries.
         queries: their texts.
         grades: for each query, document row → grade above 0.
-        missing: for each query, id → grade of the relevant documents that the store lacks. They cannot be found, but
-            count in the metrics.
+        missing: for each query, id → grade of the relevant documents that the store lacks. They count as not found.
         left_out: number of queries without a relevant document.
     """
 
@@ -127,7 +126,7 @@ def _grades(rows_QR: np.ndarray, judgements: Judgements) -> np.ndarray:
 
 
 def _ideal(judgements: Judgements) -> np.ndarray:
-    """grade_QR of the best possible ranking; it includes the relevant documents that the store lacks."""
+    """grade_QR of the best possible ranking, including the relevant documents that the store lacks."""
     ideal_QR = np.zeros((len(judgements), NDCG_RANKS))
     for q, (graded, absent) in enumerate(zip(judgements.grades, judgements.missing, strict=True)):
         best = sorted([*graded.values(), *absent.values()], reverse=True)[:NDCG_RANKS]
@@ -165,7 +164,7 @@ def documents_from_passages(
 def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: int = RRF_K, depth: int = DEPTH) -> Ranking:
     """Fuse rankings of the same queries: score = Σ 1 / (k + rank) (Cormack, Clarke & Büttcher 2009).
 
-    The sum is over the rankings that hold the document. Ties are ordered by document row.
+    The sum is over the rankings that contain the document. Ties are ordered by document row.
     """
     queries = len(rankings[0].rows_QR)
     fused = Ranking.empty(queries, depth)

@@ -1,7 +1,7 @@
 """A DREAM run as an encoder of mteb: `mteb.evaluate(DreamEncoder("logs/latest"), tasks=...)`.
 
-mteb compares one vector a document: that of its first `encoder.max_tokens` tokens. `dream-evaluate
-passages_per_document=1 passage_tokens=MAX_TOKENS` gives the same figures; by default, dream-evaluate searches all
+mteb compares one vector per document, made from the first `encoder.max_tokens` tokens. `dream-evaluate
+passages_per_document=1 passage_tokens=MAX_TOKENS` gives the same figures. By default, dream-evaluate searches all
 passages.
 """
 
@@ -18,12 +18,12 @@ from dream.runs.load import open_encoder
 
 
 class DreamEncoder:
-    """`EncoderProtocol` of mteb 2. Documents' vectors have the precision of the index, float16.
+    """`EncoderProtocol` of mteb 2. Document vectors have the precision of the index, float16.
 
     Args:
         model_name: folder of a finished run.
         revision: shown in mteb's results.
-        device: where the encoder works; None: cpu.
+        device: the device that the encoder runs on; None: cpu.
         trust: packages, besides dream, whose classes the run's config may name.
         kwargs: ignored; mteb may pass more arguments.
     """
@@ -61,7 +61,7 @@ class DreamEncoder:
         return _float(embeddings1) @ _float(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Inner products of the rows, one by one."""
+        """Inner product of each pair of rows."""
         return (_float(embeddings1) * _float(embeddings2)).sum(-1)
 
     @property

@@ -1,4 +1,4 @@
-"""The files of an evaluation: tables, run files, metrics of single queries, plots, TensorBoard."""
+"""Writes the files of an evaluation: tables, run files, metrics of single queries, plots, TensorBoard."""
 
 import json
 import re
@@ -24,9 +24,9 @@ def write_results(folder: Path, results: Results, title: str, about: Mapping[str
     """Write results.json, results.md and the plots, and the same to TensorBoard.
 
     Args:
-        folder: of the evaluation.
-        results: of all systems.
-        title: of tables and plots.
+        folder: folder of the evaluation.
+        results: results of all systems.
+        title: title of tables and plots.
         about: further facts for results.json.
     """
     write_json(folder / "results.json", {**about, **results.as_json(), "flat": results.flat()})
@@ -51,7 +51,7 @@ def _board(folder: Path, results: Results, title: str, drawn: Mapping[str, plots
 def write_run_files(
     folder: Path, system: str, rankings: Sequence[Ranking], runs: Sequence[str], labelled: LabelledQueries
 ) -> None:
-    """Write one run file for each of the system's rankings; `runs` names them if there are several."""
+    """Write one run file for each of the system's rankings. If there are several, `runs` names them."""
     for number, ranking in enumerate(rankings):
         row = f"{system} {runs[number]}" if len(rankings) > 1 else system
         write_run_file(folder / f"{file_name(row)}.run", row, ranking, labelled)
@@ -60,9 +60,9 @@ def write_run_files(
 def write_run_file(file: Path, system: str, ranking: Ranking, labelled: LabelledQueries) -> None:
     """Write a ranking in TREC's run format: query, Q0, document, rank, score, system.
 
-    TREC's tools sort by score only, as float32, and break ties by document id. Each score is therefore written at
-    least one float32 step below the previous one, so that every tool reads the same ranking. Blanks in ids are
-    percent-encoded, see `column`.
+    TREC's tools sort only by score, as float32, and break ties by document id. Each score is therefore written at least
+    one float32 step below the previous one. So all tools read the same ranking. Blanks in ids are percent-encoded, see
+    `column`.
     """
     tag = "_".join(system.split())
     lines = []
@@ -90,9 +90,9 @@ def file_name(system: str) -> str:
 def column(name: str) -> str:
     """An id as one column of a run file, whose columns are separated by blanks. Different ids stay different.
 
-    An id with a blank (any white space) is percent-encoded: its blanks and its "%", e.g. "a b" → "a%20b". So is an id
-    that already contains the code of a blank or of "%", because it could not be distinguished otherwise: "a%20b" →
-    "a%2520b". An empty id becomes "%00". All other ids are unchanged, also "100%" or "caf%C3%A9".
+    In an id with a blank (any white space), blanks and "%" are percent-encoded, e.g. "a b" → "a%20b". An id that
+    already contains the code of a blank or of "%" is also encoded, to keep ids different: "a%20b" → "a%2520b". An empty
+    id becomes "%00". All other ids are unchanged, e.g. "100%" and "caf%C3%A9".
     """
     if not name:
         return EMPTY
@@ -102,14 +102,14 @@ def column(name: str) -> str:
 
 
 def write_per_query(file: Path, results: Results, query_ids: Sequence[str]) -> None:
-    """Write one JSON object a line for each system, run and query."""
+    """Write one line with a JSON object for each system, run and query."""
     write_bytes(file, "".join(_per_query_lines(results, query_ids)).encode())
 
 
 def _per_query_lines(results: Results, query_ids: Sequence[str]) -> Iterator[str]:
     for row, values in results.rows.items():
         if len(values[results.metric]) > 1:
-            continue  # the row for all runs: each run has a row of its own
+            continue  # this row is for all runs; each single run also has a row
         for q, query in enumerate(query_ids):
             scores = {metric: round(float(values[metric][0, q]), 9) for metric in METRICS}
             yield json.dumps({"system": row, "query": query, **scores}, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Two plots of an evaluation: the systems' metric, and their differences from the baseline query by query."""
+"""Two plots of an evaluation: the metric of each system, and its difference from the baseline for each query."""
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,13 +9,13 @@ from dream.evaluation.results import Results
 
 
 def systems_of(results: Results) -> list[str]:
-    """One row for each system: without the rows of single runs."""
-    together = tuple(f"{name} " for name, values in results.rows.items() if len(values[results.metric]) > 1)
-    return [name for name in results.rows if not name.startswith(together)]
+    """Names of the rows without those of single runs: one for each system."""
+    prefixes = tuple(f"{name} " for name, values in results.rows.items() if len(values[results.metric]) > 1)
+    return [name for name in results.rows if not name.startswith(prefixes)]
 
 
 def bars(results: Results, title: str) -> Figure:
-    """Bars: the metric of each system with its interval. Dots: its single runs."""
+    """Bars: the metric of each system with its interval. Dots: the system's single runs."""
     names = systems_of(results)
     means = np.array([results.mean(name, results.metric) for name in names])
     low, high = np.array([results.intervals[name][results.metric] for name in names]).T
@@ -34,14 +34,14 @@ def bars(results: Results, title: str) -> Figure:
     dots = "; dots: single seeds" if any(len(results.rows[name][results.metric]) > 1 for name in names) else ""
     axes.set_xlim(left=0)
     interval = f"{TITLES[results.metric]} with {results.sampling.confidence:.0%} interval"
-    # A label of the figure, because long names of systems leave too little room for a label of the axes.
+    # The label belongs to the figure: long names of systems leave too little space for a label of the axes.
     figure.supxlabel(f"{interval}; dashed: {results.baseline}{dots}", fontsize=9)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def gains(results: Results, title: str) -> Figure:
-    """One curve for each system: its difference from the baseline on each query, sorted; mean over its runs."""
+    """One curve for each system: its difference from the baseline for each query, sorted. Mean over its runs."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

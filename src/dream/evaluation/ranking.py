@@ -1,4 +1,4 @@
-"""Ranked documents for labelled queries, by BM25 and by an encoder with its index."""
+"""Ranks documents for labelled queries, by BM25 and by an encoder with its index."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,8 +18,8 @@ def rank_bm25(index: BM25Index, queries: Sequence[str], passage_documents: np.nd
     """Rank documents by the BM25 score of their best passage.
 
     Args:
-        index: of passages, or of whole documents.
-        queries: their texts.
+        index: index of passages, or of whole documents.
+        queries: texts of the queries.
         passage_documents: document row of each row of the index.
         depth: documents to rank for each query.
     """
@@ -53,8 +53,10 @@ def rank_dense(
 
 
 def _rank(search: Search, queries: int, passage_documents: np.ndarray, depth: int) -> Ranking:
-    """Search for twice as many passages as documents are wanted. Repeat with four times as many passages for the
-    queries whose passages belong to too few documents, until they have enough or all passages are searched."""
+    """Search for 2 · depth passages. If they belong to too few documents, search again with four times as many.
+
+    This ends when each query has enough documents or all passages are searched.
+    """
     ranking = Ranking.empty(queries, depth)
     pending = np.arange(queries)
     k = 2 * depth
@@ -65,8 +67,8 @@ def _rank(search: Search, queries: int, passage_documents: np.ndarray, depth: in
             sim_QK, ids_QK = search(chosen, k)
             found = documents_from_passages(sim_QK, ids_QK, passage_documents, depth)
             ranking.rows_QR[chosen], ranking.score_QR[chosen] = found.rows_QR, found.score_QR
-            more = (ids_QK[:, -1] >= 0) & (k < len(passage_documents))
-            short.append(chosen[more & (found.rows_QR[:, -1] < 0)])
+            can_find_more = (ids_QK[:, -1] >= 0) & (k < len(passage_documents))
+            short.append(chosen[can_find_more & (found.rows_QR[:, -1] < 0)])
         pending = np.concatenate(short)
         k *= 4
     return ranking

@@ -18,7 +18,7 @@ HEADLINE = METRICS[:4]  # columns of the table at the end of a run
 
 
 def summary_table(results: Mapping[str, Mapping[str, float]], title: str) -> Table:
-    """The table at the end of a run: one row for each system; the best value of each column is bold."""
+    """The table at the end of a run: one row for each system. The best value of each column is bold."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for metric in HEADLINE:
@@ -37,15 +37,15 @@ def flat_summary(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 @dataclass
 class Results:
-    """The results of all systems. A system with several runs has one row for each run, and one for all of them.
+    """The results of all systems. A system with several runs has one row for each run, and one row for all runs.
 
     Attributes:
         rows: name of the row → metric → values_SQ, in the order of the table.
-        metric: of the second table and of the plots.
-        baseline: the row that the others are compared with.
-        sampling: of intervals and tests.
+        metric: metric of the second table and of the plots.
+        baseline: the row that the other rows are compared with.
+        sampling: settings of intervals and tests.
         intervals: row → metric → confidence interval of the mean.
-        differences: row → metric → difference from the baseline; the baseline itself is not in it.
+        differences: row → metric → difference from the baseline; without the baseline's row.
         notes: how to read the figures.
     """
 
@@ -72,15 +72,15 @@ class Results:
         return cls(rows, metric, baseline, sampling, spans, differences, notes)
 
     def mean(self, row: str, metric: str) -> float:
-        """Over queries and runs."""
+        """Mean over queries and runs."""
         return float(self.rows[row][metric].mean())
 
     def flat(self) -> dict[str, float]:
-        """All means under flat names, e.g. `bm25/ndcg_at_10`."""
+        """All means with flat names, e.g. `bm25/ndcg_at_10`."""
         return {f"{row}/{metric}": self.mean(row, metric) for row in self.rows for metric in METRICS}
 
     def as_json(self) -> dict[str, Any]:
-        """Everything except the values of single queries, as JSON-able containers."""
+        """All results except the values of single queries, as JSON values."""
         systems: dict[str, Any] = {}
         for row, values in self.rows.items():
             systems[row] = {"runs": len(values[self.metric])}
@@ -98,7 +98,7 @@ class Results:
         return [header, *([row, *(f"{self.mean(row, metric):.4f}" for metric in METRICS)] for row in self.rows)]
 
     def difference_cells(self) -> list[list[str]]:
-        """Header and rows of the second table as text: `metric`, its difference from the baseline, their intervals."""
+        """Header and rows of the second table as text: `metric`, its difference from the baseline, and intervals."""
         share = f"{self.sampling.confidence:.0%}"
         lines = [["", TITLES[self.metric], share, f"− {self.baseline}", share, "p", "better", "worse"]]
         for row in self.rows:
@@ -112,7 +112,7 @@ class Results:
         return lines
 
     def tables(self, title: str) -> list[Table]:
-        """Both tables for the terminal; the best value of each metric is bold."""
+        """Both tables for the terminal. The best value of each metric is bold."""
         metrics, differences = self.metric_cells(), self.difference_cells()
         best = [max(column) for column in zip(*metrics[1:], strict=True)]
         marked = [[cell if at == 0 or cell != best[at] else f"[bold]{cell}[/]" for at, cell in enumerate(line)]
@@ -144,12 +144,10 @@ def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequenc
     """
     rows: dict[str, Values] = {}
     for system, of_runs in values.items():
-        together = {metric: np.stack([one[metric] for one in of_runs]) for metric in METRICS}
+        stacked = {metric: np.stack([run[metric] for run in of_runs]) for metric in METRICS}
         for number, name in enumerate(runs if len(of_runs) > 1 else ()):
-            rows[f"{system} {name}"] = {
-                metric: values_SQ[number : number + 1] for metric, values_SQ in together.items()
-            }
-        rows[system] = together
+            rows[f"{system} {name}"] = {metric: values_SQ[number : number + 1] for metric, values_SQ in stacked.items()}
+        rows[system] = stacked
     return rows
 
 
@@ -159,7 +157,7 @@ def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampli
     return [
         f"Means over {len(judgements):,} queries. {judgements.left_out:,} further queries of the split have no "
         "relevant document in the labels: they are not part of the means (trec_eval counts them as 0).",
-        f"{missing:,} relevant documents, of {touched:,} queries, are not in the corpus: they count as not found.",
+        f"{missing:,} relevant documents (of {touched:,} queries) are not in the corpus: they count as not found.",
         f"{counts.get('empty', 0):,} documents without text cannot be found; {counts.get('duplicates', 0):,} "
         "documents are copies of others: finding the kept copy counts.",
         f"{TITLES[metric]} and its difference: {sampling.confidence:.0%} bootstrap intervals over queries, and over "

@@ -39,13 +39,13 @@ class Searcher:
 
     Args:
         run: folder of a finished run.
-        device: where the encoder works.
+        device: the device that the encoder runs on.
         trust: packages, besides dream, whose classes the run's config may name.
-        data: the data folder, if it is not where the run left it.
+        data: the data folder, if it was moved after the run.
 
     Raises:
-        ConfigError: no finished run is there.
-        DataError: a part of the run is missing or damaged.
+        ConfigError: the folder contains no finished run.
+        DataError: a file of the run is missing or damaged.
 
     Example:
         >>> retriever = dream.load("logs/latest")
@@ -66,22 +66,22 @@ class Searcher:
 
     @property
     def corpus_name(self) -> str:
-        """Name of the corpus that is searched: the first part of its store's name."""
+        """Name of the searched corpus: the first part of its store's name."""
         return self.store.path.name.removesuffix(f"-{self.store.hash}")
 
     @property
     def bm25(self) -> BM25Index:
-        """The BM25 index of the passages; opened, or built, on first use."""
+        """The BM25 index of the passages. It is opened or built on first use."""
         if self._bm25 is None:
             self._bm25 = BM25Index.open_or_build(self.store)
         return self._bm25
 
     def search(self, query: str, k: int = 10, mode: str = "dense") -> list[Hit]:
-        """The `k` best documents, best first; fewer if fewer are found.
+        """The `k` best documents, best first. The list is shorter if fewer documents are found.
 
         Args:
-            query: the question, as text.
-            k: documents to return.
+            query: text of the query.
+            k: number of documents to return.
             mode: `dense` (the trained encoder), `bm25`, or `hybrid` (both, by reciprocal rank fusion).
 
         Raises:

@@ -1,4 +1,4 @@
-"""The settings of an evaluation. Wrong values are refused here, before any file is opened."""
+"""The settings of an evaluation. Wrong values raise an error before any file is opened."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class WeightedFusion:
     """How `hybrid_weighted` fuses BM25 and a dense system.
 
     Args:
-        normalisation: of both rankings' scores, query by query.
+        normalisation: how the scores of both rankings are normalised, for each query.
         step: difference between the weights that are tried, above 0, at most 1.
     """
 
@@ -41,7 +41,7 @@ class Embedding:
 
     Args:
         batch_passages: passages embedded at a time.
-        rows_per_shard: passages between two files: the work that an interruption can cost.
+        rows_per_shard: passages of a file. An interruption loses at most the work of one file.
     """
 
     batch_passages: int
@@ -54,29 +54,29 @@ class Embedding:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is compared, and how. The keys of conf/evaluate.yaml have the same names.
+    """The systems to compare, and how to compare them. The keys of conf/evaluate.yaml have the same names.
 
     Args:
         systems: names of the systems, see `system_names.ALLOWED`.
-        baseline: the one of `systems` that the others are compared with.
-        metric: of intervals, differences, tuning and plots.
-        split: of the queries; None: the split that the run reports on, or test.
+        baseline: the system that the others are compared with; one of `systems`.
+        metric: metric of intervals, differences, tuning and plots.
+        split: split of the queries; None: the split that the run reports on, or test.
         dev_split: the split that `hybrid_weighted` is tuned on.
         data: folder of stores, embeddings and other caches.
-        device: torch's name of the device that encoders work on; auto: cuda if it is available, else cpu.
+        device: torch's name of the device that encoders run on; auto: cuda if it is available, otherwise cpu.
         run_dtype: name of the torch type of the runs' weights.
-        passage_tokens: tokens of a passage; None: as the system was trained or published.
-        passages_per_document: how many passages of a document are searched, from its beginning; None: all.
+        passage_tokens: tokens of a passage; None: the length that the system was trained or published with.
+        passages_per_document: search only this number of passages of a document, the first ones; None: all.
         bm25_unit: what BM25 ranks, documents or passages.
-        fusion: of `hybrid_weighted`.
-        sampling: of intervals and tests.
+        fusion: settings of `hybrid_weighted`.
+        sampling: settings of intervals and tests.
         index: an empty index; each system builds its own copy.
         embedding: how corpora are embedded.
         published: opens a published model by its name, for each kind of `system_names.PUBLISHED`.
         trust: packages, besides dream, whose classes a run's config may name.
 
     Raises:
-        ConfigError: a value cannot work.
+        ConfigError: a value is not allowed.
     """
 
     systems: tuple[str, ...]
@@ -123,7 +123,7 @@ class EvaluationSettings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that encoders work on."""
+        """The device that encoders run on."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(automatic if self.device == "auto" else self.device)
 
@@ -134,7 +134,7 @@ class EvaluationSettings:
 
     @property
     def names_a_run(self) -> bool:
-        """Whether one of the systems is a run's."""
+        """Whether a system belongs to a run."""
         return any(dense_part(name) in OF_A_RUN for name in self.systems)
 
 

@@ -18,9 +18,9 @@ class Sampling:
     """How intervals and p-values are sampled.
 
     Args:
-        resamples: how many are drawn, for the bootstrap and for the randomisation test.
+        resamples: number of resamples of the bootstrap and of the randomisation test.
         confidence: share of the resampled means inside an interval, between 0 and 1.
-        seed: of the random draws.
+        seed: seed of the random draws.
     """
 
     resamples: int
@@ -34,14 +34,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Difference:
-    """A system against the baseline.
+    """The difference between a system and the baseline.
 
     Attributes:
         mean: difference of the means; positive if the system is better.
         interval: confidence interval of `mean`.
         p: two-sided p-value of the randomisation test.
         wins: queries on which the system is better.
-        losses: queries on which it is worse.
+        losses: queries on which the system is worse.
     """
 
     mean: float
@@ -54,8 +54,8 @@ class Difference:
 def intervals(values: list[np.ndarray], sampling: Sampling) -> list[tuple[float, float]]:
     """Percentile bootstrap interval of the mean of each of M systems' values_SQ (Efron & Tibshirani 1993, ch. 13).
 
-    Queries are drawn with replacement, the same ones for all systems. For a system with several seeds, its seeds are
-    drawn with replacement, too: the interval then covers other runs as well as other queries.
+    Queries are drawn with replacement, the same queries for all systems. If a system has several seeds, these are also
+    drawn with replacement. The interval then covers other runs as well as other queries.
     """
     draw = np.random.default_rng(sampling.seed)
     means_MR = np.empty((len(values), sampling.resamples))
@@ -74,11 +74,11 @@ def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray
 
     If two systems are equally good, each query's difference has either sign with the same probability. p is the share
     of random sign patterns whose mean difference is at least as large as the observed one. The observed signs count as
-    one of the patterns, so that p is never 0.
+    one of the patterns, so p is never 0.
     """
     draw = np.random.default_rng(sampling.seed)
     queries = difference_MQ.shape[1]
-    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # tolerance: the order of summation changes the last digits
+    observed_M = np.abs(difference_MQ.mean(1)) - 1e-12  # tolerance, because the order of summation changes last digits
     extreme_M = np.zeros(len(difference_MQ), dtype=np.int64)
     for chosen in _chunks(sampling.resamples, queries):
         signs_RQ = draw.integers(0, 2, (len(chosen), queries), dtype=np.int8) * 2.0 - 1
@@ -89,8 +89,8 @@ def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray
 def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Sampling) -> list[Difference]:
     """Compare each system's values_SQ with the baseline's by query: paired bootstrap (Sakai 2006), randomisation test.
 
-    If a system has as many seeds as the baseline, seeds are paired in order; else each seed is compared with the
-    baseline's mean over its seeds.
+    If a system has as many seeds as the baseline, seeds are paired in order. Otherwise each seed is compared with the
+    baseline's mean over seeds.
     """
     differences = [
         values_SQ - (baseline_SQ if len(values_SQ) == len(baseline_SQ) else baseline_SQ.mean(0)) for values_SQ in values
@@ -111,7 +111,7 @@ def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Samplin
 
 
 def _weights(draw: np.random.Generator, rows: int, items: int) -> np.ndarray:
-    """(rows, items): how often each item is drawn in `items` draws with replacement, as a share; rows sum to 1."""
+    """(rows, items): share of each item among `items` draws with replacement. Each row sums to 1."""
     drawn = draw.integers(0, items, (rows, items)) + np.arange(rows)[:, None] * items
     return np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items) / items
 

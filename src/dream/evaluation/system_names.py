@@ -1,4 +1,4 @@
-"""Names of the systems that dream-evaluate compares: what `systems=[...]` may hold."""
+"""Names of the systems that dream-evaluate compares: the values allowed in `systems=[...]`."""
 
 import difflib
 import re
@@ -8,13 +8,13 @@ from dream.runs.layout import ENCODER, UNTRAINED_ENCODER
 from dream.utils.errors import ConfigError, require
 
 OF_A_RUN = {"run": ENCODER, "untrained": UNTRAINED_ENCODER}  # system → folder in the run's folder
-FUSIONS = ("hybrid", "hybrid_weighted")  # of BM25 with a dense system
+FUSIONS = ("hybrid", "hybrid_weighted")  # fusions of BM25 with a dense system
 PUBLISHED = ("st", "hf")  # models of sentence-transformers and of transformers
 ALLOWED = ("bm25", *OF_A_RUN, *FUSIONS, "st:NAME", "hf:NAME", "hybrid:SYSTEM", "hybrid_weighted:SYSTEM")
 
 
 def dense_part(system: str) -> str | None:
-    """The dense system that a name stands for, or that it fuses with BM25; None for BM25 itself.
+    """The dense system of this name, or the dense system that it fuses with BM25. None for BM25 itself.
 
     Example:
         >>> dense_part("hybrid:st:org/model"), dense_part("hybrid"), dense_part("bm25")
@@ -23,12 +23,12 @@ def dense_part(system: str) -> str | None:
     Raises:
         ConfigError: there is no such system.
     """
-    kind, _, rest = system.partition(":")
+    kind, _, name = system.partition(":")
     if kind in FUSIONS:
-        part = dense_part(rest) if rest else "run"
-        require(part is not None and not rest.startswith(FUSIONS), "systems", system, "fuses BM25 with a dense system")
+        part = dense_part(name) if name else "run"
+        require(part is not None and not name.startswith(FUSIONS), "systems", system, "fuses BM25 with a dense system")
         return part
-    if kind in PUBLISHED and rest:
+    if kind in PUBLISHED and name:
         return system
     if system in OF_A_RUN:
         return system
@@ -45,6 +45,6 @@ def is_tuned(system: str) -> bool:
 
 
 def short_names(systems: Sequence[str]) -> dict[str, str]:
-    """Names for the tables: a path is shortened to its last two parts if all names then still differ."""
+    """Names for the tables. Paths are shortened to their last two parts, unless two names would become equal."""
     short = {system: re.sub(r":[^:]*/([^/:]+/[^/:]+)/?$", r":\1", system) for system in systems}
     return short if len(set(short.values())) == len(systems) else {system: system for system in systems}

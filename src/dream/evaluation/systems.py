@@ -1,4 +1,4 @@
-"""The systems of an evaluation at work: the documents that each of them ranks for the labelled queries."""
+"""Opens the systems of an evaluation, and ranks the labelled queries with each of them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 
 def find_runs(run: str | Sequence[str]) -> list[Path]:
-    """Folders of finished runs: the named ones; of a sweep's folder, those of its jobs."""
+    """Folders of finished runs. The folder of a sweep stands for the folders of its jobs."""
     found: list[Path] = []
     for named in [run] if isinstance(run, str) else run:
         folder = Path(named).expanduser()
@@ -42,7 +42,7 @@ def find_runs(run: str | Sequence[str]) -> list[Path]:
 
 
 def names_of_seeds(runs: Sequence[Path], trust: Sequence[str] = ()) -> list[str]:
-    """`seed=0` and so on.
+    """Names of runs that differ only in the seed: `seed=0` and so on.
 
     Raises:
         ConfigError: the runs differ in more than the seed, or two have the same seed.
@@ -64,12 +64,12 @@ def open_benchmark(
     """The documents with their labels, and the split that is reported.
 
     Args:
-        settings: of the evaluation.
+        settings: settings of the evaluation.
         runs: folders of finished runs. At least one if `corpus` is None.
-        corpus: to evaluate on; None: the first run's own.
+        corpus: the corpus to evaluate on; None: the first run's corpus.
 
     Raises:
-        ConfigError: the corpus lacks a split that is needed.
+        ConfigError: the corpus lacks a required split.
     """
     split = settings.split or "test"
     if corpus is None:
@@ -92,9 +92,9 @@ class Member:
     """One encoder of a dense system.
 
     Attributes:
-        encoder: in eval mode, on the evaluation's device.
-        store: what it searches.
-        snapshot: folder with its embeddings of this store, if they exist already.
+        encoder: the encoder, in eval mode, on the evaluation's device.
+        store: the store that it searches.
+        snapshot: folder with the embeddings of this store, if they exist already.
     """
 
     encoder: Encoder
@@ -108,13 +108,13 @@ class Systems:
     Encoders are opened one after another, and only their rankings are kept in memory.
 
     Args:
-        settings: of the evaluation.
-        runs: folders of finished runs; may be empty if no system is a run's.
+        settings: settings of the evaluation.
+        runs: folders of finished runs. May be empty if no system belongs to a run.
         benchmark: the documents and their labels.
 
     Attributes:
-        seconds: spent on each system so far.
-        remarks: notes for the report, e.g. the weight that was tuned.
+        seconds: time spent on each system so far.
+        remarks: notes for the report, e.g. the tuned weight.
     """
 
     def __init__(self, settings: EvaluationSettings, runs: Sequence[Path], benchmark: Benchmark) -> None:
@@ -127,7 +127,7 @@ class Systems:
 
     @property
     def reference(self) -> Store:
-        """The store that names the documents and that BM25 reads: the first run's if it holds these documents."""
+        """The store that BM25 reads and that gives document names: the first run's, if it has the same documents."""
         if self.store is None:
             self.store = self.benchmark.store_of_words()
         return self.store
@@ -155,7 +155,7 @@ class Systems:
         return self._kept[key][0]
 
     def _dense(self, system: str, split: str) -> list[Ranking]:
-        """If a fusion with this system is tuned, rank the dev split's queries while the encoder is open, too."""
+        """Rank by a dense system. If its fusion is tuned, also rank the dev split while the encoder is open."""
         if (system, split) not in self._kept:
             tuned = any(dense_part(name) == system for name in self.settings.tuned)
             splits = [split, self.settings.dev_split] if tuned else [split]

@@ -1,4 +1,4 @@
-"""The interface of an index, and the one order in which every index returns its results.
+"""The interface of an index, and the order in which all indexes return their results.
 
 Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
 """
@@ -11,28 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NOTHING = -1  # id that fills up results if fewer than k passages were found; its similarity is -inf
+NOTHING = -1  # id that pads results if fewer than k passages were found; its similarity is -inf
 
 
 class Index(Protocol):
     """Finds the passages whose embeddings have the largest inner product with a query.
 
     To add an index, add a file here and a YAML file in conf/index. Each snapshot builds a shallow copy of the object
-    (`copy.copy`) while the original is still searched: `build` and `load` must assign new attributes and must not
-    change the objects that the old attributes hold.
+    (`copy.copy`) while the original is still searched. So `build` and `load` must assign new attributes, and must not
+    change the objects of the old attributes.
     """
 
     def description(self) -> dict[str, Any]:
-        """JSON-able settings that the built index depends on. A saved index with another description is rebuilt."""
+        """Settings that the index depends on, as JSON values. If a saved index has other settings, it is rebuilt."""
         ...
 
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         """Index all embeddings.
 
         Args:
-            embeddings_ND: consecutive chunks (rows, D) of float16 or float32. The row number over all chunks is the
-                passage id.
-            count: N, rows of all chunks together.
+            embeddings_ND: consecutive chunks (rows, D) of float16 or float32. The passage id is the row number,
+                counted over all chunks.
+            count: N, number of rows of all chunks.
             width: D.
         """
         ...
@@ -41,8 +41,8 @@ class Index(Protocol):
         """The k most similar passages of each query.
 
         Returns:
-            sim_QK float32 and ids_QK int64 on the queries' device, best first, equal similarities by lower id. If fewer
-            than k passages are found, the last ids are -1 and their similarities -inf.
+            sim_QK float32 and ids_QK int64 on the queries' device, best first. Equal similarities are ordered by lower
+            id. If fewer than k passages are found, the last ids are -1 and their similarities -inf.
         """
         ...
 
@@ -51,7 +51,7 @@ class Index(Protocol):
         ...
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
-        """Take over the index saved in `folder`, which was built over these embeddings."""
+        """Load the index saved in `folder`, which was built over these embeddings."""
         ...
 
 

@@ -1,7 +1,7 @@
 """BM25 over the store's passages: a candidate source for the cold start, and the baseline of every evaluation.
 
-The formula is bm25s' default (Lucene's BM25, k1 1.5, b 0.75): https://arxiv.org/abs/2407.03618. `words.py` says what
-a word is.
+The formula is bm25s' default (Lucene's BM25, k1 1.5, b 0.75): https://arxiv.org/abs/2407.03618. `words.py` splits texts
+into words.
 """
 
 import logging
@@ -22,15 +22,15 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG, which Hydra's root handler would print
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG, which Hydra's root handler would print
 
-Unit = Literal["passage", "document"]  # what a row of the index is
+Unit = Literal["passage", "document"]  # a row of the index is a passage or a document
 
-LAYOUT = 3  # raise when the words or the formula change, so that cached indexes are rebuilt
+LAYOUT = 3  # increase it when the words or the formula change; cached indexes are then rebuilt
 
 
 def passage_texts(store: Store) -> Iterator[str]:
-    """Texts of all passages in the order of their ids. Each document is decoded once."""
+    """Texts of all passages in id order. Each document is decoded once."""
     document, text = -1, ""
     for row in store.passages:
         if row["document"] != document:
@@ -41,7 +41,7 @@ def passage_texts(store: Store) -> Iterator[str]:
 
 
 class _TermRows:
-    """Term ids of each passage, 4 bytes a word. bm25s reads `vocab` and iterates over `ids`, one list a passage."""
+    """Term ids of each passage, 4 bytes per word. bm25s reads `vocab` and iterates over `ids`, one list per passage."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self.vocab: dict[str, int] = {}
@@ -93,9 +93,9 @@ class BM25Index:
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
-        """The index of this store from the cache folder next to the stores; built first if it is missing or damaged.
+        """Open the index of this store in the cache folder next to the stores. It is built if missing or damaged.
 
-        Building takes 4 bytes of memory for each word of the corpus and about 50 for each distinct word of each
+        Building takes 4 bytes of memory for each word of the corpus, and about 50 bytes for each distinct word of each
         passage. Searching keeps only the vocabulary in memory.
         """
         path = store.cache_folder("bm25") / f"bm25-{store.hash}-v{LAYOUT}{'' if unit == 'passage' else '-documents'}"
@@ -116,8 +116,8 @@ class BM25Index:
         """The k best rows of each query.
 
         Returns:
-            scores_QK float32 and ids_QK int64, best first, equal scores by lower id. If fewer than k rows share a word
-            with the query, the rest has id -1 and score -inf.
+            scores_QK float32 and ids_QK int64, best first. Equal scores are ordered by lower id. If fewer than k rows
+            share a word with the query, the last ids are -1 and their scores -inf.
         """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)

@@ -23,8 +23,8 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
-ROWS_PER_BLOCK = 16_384  # passages sorted by length together, so that a batch has little padding
-PROGRESS = "progress.json"  # the inputs of the shards, and the checksums of the complete ones
+ROWS_PER_BLOCK = 16_384  # passages that are sorted by length together; a batch then has little padding
+PROGRESS = "progress.json"  # the inputs of the shards, and the checksums of complete shards
 
 
 def embed_corpus(
@@ -38,11 +38,12 @@ def embed_corpus(
 ) -> list[str]:
     """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
-    Complete shards of an earlier call with the same arguments are reused. Memory: one batch; shards are memory-mapped.
+    Complete shards of an earlier call with the same arguments are reused. Shards are memory-mapped, so only one batch
+    is in memory.
 
     Args:
         folder: an existing folder for the shards and `progress.json`. Other files in it are deleted.
-        device: where the encoder is.
+        device: the encoder's device.
         batch_passages: passages of a forward pass.
         rows_per_shard: passages of a file.
         encoder_fingerprint: hash of the encoder's weights.

@@ -1,4 +1,4 @@
-"""Exact nearest passages by matrix products in PyTorch, on a GPU if the queries are there.
+"""Exact nearest passages by matrix products in PyTorch, on the device of the queries.
 
 On CPUs this is faster than FAISS's `Flat`. Use it unless the corpus is too large for exact search.
 """
@@ -24,7 +24,7 @@ class ExactIndex:
     Args:
         rows_per_chunk: passages of a matrix product. In addition to the embeddings, a search takes
             rows_per_chunk × (D + number of queries, at most 1,024) × 4 bytes.
-        keep_on_device: if queries come on an accelerator, copy the embeddings there once per build (2·N·D bytes).
+        keep_on_device: if the queries are on an accelerator, copy the embeddings to it once per build (2·N·D bytes).
             False: each search copies them again, chunk by chunk.
 
     Raises:
@@ -79,7 +79,7 @@ class ExactIndex:
 
 
 def _top(sim_QR: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row; of equal ones those with the lowest column, which `topk` does not guarantee."""
+    """The k largest values of each row. If values are equal, the lowest columns; `topk` does not guarantee this."""
     k = min(k, sim_QR.shape[1])
     sim_QK, rows_QK = sim_QR.topk(k, dim=1)
     tied = (sim_QR >= sim_QK[:, -1:]).sum(1) > k
@@ -91,7 +91,7 @@ def _top(sim_QR: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Compute products without TF32 and bf16, whatever the trainer has set: rounding would reorder close neighbours."""
+    """Compute products without TF32 and bf16, even if the trainer allows them: rounding would reorder neighbours."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

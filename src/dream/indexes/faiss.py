@@ -1,7 +1,7 @@
 """Nearest passages with FAISS: exact, or any approximation that has an index_factory string.
 
-Search only in the main process. A data loader worker that was forked after the parent's first search hangs in OpenMP
-when it searches, unless `faiss.omp_set_num_threads(1)` was called before.
+Search only in the main process. If a data loader worker is forked after the parent's first search, its own search hangs
+in OpenMP, unless `faiss.omp_set_num_threads(1)` was called before.
 """
 
 import re
@@ -20,14 +20,14 @@ from dream.utils.errors import ConfigError, require
 FILE = "index.faiss"
 TRAIN_POINTS = 262_144  # IVF and PQ are trained on at most this many rows, spread evenly over the corpus
 ADD_ROWS = 65_536  # rows that are converted to float32 at a time
-SPARE = 8  # results fetched beyond k, to see whether others equal the k-th
-MOST_TIES = 4_096  # if more results than this equal the k-th, FAISS decides which of them are returned
+SPARE = 8  # additional results, to check whether other results have the same similarity as the k-th
+MOST_TIES = 4_096  # if more results than this have the k-th similarity, FAISS decides which of them are returned
 
 
 class FaissIndex:
     """`faiss.index_factory(width, factory, METRIC_INNER_PRODUCT)` in RAM, over float32 embeddings.
 
-    Building is deterministic, except for HNSW: several threads build its graph.
+    Building is deterministic, except for HNSW, whose graph is built by several threads.
 
     Args:
         factory: FAISS index_factory string, e.g. `Flat`, `IVF1024,Flat` or `HNSW32`.
@@ -35,7 +35,8 @@ class FaissIndex:
 
     Raises:
         ConfigError: FAISS does not know the factory string, it does not fit the width, the corpus has too few passages
-            to train it, or the index does not have a search parameter. `build` checks all but an empty string.
+            to train it, or the index does not have a search parameter. The constructor refuses an empty string; `build`
+            checks the rest.
 
     Example:
         >>> index = FaissIndex("IVF1024,Flat", {"nprobe": 16})
@@ -96,8 +97,8 @@ class FaissIndex:
             raise ConfigError("index.factory", self.factory, f"FAISS cannot build it for width {width}: "
                               f"{_reason(error)}; try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
 
-        # Polysemous training orders PQ's centroids for a filter that only `ht` turns on. It takes 100 times as long as
-        # the rest of the training.
+        # Polysemous training orders PQ's centroids for a filter that only the parameter `ht` uses. It takes 100 times
+        # as long as the rest of the training.
         inner = index
         while hasattr(inner, "index"):  # inside OPQ and other transforms
             inner = faiss.downcast_index(inner.index)

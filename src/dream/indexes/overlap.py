@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from dream.indexes.snapshot import IndexSnapshot
 
 PROBES, POOL, NEIGHBOURS = 256, 16_384, 10
-SEED = 20_260_627  # of the passages that are compared, the same in every run
+SEED = 20_260_627  # fixed, so every run compares the same passages
 
 
 def overlap(old: "IndexSnapshot", new: "IndexSnapshot") -> float:
-    """Similarity of two snapshots' neighbourhoods, 0 to 1: low if the encoder has changed much between them.
+    """Similarity of two snapshots' neighbourhoods, 0 to 1. It is low if the encoder has changed much between them.
 
-    The mean share of a passage's 10 nearest passages by the old embeddings that are also among the 10 nearest by the
-    new ones, over up to 256 random passages. Neighbours are searched exactly, among the same 16,384 random passages (or
-    the whole corpus if it is smaller), so the cost does not grow with the corpus. The seed is fixed.
+    For a passage, it is the share of its 10 nearest passages by the old embeddings that are also among the 10 nearest
+    by the new embeddings. The result is the mean over up to 256 random passages. Neighbours are searched exactly among
+    the same 16,384 random passages (or the whole corpus if it is smaller), so the cost does not grow with the corpus.
     """
     count = min(old.count, new.count)
     pool = permute(SEED, np.arange(min(POOL, count)), count)
@@ -33,10 +33,10 @@ def overlap(old: "IndexSnapshot", new: "IndexSnapshot") -> float:
 
 
 def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:
-    """rows_PK: the k nearest rows of each of the first P = `PROBES` rows, without itself."""
+    """rows_PK: for each of the first P = `PROBES` rows, the k nearest other rows."""
     index = ExactIndex(rows_per_chunk=POOL, keep_on_device=False)
     index.build([embedding_ND], *embedding_ND.shape)
     _, rows_PK = index.search(torch.from_numpy(embedding_ND[:PROBES]), k + 1)
     itself = rows_PK == torch.arange(len(rows_PK))[:, None]
-    itself[:, -1] |= ~itself.any(1)  # more than k copies of it may have taken its place
+    itself[:, -1] |= ~itself.any(1)  # if a row has more than k copies, it may be missing in its own results
     return rows_PK[~itself].view(len(rows_PK), k)

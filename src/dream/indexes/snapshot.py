@@ -1,8 +1,8 @@
-"""Index snapshots: the corpus embedded by one state of the encoder, on disk. A handle searches the newest one.
+"""An index snapshot is the corpus embedded by one state of the encoder, on disk. A handle searches the newest one.
 
     <folder>/snapshot-00000500/    optimizer step
         manifest.json              store_hash, encoder_fingerprint, step, count, width, index, shards
-        shard-00000.npy            (rows, D) float16, in the order of the passage ids; the next shard continues
+        shard-00000.npy            (rows, D) float16, in order of passage ids; further shards have the next ids
         index.faiss                only with index=faiss
         encoder.safetensors        the encoder's weights: a damaged snapshot is rebuilt from them
 
@@ -44,9 +44,9 @@ class RefreshReport:
     """Measurements of a refresh.
 
     Args:
-        seconds: of the whole refresh, wall time.
+        seconds: wall time of the whole refresh.
         overlap_at_10: `overlap` of the old and the new snapshot; None for the first snapshot.
-        passages_per_second: speed of embedding; 0 if the snapshot existed already.
+        passages_per_second: speed of embedding. 0 if the snapshot existed already.
     """
 
     seconds: float
@@ -78,7 +78,7 @@ class IndexSnapshot:
         self.encoder_fingerprint: str = self.manifest["encoder_fingerprint"]
 
     def refuse_other(self, store: Store, width: int | None) -> None:
-        """Raise DataError unless it was made from this store and, if a width is given, has this width."""
+        """Raise DataError if the snapshot was made from another store, or does not have the given width."""
         if self.manifest["store_hash"] != store.hash:
             raise DataError(f"{self.path}: made from store {self.manifest['store_hash']}, but this is {store.hash} "
                             f"({store.path}), with other passages; build the index of this store again")  # fmt: skip
@@ -100,13 +100,13 @@ class IndexSnapshot:
 
 
 class IndexHandle:
-    """The newest snapshot in `folder` and the index over it. All searches of a run use this object.
+    """The newest snapshot in `folder`, and the index over it. All searches of a run use this object.
 
     Each snapshot builds its own copy of `index`. The old snapshot is searched until the new one is complete on disk.
 
     Args:
         index: the kind of index to build.
-        folder: where the snapshots are.
+        folder: the folder of the snapshots.
         rows_per_shard: passages of a file of embeddings.
 
     Raises:
@@ -126,7 +126,7 @@ class IndexHandle:
         self.current: IndexSnapshot | None = None
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(sim_QK float32, ids_QK int64), best first. If fewer than k passages are found, the rest is -inf and -1.
+        """(sim_QK float32, ids_QK int64), best first. Missing results have similarity -inf and id -1.
 
         Raises:
             DreamError: there is no snapshot yet.
@@ -137,16 +137,16 @@ class IndexHandle:
         return self.index.search(query_QD, k)
 
     def open(self, path: Path, store: Store, width: int | None = None, fingerprint: str | None = None) -> None:
-        """Search an existing snapshot from now on. If it was saved with another kind of index, the index is rebuilt.
+        """Open an existing snapshot for searching. If it was saved with another kind of index, the index is rebuilt.
 
         Args:
             path: folder of the snapshot.
-            store: the store that it must have been made from.
-            width: the embedding width that it must have; None accepts any.
-            fingerprint: hash of the encoder weights that it must have been made by; None accepts any.
+            store: the expected store of the snapshot.
+            width: the expected embedding width; None accepts any.
+            fingerprint: the expected hash of the encoder's weights; None accepts any.
 
         Raises:
-            DataError: the snapshot is damaged, or does not match one of these.
+            DataError: the snapshot is damaged, or does not match these arguments.
         """
         try:
             verify(Path(path))
@@ -170,14 +170,14 @@ class IndexHandle:
     def refresh(
         self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int
     ) -> RefreshReport:
-        """Embed every passage, build the index, and search the new snapshot from now on.
+        """Embed every passage and build the index. Later searches use the new snapshot.
 
         The old snapshot is unchanged, on disk and in memory, until the new one is complete. After an interruption, only
         the missing shards are embedded.
 
         Args:
             step: optimizer step, for the folder's name.
-            device: where the encoder is.
+            device: the encoder's device.
             batch_passages: passages of a forward pass.
         """
         began = time.perf_counter()
@@ -216,32 +216,32 @@ class IndexHandle:
         device: torch.device | str,
         batch_passages: int,
     ) -> bool:
-        """Rebuild a damaged snapshot from the encoder weights that are saved in it, and search it from now on.
+        """Rebuild a damaged snapshot from the encoder weights that are saved in it, and open it for searching.
 
         Args:
             path: folder of the snapshot.
             fingerprint: the expected hash of the saved weights.
             step: the snapshot's optimizer step.
-            encoder: an encoder of the same architecture; it is copied and not changed.
-            device: where the encoder is.
+            encoder: an encoder of the same architecture. Only a copy of it is changed.
+            device: the encoder's device.
             batch_passages: passages of a forward pass.
 
         Returns:
-            False if the saved weights are damaged, too.
+            False if the saved weights are also damaged.
         """
-        then = copy.deepcopy(encoder)
+        saved_encoder = copy.deepcopy(encoder)
         try:
-            then.load_state_dict(load_file(path / WEIGHTS))
+            saved_encoder.load_state_dict(load_file(path / WEIGHTS))
         except (OSError, SafetensorError, RuntimeError):
             return False
-        if then.fingerprint() != fingerprint:
+        if saved_encoder.fingerprint() != fingerprint:
             return False
         log.info(f"Embedding the corpus again with the encoder of step {step:,}, whose weights are in {path}")
-        self.refresh(then, store, step, device, batch_passages)
+        self.refresh(saved_encoder, store, step, device, batch_passages)
         return True
 
     def prune(self, keep: set[Path]) -> None:
-        """Delete all snapshots in the folder except `keep` and the current one, and unfinished ones."""
+        """Delete unfinished snapshots, and all complete ones except `keep` and the current one."""
         kept = {path.resolve() for path in keep} | ({self.current.path.resolve()} if self.current else set())
         for path in self.snapshots():
             if path.resolve() not in kept:
@@ -254,7 +254,7 @@ class IndexHandle:
         return sorted(path.parent for path in self.folder.glob("snapshot-*/manifest.json"))
 
     def _name(self, encoder_fingerprint: str, store_hash: str, step: int) -> tuple[str, bool]:
-        """Name of the snapshot, and whether it exists. A snapshot of this step by other weights is left untouched."""
+        """Name of the snapshot, and whether it exists. A snapshot of the same step with other weights is kept."""
         plain = f"snapshot-{step:08d}"
         for name in (plain, f"{plain}-{encoder_fingerprint}"):
             if not verify_or_discard(self.folder / name):

@@ -1,8 +1,8 @@
 """A window and its candidates as a table for TensorBoard's text panel.
 
-TensorBoard renders Markdown, and with it HTML, but removes all attributes, so there are no colours, widths or
-alignments. Probabilities are therefore bars of block characters. They are in `<pre>`, because TensorBoard breaks all
-other text anywhere, even inside a number.
+TensorBoard renders Markdown and HTML, but removes all attributes, so colours, widths and alignments are not possible.
+Probabilities are therefore bars of block characters. They are in `<pre>`, because TensorBoard breaks all other text at
+any character, even inside a number.
 """
 
 from collections.abc import Collection
@@ -11,12 +11,12 @@ from html import escape
 
 from dream.indexes.words import WORD, words
 
-CHARACTERS = 200  # shown of a title and a context, target or passage together: two lines of a wide window
-LEAST_CHARACTERS = 100  # of the text, even if its title is long
-ROWS = 4  # candidates of a window that are shown: as many as one card of TensorBoard has room for
-NEAR_COPY = 0.8  # share of two candidates' words that are the same
+CHARACTERS = 200  # shown of a title and its text together: two lines of a wide window
+LEAST_CHARACTERS = 100  # shown of the text, even if its title is long
+ROWS = 4  # candidates shown for a window: one card of TensorBoard has space for four
+NEAR_COPY = 0.8  # if two candidates share at least this fraction of their words, one is a near copy of the other
 BAR = 16  # characters of a bar for probability 1
-BLOCK = "▆"  # lower than a line, so that the bars of two lines do not touch
+BLOCK = "▆"  # lower than a line: bars of two lines do not touch
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Row:
     Attributes:
         posterior: its probability under the LM posterior.
         retriever: its probability under the retriever.
-        text: of the passage; None stands for no passage at all.
-        document: title of its document, or what is shown instead.
+        text: text of the passage; None if there is no passage.
+        document: title of its document, or the text to show instead.
     """
 
     posterior: float
@@ -52,9 +52,9 @@ def candidate_table(heading: str, window: Window, candidates: Collection[Row]) -
     The retriever's best candidate is always in the table.
 
     Args:
-        heading: what the window is an example of.
+        heading: the heading, which says why this window is shown.
         window: the window.
-        candidates: in any order.
+        candidates: the candidates, in any order.
     """
     shown = _without_copies(candidates)
     wanted = set(words(window.target))
@@ -72,8 +72,8 @@ def candidate_table(heading: str, window: Window, candidates: Collection[Row]) -
 
 def alike(text: str, other: str, share: float) -> bool:
     """Whether two texts have at least this share of their content words in common."""
-    ours, theirs = set(words(text)), set(words(other))
-    return len(ours & theirs) >= share * len(ours | theirs) > 0
+    text_words, other_words = set(words(text)), set(words(other))
+    return len(text_words & other_words) >= share * len(text_words | other_words) > 0
 
 
 def _without_copies(candidates: Collection[Row]) -> list[tuple[Row, int]]:
@@ -109,7 +109,7 @@ def bar(probability: float) -> str:
 
 
 def excerpt(text: str, wanted: Collection[str], characters: int) -> str:
-    """The part of a text, in one line, with the most different wanted words; the start if no other part has more."""
+    """The part of a text with the most different wanted words, in one line. The start, if no other part has more."""
     text = one_line(text)
     if len(text) <= characters:
         return text
@@ -124,7 +124,7 @@ def excerpt(text: str, wanted: Collection[str], characters: int) -> str:
 
 
 def bold(text: str, marked: Collection[str]) -> str:
-    """HTML of a text in which these words are bold: words as BM25 finds them, in lower case."""
+    """HTML of a text with these words in bold. `marked`: words as BM25 finds them, in lower case."""
     parts, end = [], 0
     for match in WORD.finditer(text):
         if match.group().lower() in marked:
@@ -138,7 +138,7 @@ def one_line(text: str) -> str:
 
 
 def _room(document: str) -> int:
-    """Characters of a text that fit behind the title of its document."""
+    """Number of characters of a text that are shown after the title of its document."""
     return max(LEAST_CHARACTERS, CHARACTERS - len(document))
 
 
@@ -147,12 +147,12 @@ def _titled(document: str, text: str) -> str:
 
 
 def _start(text: str, characters: int) -> str:
-    """The first characters in one line, up to the end of a word if there is one."""
+    """The first characters of a text, in one line, cut at the end of a word if possible."""
     text = one_line(text)
     return text if len(text) <= characters else text[: characters + 1].rsplit(" ", 1)[0][:characters] + " …"
 
 
 def _end(text: str, characters: int) -> str:
-    """The last characters in one line, from the start of a word if there is one."""
+    """The last characters of a text, in one line, cut at the start of a word if possible."""
     text = one_line(text)
     return text if len(text) <= characters else "… " + text[-characters - 1 :].split(" ", 1)[-1][-characters:]

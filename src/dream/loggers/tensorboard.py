@@ -1,4 +1,4 @@
-"""TensorBoard's curves; related ones share a chart."""
+"""TensorBoard logger. Related curves share a chart."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ LAYOUT = {
 class RunTensorBoardLogger(TensorBoardLogger):
     """Lightning's TensorBoardLogger in the run's folder, with `LAYOUT` and without charts of the epoch.
 
-    Runs are counted in steps, and Lightning's epoch is 0 throughout.
+    Runs are counted in steps. Lightning's epoch is always 0.
 
     Args:
         save_dir: the run's folder; events are in its subfolder `tensorboard`.

@@ -17,19 +17,19 @@ from dream.utils.errors import require
 class Attention(MixedObjective):
     """loss_s = -mean_t log p_LM(y_t | y_<t, x, d_1..d_K), nats per target token.
 
-    Chosen heads weight their attention on passage k by p_k = softmax_k(sim_k / temperature): see `reweigh`. The
-    gradient reaches the encoder through p. The loss uses no log-likelihoods of single candidates, so its output has
-    none.
+    Chosen heads weight their attention to passage k by p_k = softmax_k(sim_k / temperature): see `reweigh`. The
+    gradient reaches the encoder through p. The loss does not use log-likelihoods of single candidates, so the output
+    has none.
     Source: DREAM (Tang & Yang, arXiv 2606.24667).
 
     Args:
-        temperature: of the retriever's softmax over cosines.
+        temperature: temperature of the retriever's softmax over cosines.
         continuation: share of the contrast with the window's own continuation, at least 0 and below 1.
-        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
-        mass: sum of a row's attention on all passages: `keep`, the head's own; `full`, 1.
-        heads: `found` (the best of `finder`), `random` (the control), `all`, or a list of [layer, head].
+        unhelped_weight: weight, 0 to 1, of windows whose target no candidate makes more likely than no passage does.
+        mass: sum of a row's attention to all passages: `keep`, the head's own sum; `full`, 1.
+        heads: `found` (the best of `finder`), `random` (a control), `all`, or a list of [layer, head].
         count: number of heads if they are found or random.
-        seed: of random heads.
+        seed: seed of random heads.
         finder: ranks the heads of the language model.
 
     Raises:

@@ -1,7 +1,7 @@
 """The inputs and the output of an objective, and its base class.
 
-Shapes: B windows of a step, S those of them that the language model scores (the first ones), K candidates of a window,
-U distinct candidates of the step.
+Shapes: B windows of a step; S windows of the step that the language model scores (the first ones); K candidates of a
+window; U distinct candidates of the step.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Candidates:
     Args:
         sim_BU: cosine of context b and candidate u by the current encoder, with gradient.
         columns_SK: for each scored window, the columns of its own K candidates in U, int64.
-        allowed_BU: whether candidate u may be a negative of window b: false if it comes from the same document.
+        allowed_BU: whether candidate u may be a negative of window b; false if both come from the same document.
         ids_U: passage ids.
         scores: log-likelihoods of the scored windows given their candidates, computed on first use.
     """
@@ -66,11 +66,11 @@ class LossOutput:
     the temperature is 1). The module logs it; the gradient comes from `loss` only.
 
     Args:
-        loss: scalar with gradient, the mean over windows of the loss in nats. The unit of a window's loss depends on
-            the objective: a divergence or a cross-entropy of one choice (nats), or nats per target token.
+        loss: scalar with gradient, the mean loss of the windows. Its unit depends on the objective: nats (a divergence
+            or a cross-entropy), or nats per target token.
         candidate_loglik_SK: log-likelihood of the target for each candidate, in nats, summed over the target's tokens,
-            up to a constant of each window; without gradient. None if the loss does not use single candidates'
-            log-likelihoods, as in `attention`, `in_batch_attention` and `info_nce`.
+            without gradient. A constant may be added to each row. None if the loss does not use log-likelihoods of
+            single candidates, as in `attention`, `in_batch_attention` and `info_nce`.
     """
 
     loss: Tensor
@@ -78,13 +78,13 @@ class LossOutput:
 
 
 class Objective:
-    """Computes a scalar loss from `LossInputs`. A call has no side effects. To add one, write one file and one YAML.
+    """Computes a scalar loss from `LossInputs`, without side effects. To add an objective, write one file and one YAML.
 
     Attributes:
         needs_candidates: whether it uses candidates and the language model.
         needs_continuation: whether it uses the windows' continuations.
-        temperature: of the retriever's softmax over cosines.
-        lm_temperature: of the posterior's softmax, if the objective has a posterior.
+        temperature: temperature of the retriever's softmax over cosines.
+        lm_temperature: temperature of the posterior's softmax, if the objective has a posterior.
 
     Example:
         >>> class Margin(Objective):
@@ -106,7 +106,7 @@ class Objective:
         """Called once before training.
 
         Args:
-            scorer: with its weights.
+            scorer: the scorer, with its weights.
             store: passages and windows.
             k: number of candidates of a window.
 
@@ -132,16 +132,16 @@ def check_knobs(temperature: float, continuation: float, unhelped_weight: float,
 
 
 def spread(values_BK: Tensor, columns_BK: Tensor, width: int) -> Tensor:
-    """values_BU: each window's K values in their columns of a matrix with U = `width` columns; 0 in the others."""
+    """values_BU: each window's K values in their columns of a matrix with U = `width` columns. Other columns are 0."""
     return torch.zeros(len(values_BK), width, dtype=values_BK.dtype, device=values_BK.device).scatter_add(
         1, columns_BK, values_BK
     )
 
 
 def window_weights(scores: "CandidateScores", unhelped_weight: float) -> Tensor | float:
-    """weight_S: 1 if a candidate makes the target more likely than no passage does, else `unhelped_weight`.
+    """weight_S: 1 if a candidate makes the target more likely than no passage does, otherwise `unhelped_weight`.
 
-    With `unhelped_weight` 1 it is the number 1, and no log-likelihood is computed.
+    If `unhelped_weight` is 1, the result is the number 1, and no log-likelihood is computed.
     """
     if unhelped_weight == 1:
         return 1.0

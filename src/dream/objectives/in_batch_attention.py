@@ -19,17 +19,17 @@ def in_batch_weights(sim_SU: Tensor, allowed_SU: Tensor, temperature: float) -> 
 
 
 class InBatchAttention(MixedObjective):
-    """loss_s = -mean_t log p_LM(y_t | y_<t, x), nats per target token, where every layer adds Σ_u w_u · b_u.
+    """loss_s = -mean_t log p_LM(y_t | y_<t, x), nats per target token. Every layer adds Σ_u w_u · b_u.
 
-    It is added to the layer's attention output. b_u is the attention output of the window's rows over text u, and
-    w_u = softmax_u(sim_u / temperature). The loss uses no log-likelihoods of single candidates, so its output has none.
+    The sum is added to the layer's attention output. b_u is the attention output of the window's rows over text u, and
+    w_u = softmax_u(sim_u / temperature). The loss does not use log-likelihoods of single candidates.
     Source: Revela (arXiv 2506.16552), with two differences: the texts are the candidates of all scored windows, and the
     language model is frozen.
 
     Args:
-        temperature: of the retriever's softmax over cosines.
+        temperature: temperature of the retriever's softmax over cosines.
         continuation: share of the contrast with the window's own continuation, at least 0 and below 1.
-        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
+        unhelped_weight: weight, 0 to 1, of windows whose target no candidate makes more likely than no passage does.
         value_norm: divide b_u by the attention-weighted mean norm of the values of text u.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Contrastive loss on a window's own continuation. It needs no language model: the baseline of all objectives.
+"""Contrastive loss on a window's own continuation. It needs no language model, and is the baseline of the objectives.
 
 Shapes: B windows of a step, U distinct candidates of the step.
 """
@@ -23,10 +23,10 @@ def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: 
         allowed_BU: false if candidate u comes from the document of window b.
         continuation_sim_BB: cosines with the continuations.
         same_document_BB: whether two windows come from the same document.
-        temperature: of the softmax over cosines.
+        temperature: temperature of the softmax over cosines.
     """
-    negatives_only_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
-    logits = torch.cat([continuation_sim_BB.masked_fill(negatives_only_BB, -torch.inf),
+    excluded_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
+    logits = torch.cat([continuation_sim_BB.masked_fill(excluded_BB, -torch.inf),
                         candidate_sim_BU.masked_fill(~allowed_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
 
@@ -34,9 +34,9 @@ def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: 
 def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Tensor:
     """loss = -mean_b log (exp(sim_bb / temperature) / Σ_c exp(sim_bc / temperature)), in nats.
 
-    The sum runs over c = b and all windows c of other documents.
-    Source: InfoNCE (van den Oord et al. 2018, eq. 4); with consecutive spans as pairs: the inverse cloze task (Lee et
-    al. 2019) and Contriever (Izacard et al. 2021, §3).
+    The sum is over c = b and all windows c of other documents.
+    Source: InfoNCE (van den Oord et al. 2018, eq. 4). Pairs of spans from one document are used by the inverse cloze
+    task (Lee et al. 2019) and Contriever (Izacard et al. 2021, §3).
 
     Args:
         sim_BB: cosine of the context of window b and the continuation of window c.

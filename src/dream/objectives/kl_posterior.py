@@ -1,6 +1,6 @@
 """KL divergence between the LM posterior over candidates and the retriever's distribution.
 
-Shapes: B windows of a step, S those of them that are scored, K candidates of a window, U distinct candidates.
+Shapes: B windows of a step, S scored windows of the step, K candidates of a window, U distinct candidates.
 """
 
 from typing import Literal
@@ -18,15 +18,15 @@ def kl_posterior(
 ) -> Tensor:
     """loss_b = KL(posterior ‖ p) = Σ_u posterior_u · (log posterior_u - log p_u), in nats; reverse: KL(p ‖ posterior).
 
-    p = softmax(sim / temperature) over the allowed columns. The reverse KL is infinite if p has mass where the
-    posterior has none, so for it p is restricted to columns where the posterior has mass.
-    Source: forward, PDist of Atlas (Izacard et al. 2022, §2.2) and ART (Sachan et al. 2022, eq. 4).
+    p = softmax(sim / temperature) over the allowed columns. The reverse KL would be infinite if p had mass in a column
+    without posterior mass. For the reverse KL, p is therefore restricted to the columns with posterior mass.
+    Source of the forward KL: PDist of Atlas (Izacard et al. 2022, §2.2) and ART (Sachan et al. 2022, eq. 4).
 
     Args:
         posterior_BU: the target distribution; each row sums to 1.
         sim_BU: cosines, with gradient.
-        allowed_BU: columns that p runs over. The posterior has no mass on the others.
-        temperature: of the retriever's softmax over cosines.
+        allowed_BU: the columns of p. The posterior has no mass in other columns.
+        temperature: temperature of the retriever's softmax over cosines.
         direction: `forward` or `reverse`.
     """
     if direction == "reverse":
@@ -42,7 +42,7 @@ def kl_posterior(
 
 
 class KLPosterior(Objective):
-    """loss = mean over windows of KL(target ‖ p), in nats, where p is the retriever's distribution over candidates.
+    """loss = mean over windows of KL(target ‖ p), in nats. p is the retriever's distribution over candidates.
 
         posterior_k = softmax_k(loglik_k / lm_temperature)
         target      = (1 - continuation) · posterior + continuation · (the window's own continuation)
@@ -52,15 +52,17 @@ class KLPosterior(Objective):
     only the continuation as positive, and their candidates as hard negatives.
 
     Args:
-        temperature: of the retriever's softmax over cosines.
-        lm_temperature: of the posterior's softmax. 1 gives Bayes' rule, because log-likelihoods are sums in nats.
+        temperature: temperature of the retriever's softmax over cosines.
+        lm_temperature: temperature of the posterior's softmax. 1 gives Bayes' rule, because log-likelihoods are sums
+            in nats.
         direction: `forward`: KL(target ‖ p); `reverse`: KL(p ‖ target).
-        in_batch: p runs over all candidates and continuations of the step, not only over the window's own.
+        in_batch: p includes all candidates and continuations of the step, not only those of the window.
         continuation: weight of the own continuation in the target, at least 0 and below 1. With 0, only scored windows
             count.
-        null_similarity: if given, "no passage" is one more candidate of a scored window, with this cosine.
+        null_similarity: if given, "no passage" is an additional candidate of a scored window, with this cosine.
             Source: REALM (Guu et al. 2020, §3.3).
-        unhelped_weight: weight, 0 to 1, of scored windows that no candidate helps more than no passage.
+        unhelped_weight: weight, 0 to 1, of scored windows whose target no candidate makes more likely than no passage
+            does.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -102,7 +104,7 @@ class KLPosterior(Objective):
         (scored, _), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
         target_SU = torch.cat([spread(posterior_SK, candidates.columns_SK, width), null_S1], dim=1)
         own_SU = spread(torch.ones_like(posterior_SK), candidates.columns_SK, width) > 0
-        unscored = (0, 0, 0, windows - scored)  # rows to add below
+        unscored = (0, 0, 0, windows - scored)  # padding: rows to append
         has_null_B1 = F.pad(torch.ones_like(null_S1, dtype=torch.bool), unscored)
         sim_B1 = torch.full_like(has_null_B1, self.null_similarity or 0.0, dtype=candidates.sim_BU.dtype)
         allowed_BU = candidates.allowed_BU if self.in_batch else F.pad(own_SU, unscored)
@@ -116,13 +118,13 @@ class KLPosterior(Objective):
             sims.append(inputs.continuation_sim_BB)
             allowed.append(own_BB | ~inputs.same_document_BB if self.in_batch else own_BB)
         used = windows if self.needs_continuation else scored
-        target, sim, may = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
-        loss_B = kl_posterior(target, sim, may, self.temperature, self.direction)
+        target, sim, is_allowed = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
+        loss_B = kl_posterior(target, sim, is_allowed, self.temperature, self.direction)
         weights = window_weights(candidates.scores, self.unhelped_weight)
         return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK)
 
     def _posterior(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor]:
-        """(posterior_SK of the candidates; posterior of "no passage": (S, 1), or (S, 0) if it is not a candidate)"""
+        """(posterior_SK of the candidates, posterior of "no passage"). The second is (S, 0) if it is no candidate."""
         parts = [loglik_SK]
         if self.null_similarity is not None:
             parts.append(candidates.scores.null_S[:, None])

@@ -1,4 +1,4 @@
-"""KL to a posterior from how much the loss increases if a passage is left out of the prompt.
+"""KL divergence to a posterior that measures how much the loss increases if a passage is left out of the prompt.
 
 Shapes: S scored windows, K candidates of a window.
 """
@@ -13,8 +13,8 @@ from dream.utils.errors import require
 def loss_without(loglik_without_SK: Tensor) -> Tensor:
     """nats_sk = -log p_LM(y | d_1..d_K without d_k, x): the loss of the target if passage k is left out.
 
-    The target distribution is its softmax over k. The loss with all passages is the same for every k, so subtracting it
-    would not change the softmax.
+    The target distribution is the softmax of this loss over k. The loss with all passages is the same for every k, so
+    subtracting it would not change the softmax.
     Source: LOOP of Atlas (Izacard et al. 2022, §2.2), where the reader masks passage k in its decoder.
 
     Args:
@@ -24,9 +24,9 @@ def loss_without(loglik_without_SK: Tensor) -> Tensor:
 
 
 class LeaveOneOut(KLPosterior):
-    """`KLPosterior` whose posterior is the softmax of `loss_without`: K prompts of K - 1 passages for each window.
+    """`KLPosterior` with the softmax of `loss_without` as posterior. It needs K prompts of K - 1 passages per window.
 
-    Args: those of `KLPosterior`; `null_similarity` must be None, because there is no prompt without passages.
+    Args: as for `KLPosterior`. `null_similarity` must be None, because there is no prompt without passages.
     """
 
     def prepare(self, scorer, store, k: int) -> None:

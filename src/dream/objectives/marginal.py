@@ -13,13 +13,13 @@ from dream.objectives.mixed import MixedObjective
 def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
     """loss_s = -mean_t log Σ_k p_k · p_LM(y_t | y_<t, d_k, x), in nats per token.
 
-    Source: REALM (Guu et al. 2020, eq. 1) and EMDR2 (Sachan et al. 2021, eq. 5). Here the sum over passages is taken at
-    every token.
+    Source: REALM (Guu et al. 2020, eq. 1) and EMDR2 (Sachan et al. 2021, eq. 5). Here each token has its own sum over
+    passages.
 
     Args:
         log_p_SK: log of the retriever's distribution over candidates, with gradient.
         loglik_SKT: log-likelihood of each target token, in nats.
-        mask_ST: true at tokens, false at padding; the mean runs over tokens.
+        mask_ST: true for tokens, false for padding. The mean is over tokens.
     """
     log_p_ST = torch.logsumexp(log_p_SK[:, :, None] + loglik_SKT, dim=1)
     return -(log_p_ST * mask_ST).sum(1) / mask_ST.sum(1)
@@ -28,7 +28,7 @@ def marginal(log_p_SK: Tensor, loglik_SKT: Tensor, mask_ST: Tensor) -> Tensor:
 class Marginal(MixedObjective):
     """The loss of a scored window is `marginal`, in nats per target token, with p = softmax(sim / temperature).
 
-    Args: those of `MixedObjective`. With `null_similarity`, "no passage" is one more candidate, with this cosine.
+    Args: as for `MixedObjective`. With `null_similarity`, "no passage" is an additional candidate, with this cosine.
     """
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:

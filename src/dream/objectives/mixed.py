@@ -1,6 +1,6 @@
-"""Base of objectives that mix a loss from the language model with the contrast of each window's own continuation.
+"""Base class of objectives that mix a loss from the language model with a contrastive loss on the continuation.
 
-Shapes: B windows of a step, S those of them that are scored (the first ones), K candidates of a window.
+Shapes: B windows of a step, S scored windows of the step (the first ones), K candidates of a window.
 """
 
 import torch
@@ -11,7 +11,7 @@ from dream.objectives.info_nce import contrast
 
 
 def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:
-    """Mean over windows of (1 - continuation) · loss + continuation · contrast; unscored windows: the contrast only.
+    """Mean over windows of (1 - continuation) · loss + continuation · contrast; for unscored windows, of the contrast.
 
     Args:
         loss_S: losses of the scored windows, nats per target token.
@@ -24,15 +24,16 @@ def mix(loss_S: Tensor, contrast_B: Tensor, continuation: float) -> Tensor:
 
 
 class MixedObjective(Objective):
-    """Base of objectives with a loss for each scored window: subclasses define `window_losses`.
+    """Base class of objectives with a loss for each scored window. Subclasses define `window_losses`.
 
-    The loss is `mix` of these, multiplied by `window_weights`, and the `contrast` with the window's own continuation.
+    These losses are multiplied by `window_weights`. `mix` adds the `contrast` with the window's own continuation.
 
     Args:
-        temperature: of the retriever's softmax over cosines.
+        temperature: temperature of the retriever's softmax over cosines.
         continuation: share of the contrast, at least 0 and below 1. With 0, only scored windows count.
-        unhelped_weight: weight, 0 to 1, of windows that no candidate helps more than no passage.
-        null_similarity: if given, "no passage" is one more candidate, with this cosine, in objectives that support it.
+        unhelped_weight: weight, 0 to 1, of windows whose target no candidate makes more likely than no passage does.
+        null_similarity: if given, "no passage" is an additional candidate with this cosine. Not all objectives support
+            it.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -49,7 +50,7 @@ class MixedObjective(Objective):
         self.needs_continuation = continuation > 0
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
-        """(loss_S of the scored windows, nats per target token; candidate_loglik_SK, or None: see `LossOutput`)"""
+        """(loss_S of the scored windows in nats per target token, candidate_loglik_SK or None). See `LossOutput`."""
         raise NotImplementedError
 
     def __call__(self, inputs: LossInputs) -> LossOutput:

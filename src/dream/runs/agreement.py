@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run that wrote the checkpoint."""
+"""Checks that a resumed run agrees with the run that wrote the checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.utils.errors import ConfigError, DataError
 
-# Keys that decide what a run learns: they cannot change in the middle of it. Corpora are compared by their content.
+# Keys that affect what a run learns. They must not change during a run. Corpora are compared by their content.
 FIXED = ("seed", "data", "encoder", "scorer", "objective", "candidates")
-# Keys below them that may: they only decide how it is computed, or follow from trainer.max_steps.
+# Keys inside these sections that may change: they do not affect the result, or follow from trainer.max_steps.
 FREE = {
     "data.stores_dir",
     "data.workers",
@@ -23,7 +23,7 @@ FREE = {
 
 
 def changed_keys(before: dict[str, Any], now: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Fixed keys that differ: name → (value of the run before, value now)."""
+    """Fixed keys that differ: name → (value when the run was started, value now)."""
     after = OmegaConf.to_container(now, resolve=True)
     assert isinstance(after, dict)
     old, new = (_flat({name: config.get(name) for name in FIXED}) for config in (before, after))
@@ -35,10 +35,10 @@ def changed_keys(before: dict[str, Any], now: DictConfig) -> dict[str, tuple[Any
 
 
 def refuse_changes(before: dict[str, Any], now: DictConfig) -> None:
-    """Raise ConfigError, naming the first key, if the config differs from that of the run to resume."""
+    """Raise ConfigError for the first fixed key that differs from the config of the run to resume."""
     for key, (old, new) in changed_keys(before, now).items():
-        raise ConfigError(key, new, f"the run to resume was started with {old}; resume it with that, or start another "
-                          "run from one of its checkpoints with ckpt=FILE")  # fmt: skip
+        raise ConfigError(key, new, f"the run to resume was started with {old}; resume it with this value, or start "
+                          "another run from one of its checkpoints with ckpt=FILE")  # fmt: skip
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -51,15 +51,15 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(store_hash: str, encoder: Any) -> dict[str, str]:
-    """What the weights in a checkpoint belong to: the corpus as it was cut and tokenized, and the kind of encoder."""
+    """What the weights of a checkpoint depend on: the cut and tokenised corpus, and the kind of encoder."""
     return {"store": store_hash, "encoder": type(encoder).__name__}
 
 
-def refuse_other(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+def refuse_other(of_checkpoint: Mapping[str, str], of_run: Mapping[str, str]) -> None:
     """Raise DataError if a checkpoint belongs to another corpus, tokenizer, cut or encoder than this run."""
-    for what, expected in ours.items():
-        if theirs.get(what) != expected:
+    for part, expected in of_run.items():
+        if (found := of_checkpoint.get(part)) != expected:
             raise DataError(
-                f"ckpt: the checkpoint was made with another {what} ({theirs.get(what)}, this run has {expected}); "
+                f"ckpt: the checkpoint was made with another {part} ({found}, this run has {expected}); "
                 "resume with the corpus and the config of the run that wrote it"
             )

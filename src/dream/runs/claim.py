@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time."""
+"""Locks a run's folder: only one process at a time may write to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,10 @@ from dream.utils.logging import rank
 
 @contextmanager
 def claimed(folder: Path, resumed: bool) -> Iterator[Path]:
-    """Hold the run's folder, which no other process may then write.
+    """Lock the run's folder, so that no other process writes to it.
 
-    A new run takes the first free name: two runs can start in the same second. A resumed run takes its own folder.
+    A new run takes the first free name, because two runs can start in the same second. A resumed run takes its own
+    folder.
 
     Raises:
         DataError: another process is still training in the folder of a resumed run.
@@ -43,7 +44,7 @@ def claimed(folder: Path, resumed: bool) -> Iterator[Path]:
 
 
 def remove_unfinished(data: Path, logs: Path, run: Path) -> None:
-    """Remove unfinished files of dead processes from the caches and from all runs, unless a run can still use them."""
+    """Remove unfinished files of ended processes from the caches and all runs, unless a run can still use them."""
     caches = (file for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp") for file in data.glob(pattern))
     for folder in {file.parent for file in (*caches, *logs.rglob(".*.tmp"))}:
         remove_leftovers(folder)

@@ -1,4 +1,4 @@
-"""The training config without a command line, for notebooks and scripts."""
+"""Composes the training config without a command line, for notebooks and scripts."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: str | Path | None = N
 
     Args:
         overrides: as on the command line.
-        config_dir: a folder whose configs are found, too, as with --config-dir.
+        config_dir: an additional folder of configs, as with --config-dir.
     """
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()

@@ -1,4 +1,4 @@
-"""The resolved config of a run as a file: with a checksum, without secrets."""
+"""Writes and reads the resolved config of a run, with a checksum and without secrets."""
 
 import hashlib
 import os
@@ -16,11 +16,11 @@ from dream.utils.errors import DamageError, DataError
 CHECKSUM_LINE = "# sha256 of the lines below; delete this line if you edit them: "  # first line of a saved config
 MASK = "***"
 SECRET_KEY = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)$", re.I)
-SHORTEST_SECRET = 8  # characters; shorter values of environment variables would mask words at random
+SHORTEST_SECRET = 8  # characters; shorter values of environment variables could be parts of ordinary words
 
 
 def save_config(cfg: DictConfig, file: Path) -> None:
-    """Write the config with everything resolved except secrets (see `without_secrets`), and a checksum above it."""
+    """Write a checksum and the resolved config, without secrets (see `without_secrets`)."""
     text = config_text(cfg).encode()
     write_bytes(file, _checksum_line(text) + text)
 
@@ -31,10 +31,10 @@ def config_text(cfg: DictConfig) -> str:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a saved config as plain containers, without resolving anything in it.
+    """Read a saved config as plain containers, without resolving interpolations.
 
     Raises:
-        DamageError: the file is missing or has changed. A file without the checksum line was edited on purpose.
+        DamageError: the file is missing or has changed. A file without checksum line counts as edited on purpose.
     """
     try:
         raw = file.read_bytes()
@@ -48,7 +48,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         pass
-    raise DamageError(f"{file}: not the config of a run, or damaged (the checksum in its first line is another one)")
+    raise DamageError(f"{file}: not the config of a run, or damaged (the checksum in its first line does not match)")
 
 
 def _checksum_line(text: bytes) -> bytes:
@@ -58,8 +58,8 @@ def _checksum_line(text: bytes) -> bytes:
 def without_secrets(cfg: DictConfig) -> Any:
     """The resolved config as plain containers, with secrets masked.
 
-    `${oc.env:NAME}` stays as written. Values of keys such as `api_key`, and of environment variables with such names,
-    are masked.
+    `${oc.env:NAME}` is not resolved. Values of keys such as `api_key` and of environment variables with such names are
+    masked.
     """
     OmegaConf.register_new_resolver("oc.env", lambda *given: f"${{oc.env:{','.join(map(str, given))}}}", replace=True)
     try:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 CONFIG = "config.yaml"  # the resolved config, with a checksum
-STORES = "stores"  # in the data folder, see conf/data
+STORES = "stores"  # subfolder of the data folder, see conf/data
 CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"
-CHECKPOINT_PATTERNS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")  # Lightning's, and those it writes for SLURM
+CHECKPOINT_PATTERNS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")  # Lightning writes the second kind for SLURM
 ENCODER = "encoder"  # the trained encoder
-UNTRAINED_ENCODER = "untrained_encoder"  # its weights before training, for dream-evaluate
+UNTRAINED_ENCODER = "untrained_encoder"  # the encoder before training, for dream-evaluate
 BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store
 UNTRAINED_SCORES = "untrained.json"  # scores of the untrained encoder, for a resumed run
 INDEX = "index"  # snapshots of the index

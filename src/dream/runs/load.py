@@ -1,4 +1,4 @@
-"""Open a finished run, which may come from somebody else: its encoder, its store, its index."""
+"""Opens the encoder, store and index of a finished run, which may come from another person."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from dream.utils.cached_folders import verify
 from dream.utils.errors import ConfigError, DamageError, DataError
 
 OWN_PACKAGE = "dream"
-OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that opening a run instantiates
+OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that are instantiated here
 
 
 @dataclass
@@ -42,17 +42,17 @@ def open_run(
     trust: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> FinishedRun:
-    """Encoder, store and last index snapshot of a run.
+    """Open encoder, store and last index snapshot of a run.
 
     Args:
         folder: the run's folder.
-        device: where the encoder works.
+        device: the device that the encoder runs on.
         trust: packages, besides this one, whose classes the run's config may name.
-        data: the data folder, if it is not where the run left it.
+        data: the data folder, if it was moved after the run.
 
     Raises:
-        ConfigError: no finished run is there.
-        DataError: one of its parts is missing, damaged or names code that is not trusted.
+        ConfigError: the folder contains no finished run.
+        DataError: a file of the run is missing or damaged, or names code that is not trusted.
     """
     folder = Path(folder).expanduser()
     cfg, encoder = open_encoder(folder, device, trust=trust, data=data)
@@ -82,12 +82,12 @@ def open_encoder(
 
 
 def open_config(folder: Path, trust: Sequence[str] = (), data: str | Path | None = None) -> DictConfig:
-    """The config of a finished run. If its data folder has moved, paths below it are those of `data` or beside logs/.
+    """The config of a finished run. If its data folder has moved, its paths are adapted: see `relocate`.
 
     Raises:
-        ConfigError: no finished run is there.
+        ConfigError: the folder contains no finished run.
         DamageError: the config has changed since it was saved.
-        DataError: it names code that is not trusted.
+        DataError: the config names code that is not trusted.
     """
     if not (folder / CONFIG).exists() and not (folder / LAST).exists():
         raise ConfigError("run", folder, "no run is there; train one with dream-train experiment=quickstart")
@@ -99,7 +99,7 @@ def open_config(folder: Path, trust: Sequence[str] = (), data: str | Path | None
 
 
 def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) -> tuple[Path, Store]:
-    """Path of the run's last index snapshot, and the store it was made from, which is looked for in `data` first."""
+    """(path of the run's last index snapshot, its store). The store is first searched in `data`."""
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
     if not snapshots:
         raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
@@ -135,7 +135,7 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    """Every `_target_` below a node of plain containers."""
+    """Every `_target_` in a node of plain containers."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield node["_target_"]

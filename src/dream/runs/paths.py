@@ -1,4 +1,4 @@
-"""Paths in a config: `~` expanded, saved absolute, and found again after data/ and logs/ have moved."""
+"""Makes paths in a config absolute, and adapts them if data/ and logs/ have moved."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 FOLDERS = ("paths.root", "paths.data", "paths.logs")
 FILES = ("corpus.path", "corpus.queries")  # always files or folders
 MODELS = ("encoder.name", "scorer.name")  # folders, or names on a hub
-RESUME_WORDS = ("last", "auto")  # values of ckpt that are no file
+RESUME_WORDS = ("last", "auto")  # values of ckpt that are not files
 
 
 def make_absolute(cfg: DictConfig) -> None:
-    """Expand `~` and make all paths of a config absolute, in place. Names on a hub stay as they are."""
+    """Expand `~` and make all paths of a config absolute, in place. Names on a hub are not changed."""
     for key in (*FOLDERS, *FILES):
         _replace(cfg, key, _absolute)
     qrels = OmegaConf.select(cfg, "corpus.qrels")
@@ -29,18 +29,18 @@ def make_absolute(cfg: DictConfig) -> None:
 
 
 def relocate(cfg: DictConfig, folder: Path, data: Path | None) -> DictConfig:
-    """The stored config of a run whose caches may have moved since: paths below the old data folder get the new one.
+    """The config of a run whose data folder may have moved: paths in the old data folder point to the new one.
 
     Args:
         cfg: a resolved config.
-        folder: the run's folder now; a data folder beside logs/ moved with it.
-        data: the data folder now, if known.
+        folder: the current folder of the run. A data folder next to logs/ is found.
+        data: the current data folder, if known.
     """
     old = Path(cfg.paths.data)
     if old.is_dir():
         return cfg
-    beside = [parent / "data" for parent in folder.resolve().parents[1:5]]  # a sweep's runs are one level deeper
-    places = [*beside, data] if data else beside
+    next_to_logs = [parent / "data" for parent in folder.resolve().parents[1:5]]  # a sweep's runs are one level deeper
+    places = [*next_to_logs, data] if data else next_to_logs
     new = next((path for path in places if (path / "stores").is_dir()), None)
     return OmegaConf.create(_moved(OmegaConf.to_container(cfg), str(old), str(new))) if new else cfg
 
@@ -69,6 +69,6 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_folder(name: str) -> str:
-    """A model's folder as an absolute path; a name that is no folder here may be one on a hub."""
+    """A model's folder as an absolute path. A name without a local folder may be a name on a hub."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() or name.startswith("~") else name

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and which job of a sweep a config belongs to."""
+"""Finds the checkpoint that a run resumes from, and the job of a sweep that has a config."""
 
 import json
 import os
@@ -20,17 +20,17 @@ log = get_logger(__name__)
 
 
 def find_checkpoint(ckpt: str | None, name: str, logs: Path) -> Path | None:
-    """The checkpoint that `ckpt` names, or the job's own if SLURM restarts it; None to start from the beginning.
+    """The checkpoint that `ckpt` names. If SLURM restarts a job, the job's own. None to start from the beginning.
 
     Args:
-        ckpt: a file; `last`: of the newest run with this name that has a checkpoint; `auto`: of the newest run with
-            this name, if it has one.
+        ckpt: a file. `last`: the checkpoint of the newest run with this name that has one. `auto`: the checkpoint of
+            the newest run with this name, if it has one.
         name: name of the experiment.
         logs: folder of all runs.
 
     Raises:
         ConfigError: there is no such checkpoint.
-        DamageError: it is damaged.
+        DamageError: the checkpoint is damaged.
     """
     requeued = os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
     if ckpt in ("last", "auto"):
@@ -58,9 +58,9 @@ def resumes_in_place(ckpt: str | None, checkpoint: Path | None) -> bool:
 
 
 def _newest(logs: Path, name: str, job: str | None, with_checkpoint: bool = True) -> Path | None:
-    """Newest checkpoint of the newest run with this name; only of this SLURM job if one is given.
+    """Newest checkpoint of the newest run with this name. If `job` is given, only runs of this SLURM job count.
 
-    Without `with_checkpoint`: None if the newest run has no checkpoint.
+    Without `with_checkpoint`, the result is None if the newest run has no checkpoint.
     """
     begun = {config.parent for config in logs.rglob(CONFIG)}
     begun |= {file.parents[pattern.count("/")] for pattern in CHECKPOINT_PATTERNS for file in logs.rglob(pattern)}
@@ -73,7 +73,7 @@ def _newest(logs: Path, name: str, job: str | None, with_checkpoint: bool = True
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Prefer last.ckpt or SLURM's checkpoint; if there is neither, the newest other checkpoint."""
+    """The newer one of last.ckpt and SLURM's checkpoint. If both are missing, the newest other checkpoint."""
     files = [*run.glob(str(LAST)), *run.glob("hpc_ckpt_*.ckpt")]
     if not files and (files := list(run.glob(f"{CHECKPOINTS}/*.ckpt"))):
         log.warning(f"{run / LAST}: missing; resuming from the newest other checkpoint")
@@ -88,7 +88,7 @@ def _mtime(file: Path) -> int:
 
 
 def _is_named(run: Path, logs: Path, name: str) -> bool:
-    """A damaged config is rebuilt on resume and must not hide its run: then the folder's name decides."""
+    """Whether the run has this name. If its config is damaged, the name of its folder decides."""
     try:
         return read_config(run / CONFIG).get("name") == name
     except DataError:
@@ -101,14 +101,14 @@ def _job_of(run: Path) -> str | None:
 
 
 def sweep_folder() -> Path | None:
-    """Folder of the sweep that this run is a job of, if it is one."""
+    """Folder of the sweep, if this run is a job of a sweep."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().sweep.dir).absolute()
     return None
 
 
 def announce_sweep(folder: Path) -> None:
-    """With the first job of a resumed sweep, report what is done already."""
+    """At the first job of a resumed sweep, log the number of finished and stopped jobs."""
     begun = [config.parent for config in folder.glob(f"*/{CONFIG}")]
     if begun and HydraConfig.get().job.num == 0:
         finished = sum((job / SUMMARY).exists() for job in begun)
@@ -118,7 +118,7 @@ def announce_sweep(folder: Path) -> None:
 
 
 def find_job(sweep: Path, cfg: DictConfig) -> Path | None:
-    """Folder of the sweep's job that has the same config, whatever its number."""
+    """Folder of the sweep's job that has the same config. Its number may differ."""
     wanted = _comparable(yaml.safe_load(config_text(cfg)))
     for config in sorted(sweep.glob(f"*/{CONFIG}")):
         try:
@@ -130,5 +130,5 @@ def find_job(sweep: Path, cfg: DictConfig) -> Path | None:
 
 
 def _comparable(config: dict[str, Any]) -> str:
-    """A resolved config without the name of its run's folder, so that configs of two folders can be compared."""
+    """A resolved config without the path of its run's folder, for comparing configs of two folders."""
     return json.dumps(config, sort_keys=True).replace(json.dumps(config["paths"]["run"])[1:-1], "<run>")

@@ -1,4 +1,4 @@
-"""A run from its folder to its summary.json: what is written when it starts and when it ends."""
+"""Starts and finishes a run: claims its folder, saves its config, and writes its encoder and summary.json."""
 
 import importlib.metadata
 import os
@@ -51,8 +51,8 @@ class Run:
         cfg: the resolved config; `cfg.paths.run` is the folder.
         folder: the run's folder.
         checkpoint: the checkpoint to resume from, or None.
-        resumed: whether the run continues in the folder in which it stopped.
-        summary: content of summary.json if the run is already finished, else None.
+        resumed: whether the run continues in the folder where it stopped.
+        summary: content of summary.json if the run is already finished, otherwise None.
     """
 
     cfg: DictConfig
@@ -64,13 +64,13 @@ class Run:
     _open: ExitStack = field(default_factory=ExitStack)
 
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Refuse a checkpoint that belongs to other data or another encoder; only then change an existing run.
+        """Check that the checkpoint belongs to this data and encoder. Only then are files of an existing run changed.
 
         Args:
-            identity: what the checkpoint must belong to, see `agreement.identity`.
+            identity: what the checkpoint must match, see `agreement.identity`.
 
         Raises:
-            DataError: it belongs to something else. The run stays as it was.
+            DataError: the checkpoint does not match. The run's files are unchanged.
         """
         if self.checkpoint is not None:
             refuse_other(read_checkpoint(self.checkpoint).get("belongs_to", {}), identity)
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run was already finished before this start."""
         return self.summary is not None
 
     @property
@@ -96,7 +96,7 @@ class Run:
         return self.summary.get(self.cfg.evaluation.metric) if self.summary else None
 
     def finish(self, trainer: L.Trainer) -> float | None:
-        """Save the trained encoder and summary.json, and print what to do next. Returns `metric`."""
+        """Save the trained encoder and summary.json, and print the next commands. Returns `metric`."""
         module: Any = trainer.lightning_module
         with new_directory(self.folder / ENCODER, replace=True) as unfinished:
             module.encoder.save(unfinished)
@@ -108,7 +108,7 @@ class Run:
         return self.metric
 
     def _summarize(self, trainer: L.Trainer, module: Any) -> dict[str, Any]:
-        """Flat: the last value of every metric, then facts about the run."""
+        """The last value of every metric, then facts about the run, with flat names."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         summary: dict[str, Any] = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -127,23 +127,23 @@ class Run:
         return summary | {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
 
     def _print_next_commands(self) -> None:
-        """After `make train` the environment is not active: print commands that work as they are."""
+        """Print commands that also work if the environment is not active, as after `make train`."""
         assert self.summary is not None
         scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
         log.info(
             f"\nDone in {self.summary['wall_seconds']:.0f} s. Next:\n"
-            f"  {scripts}tensorboard --logdir {self.cfg.paths.logs} --host localhost   # what happened, step by step\n"
-            f'  {scripts}dream-search "compute cosine similarity between all pairs"   # ask the trained index\n'
-            f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # the same on your own text"
+            f"  {scripts}tensorboard --logdir {self.cfg.paths.logs} --host localhost   # curves of the training\n"
+            f'  {scripts}dream-search "compute cosine similarity between all pairs"   # search with the run\n'
+            f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # train on your own text"
         )
 
 
 @contextmanager
 def start_run(cfg: DictConfig) -> Iterator[Run]:
-    """Claim the run's folder, save the resolved config, point logs/latest at it, and print what is about to happen.
+    """Claim the run's folder, save the resolved config, point logs/latest at it, and log what the run will do.
 
-    `cfg.paths.run` is the folder afterwards. An interrupted run reports where it can resume. A job of a resumed sweep
-    continues in its own folder, or is already finished.
+    It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from. A
+    job of a resumed sweep continues in its own folder, or is already finished.
     """
     logs, unused = Path(cfg.paths.logs), Path(cfg.paths.run)
     checkpoint, sweep = resume.find_checkpoint(cfg.ckpt, cfg.name, logs), resume.sweep_folder()
@@ -154,7 +154,7 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
         resume.announce_sweep(sweep)
     with claimed(own or unused, own is not None) as folder, ExitStack() as open_files:
         if folder != unused:
-            with suppress(OSError):  # Hydra made it for a new run; if it is not empty, it belongs to another run
+            with suppress(OSError):  # Hydra created it for a new run; if it is not empty, it belongs to another run
                 unused.rmdir()
         cfg.paths.run = str(folder)
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
@@ -194,7 +194,7 @@ def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     resumed = checkpoint is not None and folder.resolve() in checkpoint.parents
     run = Run(cfg, folder, checkpoint, resumed)
     for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
-        if file.resolve() != checkpoint:  # that one is verified already
+        if file.resolve() != checkpoint:  # `checkpoint` is already verified
             read_or_report(verify_checkpoint, file)
     stored = read_or_report(read_config, folder / CONFIG)
     if stored is not None and checkpoint is not None:
@@ -220,7 +220,7 @@ def read_or_report(read: Callable[[Path], Any], path: Path) -> Any:
 
 
 def _is_whole(path: Path, check: Callable[[Path], None] = verify) -> bool:
-    """Whether the check raises no DamageError; damage is logged."""
+    """Whether the check raises no DamageError. Damage is logged."""
 
     def checked(path: Path) -> bool:
         check(path)
@@ -230,6 +230,6 @@ def _is_whole(path: Path, check: Callable[[Path], None] = verify) -> bool:
 
 
 def _undamaged_checkpoint(job: Path) -> Path | None:
-    """The last checkpoint of a sweep's job; a damaged one is reported and costs the job's steps."""
+    """The last checkpoint of a sweep's job. If it is damaged, this is logged, and the job starts again."""
     last = resume.newest_checkpoint(job)
     return last.resolve() if last and _is_whole(last, verify_checkpoint) else None

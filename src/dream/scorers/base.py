@@ -1,4 +1,4 @@
-"""The frozen causal language model: how likely is a target after a passage and a context?
+"""The frozen causal language model. It computes how likely a target is after a passage and a context.
 
 Shapes: B windows, K candidates of a window, P pairs, M passages in a prompt, T tokens, R rows whose logits are kept,
 V vocabulary, D width of the embeddings.
@@ -33,8 +33,8 @@ class Scoring:
     Args:
         template: pieces of the prompt before the target: see `Prompt`.
         max_passage_tokens: longer passages are cut at their end.
-        tokens_per_forward: tokens of one forward at most, padding included; `auto`: depends on the device.
-        dtype: of the weights: `auto`, bfloat16, float16 or float32.
+        tokens_per_forward: maximum number of tokens of one forward, with padding; `auto`: depends on the device.
+        dtype: type of the weights: `auto`, bfloat16, float16 or float32.
         compile: whether to use torch.compile: `auto`, true or false.
 
     Raises:
@@ -60,21 +60,21 @@ class Scoring:
 class CausalScorer:
     """Scores pairs of window and passage with a causal language model that is frozen and in eval mode.
 
-    Sequences are padded on the right. Under causal attention no token attends to later tokens, so models of any family
-    need neither a mask nor position ids, and the fast causal kernels apply. Pairs of similar length are scored
-    together. The padded length of a pair depends on that pair only, so in float32 on a CPU its log-likelihood is
-    bitwise the same in every batch. In bfloat16, torch may choose another kernel for forwards of very few pairs; their
+    Sequences are padded on the right. With causal attention, no token attends to later tokens. So models of any family
+    need no mask and no position ids, and the fast causal kernels can be used. Pairs of similar length are scored
+    together. The padded length of a pair depends only on that pair, so in float32 on a CPU its log-likelihood is
+    bitwise the same in every batch. In bfloat16, torch may choose another kernel for forwards of very few pairs. Their
     log-likelihoods then differ by rounding.
 
     Subclasses define `load(store)`, which calls `open` or `use`.
 
     Args:
-        tokenizer: of the language model.
+        tokenizer: tokenizer of the language model.
         scoring: how pairs are scored.
         cache_megabytes: size of the cache of log-likelihoods on disk; 0: no cache.
 
     Attributes:
-        fingerprint: hash of everything that the log-likelihoods depend on, except the store.
+        fingerprint: hash of everything that the log-likelihoods depend on, without the store.
         pairs_asked: number of pairs whose log-likelihood was requested.
         pairs_scored: number of pairs that the model scored; the others were in the cache.
         forwards: number of forwards of the model.
@@ -102,7 +102,7 @@ class CausalScorer:
         """Load the weights from a folder or the hub, in float32.
 
         Raises:
-            ConfigError: the model cannot be loaded, or a sequence would not fit it.
+            ConfigError: the model cannot be loaded, or has too few positions for the longest sequence.
         """
         source = Pretrained("scorer.name", name, trust_remote_code)
         model = source.model(AutoModelForCausalLM, torch.float32)
@@ -111,7 +111,7 @@ class CausalScorer:
         self.use(model, store)
 
     def use(self, model: Any, store: Store) -> None:
-        """Score with this model from now on. ConfigError if a sequence would not fit it."""
+        """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
         self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_target
         positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
@@ -125,7 +125,7 @@ class CausalScorer:
         self.to(self.device)
 
     def to(self, device: torch.device | str) -> "CausalScorer":
-        """Move to the device; choose the type of the weights and the compilation for it."""
+        """Move to the device, and choose the type of the weights and the compilation for this device."""
         self.device = torch.device(device)
         if not hasattr(self, "model"):
             return self
@@ -149,9 +149,9 @@ class CausalScorer:
         """loglik_BK float32: log p(target | passage, context) in nats, summed over the tokens of the target.
 
         Args:
-            store: where windows and passages are.
+            store: the store of windows and passages.
             window_ids_B: rows of the store's window table.
-            candidate_ids_BK: passage ids; -1 is the null passage: the model reads the context without a passage.
+            candidate_ids_BK: passage ids. With -1, the null passage, the model reads the context without a passage.
         """
         passages_P = candidate_ids_BK.flatten().cpu().numpy()
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
@@ -167,9 +167,9 @@ class CausalScorer:
         return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
 
     def token_loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """(loglik_BKT: log-likelihood of each target token in nats, 0 after the last; mask_BT: true at tokens).
+        """(loglik_BKT: log-likelihood of each target token in nats, 0 after the last; mask_BT: true for tokens).
 
-        Not cached, because it is larger than the sums by the number of tokens of a target.
+        It is not cached, because it has one value for each token instead of one for each pair.
         """
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
         self.pairs_asked += len(windows_P)
@@ -192,10 +192,10 @@ class CausalScorer:
         return torch.from_numpy(loglik_P).view(windows, k).to(candidate_ids_BK.device)
 
     def require_room(self, store: Store, passages: int, key: str, value: int) -> None:
-        """Check that the model has positions for this many passages in one prompt.
+        """Check that the model has enough positions for a prompt with this number of passages.
 
         Raises:
-            ConfigError: it has too few. The message names `key` and `value`, which the caller gives.
+            ConfigError: the model has too few positions. The message contains `key` and `value`.
         """
         longest = longest_sequence(self.prompt, self.scoring, store, passages)
         require(longest <= self.most_tokens, key, value, f"{passages} passages are read at once, up to {longest} "
@@ -220,7 +220,7 @@ class CausalScorer:
     def _score(
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
     ) -> np.ndarray:
-        """Score pairs with the model: loglik_P float32, or loglik_PT of the target's tokens, 0 after the last."""
+        """Score pairs with the model. Returns loglik_P float32, or loglik_PT of target tokens, 0 after the last."""
         sequences, targets = self._sequences(store, windows_P, passages_PM)
         tokens = max(targets, default=0)
         loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
@@ -243,7 +243,7 @@ class CausalScorer:
         return loglik_P
 
     def passage(self, store: Store, passage_id: int) -> np.ndarray:
-        """Tokens of a passage as the model reads it: cut to `max_passage_tokens`; empty for the null passage, -1."""
+        """Tokens of a passage, cut to `max_passage_tokens`. Empty for the null passage, -1."""
         if passage_id < 0:
             return np.empty(0, dtype=np.int64)
         return store.passage_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
@@ -260,16 +260,16 @@ class CausalScorer:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of one forward at most, padding included."""
+        """Maximum number of tokens of one forward, with padding."""
         budget = self.scoring.tokens_per_forward
         return TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
 
     def _pair_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """loglik_P. Compiled as one graph, so the float32 log-probabilities of the vocabulary are never stored."""
+        """loglik_P. It is compiled as one graph, so float32 log-probabilities of the vocabulary are never in memory."""
         return self._row_loglik(ids_PT, rows_R, labels_PR).sum(1)
 
     def _row_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """loglik_PR of the labels, 0 where the label is `NO_TARGET`."""
+        """loglik_PR of the labels, 0 for the label `NO_TARGET`."""
         if self.keeps_rows:
             logits_PRV = self.model(input_ids=ids_PT, logits_to_keep=rows_R, use_cache=False).logits
         else:
@@ -280,13 +280,13 @@ class CausalScorer:
 
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
-    """Most tokens that a sequence of this many passages and a window of the store can have."""
+    """Maximum number of tokens of a sequence with this number of passages and a window of the store."""
     _, context, _, _ = store.manifest["lengths"]
     return prompt.overhead(passages) + passages * scoring.max_passage_tokens + context + store.longest_target
 
 
 def _checksums(model: Any) -> list[int]:
-    """Sums of the weights' bits as integers: exact, so the same on every machine and in every order of summation."""
+    """Sums of the weights' bits as integers. They are exact, so they do not depend on machine or order of summation."""
     bits = {2: torch.int16, 4: torch.int32}
     return [
         int(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64)) for weight in model.parameters()

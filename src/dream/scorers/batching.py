@@ -1,4 +1,4 @@
-"""Padding of (window, passages) pairs, and their grouping into forwards of a bounded number of tokens.
+"""Pads (window, passages) pairs, and groups them into forwards with a bounded number of tokens.
 
 Shapes: P pairs, T tokens, R rows whose logits are kept, M passages in a prompt.
 """
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # on a CPU, forwards whose activations fit its caches are fastest
+TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 16384}  # a CPU is fastest if the activations fit into its caches
 NO_TARGET = -100
-PAD_TO = 16  # tokens: a pair is padded to the next multiple, whatever it is scored with
+PAD_TO = 16  # tokens: a pair is padded to the next multiple, independently of the other pairs
 
 
 @dataclass
@@ -22,7 +22,7 @@ class PaddedPairs:
     Args:
         ids_PT: token ids, padded on the right with 0.
         rows_R: rows of the logits that predict a target token of any pair.
-        labels_PR: the token that each of these rows predicts, `NO_TARGET` where it is no target token of the pair.
+        labels_PR: the token that each of these rows predicts, or `NO_TARGET` if it is not a target token of the pair.
     """
 
     ids_PT: Tensor
@@ -35,13 +35,13 @@ class PaddedPairs:
 
 
 class PairBatching:
-    """Pads pairs and groups them, so that a pair's log-likelihood depends as little as possible on the other pairs.
+    """Pads and groups pairs. A pair's log-likelihood depends as little as possible on the other pairs.
 
-    The padded length of a pair, and which rows of its logits are kept, follow from its own length only. So a pair
-    enters matrix products of the same shape in every batch, apart from the number of pairs.
+    The padded length of a pair and the rows of its logits that are kept depend only on its own length. So the matrix
+    products of a pair have the same shape in every batch, except for the number of pairs.
 
     Args:
-        most_tokens: positions of the model; a pair is padded to no more tokens.
+        most_tokens: number of positions of the model, the maximum length after padding.
         longest_target: tokens of the longest target of the store.
 
     Example:
@@ -54,7 +54,7 @@ class PairBatching:
         self.most_tokens, self.longest_target = most_tokens, longest_target
 
     def forwards(self, lengths_P: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:
-        """Yield the numbers of the pairs of each forward: pairs of one padded length, within the budget of tokens."""
+        """Yield the numbers of the pairs of each forward. They have one padded length and fit the token budget."""
         padded_P = self.padded(lengths_P)
         for length in np.unique(padded_P):
             pairs = np.flatnonzero(padded_P == length)
@@ -69,7 +69,7 @@ class PairBatching:
     def pad(self, sequences: Sequence[np.ndarray], targets: Sequence[int]) -> PaddedPairs:
         """Pad the pairs of one forward.
 
-        The number of rows R follows from T: matrix products of another size could sum in another order.
+        The number of rows R depends only on T, because matrix products of another size could sum in another order.
 
         Args:
             sequences: token ids of each pair; the target is at the end.

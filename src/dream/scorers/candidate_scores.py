@@ -21,11 +21,11 @@ from dream.utils.timing import Timer
 class CandidateScores:
     """Log-likelihoods of S windows given their K candidates. Each property is computed on first use, then cached.
 
-    The properties have no gradient. `weighted` and `in_batch` are differentiable once in their weights.
+    The properties have no gradient. `weighted` and `in_batch` can be differentiated once by their weights.
 
     Args:
         scorer: the frozen language model.
-        store: where windows and passages are.
+        store: the store of windows and passages.
         window_ids_S: rows of the scored windows in the store's window table.
         candidate_ids_SK: passage ids of their candidates.
         timer: measures the time of scoring, under the name `score`.
@@ -52,7 +52,7 @@ class CandidateScores:
 
     @cached_property
     def token_loglik(self) -> tuple[Tensor, Tensor]:
-        """(loglik_SKT of each target token in nats, 0 after the last; mask_ST: true at tokens)"""
+        """(loglik_SKT of each target token in nats, 0 after the last; mask_ST: true for tokens)"""
         with self.timer("score"):
             return self.scorer.token_loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
 
@@ -70,16 +70,16 @@ class CandidateScores:
             return self.scorer.loglik_without(self.store, self.window_ids_S, self.candidate_ids_SK)
 
     def weighted(self, weights_SK: Tensor, heads: Heads, mass: Mass) -> Tensor:
-        """loglik_S: mean log p of the target's tokens, in nats, if `heads` weight their attention on passages.
+        """loglik_S: mean log p of the target's tokens, in nats, if `heads` weight their attention to passages.
 
         The prompt is all candidates, then the context, then the target. Only rows that predict target tokens use the
-        weights; the earlier rows are computed as usual and without gradient. The gradient of each window is computed
-        at once, so memory is needed for the rows of one window only.
+        weights. Earlier rows are computed as usual and without gradient. Windows are processed one after another with
+        their gradients, so only the activations of one window are in memory.
 
         Args:
             weights_SK: weight of each candidate, with gradient; each row sums to 1.
             heads: the heads that use the weights, by layer.
-            mass: what a row's attention on all passages sums to: see `reweigh`.
+            mass: sum of a row's attention to all passages: see `reweigh`.
         """
         with self.timer("score"), self.scorer.no_autocast(), injectable(self.scorer.model):
             loglik = lambda row, weights_K: self._weighted(row, weights_K, heads, mass)  # noqa: E731
@@ -88,8 +88,8 @@ class CandidateScores:
     def in_batch(self, weights_SU: Tensor, distinct_U: Tensor, value_norm: bool) -> Tensor:
         """loglik_S: mean log p of the target's tokens, in nats, if every row of the window also attends to U texts.
 
-        Each text is read once, without gradient and without the others. The positions of the window's tokens are those
-        they would have after one passage of the longest text's length.
+        Each text is read once, separately and without gradient. The window's tokens have the positions that they would
+        have after one passage as long as the longest text.
 
         Args:
             weights_SU: weight of each text, with gradient; each row sums to 1.
@@ -130,7 +130,7 @@ class CandidateScores:
 
     @torch.no_grad()
     def _read_texts(self, passage_ids_U: Tensor) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
-        """(keys and values of each attention layer, of shape (U, heads, T, D); mask_UT: true at tokens)"""
+        """(keys and values of each attention layer, of shape (U, heads, T, D); mask_UT: true for tokens)"""
         scorer = self.scorer
         texts = [scorer.prompt.text(scorer.passage(self.store, passage_id)) for passage_id in passage_ids_U.tolist()]
         batch = pad_tokens(texts, 0).to(scorer.device)
@@ -150,7 +150,7 @@ class CandidateScores:
 
 @torch.no_grad()
 def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np.ndarray) -> tuple[Any, Tensor]:
-    """(keys and values of passages and context; owner_T: the passage of each token). Call it within `injectable`."""
+    """(keys and values of passages and context; owner_T: the passage of each token). Call it inside `injectable`."""
     ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, *context)).to(scorer.device)
     owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(ids_T))).to(scorer.device)
     memory = scorer.model.base_model(input_ids=ids_T[None], use_cache=True, attend=plain).past_key_values
@@ -158,7 +158,7 @@ def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np
 
 
 def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor, device: torch.device) -> Tensor:
-    """loglik_S, where loglik(row, weights_K) gives one row. Differentiable once; gradients are computed row by row."""
+    """loglik_S, row by row from loglik(row, weights_K), with gradients. It can be differentiated once."""
     values, gradients = [], []
     for row, weights_K in enumerate(weights_SK.detach()):
         leaf = weights_K.to(device, copy=True).requires_grad_()
@@ -169,5 +169,5 @@ def _differentiable(loglik: Callable[[int, Tensor], Tensor], weights_SK: Tensor,
     if not values:
         return weights_SK.sum(1)
     value_S, gradient_SK = torch.stack(values).to(weights_SK), torch.stack(gradients).to(weights_SK)
-    # The second term is 0, and has the gradient that was computed above.
+    # The second term is 0, but it has the gradient that was computed above.
     return value_S + ((weights_SK - weights_SK.detach()) * gradient_SK).sum(1)

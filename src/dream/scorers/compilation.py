@@ -1,4 +1,4 @@
-"""Whether torch.compile works on this machine, and which type the weights have there."""
+"""Decides whether to use torch.compile on a device, and which type the weights have."""
 
 import os
 import shutil
@@ -12,15 +12,15 @@ from dream.utils.runtime import has_fast_bfloat16
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:
-    """Whether to compile. `auto`: if the device is a CPU or GPU, with a C++ compiler and Python's headers for inductor.
+    """Whether to compile. `auto`: on a CPU or GPU, if inductor finds a C++ compiler and Python's headers.
 
     Args:
         key: config key, for the error.
         choice: `auto`, true or false.
-        device: where the model runs.
+        device: the model's device.
 
     Raises:
-        ConfigError: the choice is none of these.
+        ConfigError: `choice` has another value.
     """
     require(choice in ("auto", True, False), key, choice, "choose auto, true or false")
     if choice != "auto":
@@ -32,12 +32,12 @@ def wants_compilation(key: str, choice: str | bool, device: torch.device) -> boo
 
 
 def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
-    """Type of the weights. `auto`: bfloat16 if the device has native bfloat16 matrix products, else float32.
+    """Type of the weights. `auto`: bfloat16 if the device has native bfloat16 matrix products, otherwise float32.
 
     Args:
         key: config key, for the error.
         choice: `auto` or the name of a floating-point type of torch.
-        device: where the model runs.
+        device: the model's device.
 
     Raises:
         ConfigError: there is no such type.

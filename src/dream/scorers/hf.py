@@ -1,4 +1,4 @@
-"""Any causal language model of transformers as the scorer."""
+"""A scorer that uses any causal language model of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,11 @@ REMEDY = "choose a decoder, e.g. Qwen/Qwen2.5-0.5B"
 class HFScorer(CausalScorer):
     """A published language model. It is not trained, so the corpus is not used.
 
-    The constructor reads tokenizer and config and checks the files, so that a model that cannot work is reported before
-    the corpus is prepared. The weights are read by `load`.
+    The constructor reads tokenizer and config and checks the files. So an unsuitable model is reported before the
+    corpus is prepared. `load` reads the weights.
 
     Args:
-        corpus: not used; every scorer takes it.
+        corpus: not used. All scorers have this argument.
         name: hub name or local folder.
         scoring: the fields of `Scoring`.
         trust_remote_code: run Python code from the model's repository.
@@ -50,12 +50,12 @@ class HFScorer(CausalScorer):
         self.name, self.trust_remote_code = name, trust_remote_code
 
     def load(self, store: Store) -> None:
-        """Read the weights; from the network if `name` is a hub name that is not cached."""
+        """Read the weights. If `name` is a hub name that is not cached, they are downloaded."""
         self.open(self.name, store, self.trust_remote_code)
 
 
 def _require_causal(source: Pretrained, config: Any) -> None:
-    """ConfigError unless each token of the model sees only the tokens before it."""
+    """Raise ConfigError if tokens of the model can attend to later tokens."""
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise source.refuse(f"{kind} is no causal language model", REMEDY)

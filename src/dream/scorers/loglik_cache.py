@@ -1,4 +1,4 @@
-"""Log-likelihoods on disk. The scorer is frozen, so log p(y | d, x) is computed once and never changes.
+"""A cache of log-likelihoods on disk. The scorer is frozen, so log p(y | d, x) never changes.
 
 All scorers, stores, runs and processes share one SQLite file. Its write-ahead log keeps it intact if a process is
 killed. Each row has a checksum, which is verified before use. Shapes: P (window, passage) pairs.
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, used REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS windows (scope INTEGER, window INTEGER, passages BLOB NOT NULL, nats BLOB NOT NULL,
     checksum INTEGER NOT NULL, PRIMARY KEY (scope, window)) WITHOUT ROWID;
 """
-# Errors that do not mean damage. Any other error means that the file's content has changed.
+# Errors that do not mean damage. All other errors mean that the file is damaged.
 PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN,
            sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}  # fmt: skip
 
@@ -38,12 +38,12 @@ class LoglikCache:
     """Call `open` with a scope (one scorer and store), then `find` and `add`.
 
     The cache never stops a run. If the file cannot be used, one message is logged, and the scorer computes every
-    log-likelihood. A damaged file is logged and replaced by an empty one. If the file has reached its size, the scopes
-    that were used longest ago are deleted; if only the current scope is left, nothing more is added.
+    log-likelihood. A damaged file is logged and replaced by an empty one. If the file has reached its maximum size, the
+    least recently used scopes are deleted. If only the current scope is left, nothing more is added.
 
     Args:
-        folder: of the file `loglik-<number>.sqlite`.
-        megabytes: size of the file at most, in MB (10^6 bytes).
+        folder: folder of the file `loglik-<number>.sqlite`.
+        megabytes: maximum size of the file, in MB (10^6 bytes).
 
     Raises:
         ConfigError: `megabytes` is not positive.
@@ -63,15 +63,15 @@ class LoglikCache:
         self.is_full = False
 
     def open(self, scope: str) -> None:
-        """Use the rows of this scope, after verifying them. `scope`: hash of all that the log-likelihoods depend on."""
+        """Verify the rows of this scope and use them. `scope`: hash of everything that log-likelihoods depend on."""
         self.close()
-        # A hash of the name, so no other scope gets this number, even if processes delete and add scopes meanwhile.
+        # The number is a hash of the name: no other scope gets it, even if other processes delete and add scopes.
         self.scope = int.from_bytes(hashlib.blake2b(scope.encode(), digest_size=7).digest())
         self.is_full = False
         self._try(self._open, None)
 
     def close(self) -> None:
-        """Close the connection; `find` then finds nothing and `add` adds nothing."""
+        """Close the connection. Afterwards `find` finds nothing and `add` adds nothing."""
         if self.connection is not None:
             self.connection.close()
         self.connection = None
@@ -114,7 +114,7 @@ class LoglikCache:
             pass
 
     def _register(self) -> None:
-        """Write the scope's row. Repeated with every addition, because another process may have deleted the scope."""
+        """Write the scope's row. Called at every addition, because another process may have deleted the scope."""
         assert self.connection is not None
         self.connection.execute("INSERT OR REPLACE INTO scopes VALUES (?, ?)", (self.scope, time.time()))
 
@@ -138,10 +138,10 @@ class LoglikCache:
             self._register()
             pairs_of = dict(_by_window(windows_P))
             known = {window: (ids, nats) for window, ids, nats in self._rows(list(pairs_of))}
-            for window, mine in pairs_of.items():
+            for window, pairs in pairs_of.items():
                 ids, nats = known.get(window, (np.empty(0, IDS), np.empty(0, NATS)))
-                all_ids, first = np.unique(np.concatenate([ids, passages_P[mine]]), return_index=True)
-                all_nats = np.concatenate([nats, loglik_P[mine]])[first]
+                all_ids, first = np.unique(np.concatenate([ids, passages_P[pairs]]), return_index=True)
+                all_nats = np.concatenate([nats, loglik_P[pairs]])[first]
                 row = (all_ids.astype(IDS).tobytes(), all_nats.astype(NATS).tobytes())
                 self.connection.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?)",
                                         (self.scope, window, *row, _checksum(window, *row)))  # fmt: skip
@@ -151,7 +151,7 @@ class LoglikCache:
                 self.connection.execute("ROLLBACK")
 
     def _make_room(self) -> bool:
-        """Delete other scopes, those used longest ago first, until there is room. Returns whether there is."""
+        """Delete other scopes, the least recently used first, until there is space. Returns whether there is."""
         assert self.connection is not None
         while self._bytes() > self.most_bytes:
             oldest = "SELECT id FROM scopes WHERE id != ? ORDER BY used LIMIT 1"
@@ -173,7 +173,7 @@ class LoglikCache:
         return (pages - free) * size
 
     def _try(self, work: Callable[[], Result], otherwise: Result) -> Result:
-        """The result of `work`, or `otherwise` if the file is damaged or cannot be used, which is logged."""
+        """The result of `work`. If the file is damaged or cannot be used, log this and return `otherwise`."""
         try:
             return work()
         except DamageError as damage:

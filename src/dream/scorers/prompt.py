@@ -1,4 +1,4 @@
-"""What the language model reads before the target: passage and context in a template, joined as token ids."""
+"""The prompt of the language model: passage and context in a template, joined as token ids."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ MARKERS = {"{bos}": "bos_token_id", "{sep}": "sep_token_id"}
 class Prompt:
     """A template whose literal pieces are tokenised once. Ids from the store are joined, never tokenised again.
 
-    The context is the last piece, so that the target continues it. With the null passage, the other pieces stay.
+    The context is the last piece, because the target must follow it. With the null passage, the other pieces are kept.
 
     Args:
-        template: its pieces, in order: `{passage}` once, `{context}` last, `{bos}`, `{sep}`, and literal text.
-        tokenizer: the scorer's.
+        template: pieces in order: `{passage}` once, `{context}` last, `{bos}`, `{sep}`, and literal text.
+        tokenizer: tokenizer of the scorer.
 
     Raises:
         ConfigError: the template lacks a piece, or the tokenizer has no separator token.
@@ -39,7 +39,7 @@ class Prompt:
         self.before_context = np.array([token for piece in literals[before:] for token in piece], dtype=np.int64)
 
     def overhead(self, passages: int = 1) -> int:
-        """Tokens besides passages, context and target."""
+        """Number of tokens that are not part of passages, context or target."""
         return len(self.before_passage) + passages * len(self.before_context)
 
     def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
@@ -47,14 +47,14 @@ class Prompt:
         return self.join_passages([passage], *window)
 
     def join_passages(self, passages: Sequence[np.ndarray], *window: np.ndarray) -> np.ndarray:
-        """The same for several passages. The pieces between passage and context follow each passage."""
+        """Like `join`, for several passages. The pieces between passage and context follow each passage."""
         pieces = [self.before_passage]
         for passage in passages:
             pieces += [passage, self.before_context]
         return np.concatenate([*pieces, *window])
 
     def owners(self, passages: Sequence[np.ndarray], tokens: int) -> np.ndarray:
-        """owner_T int64 of the first `tokens` of a `join_several`: the passage that each belongs to, or -1."""
+        """owner_T int64: the passage of each of the first `tokens` tokens of `join_passages`, or -1."""
         owner_T = np.full(tokens, -1, dtype=np.int64)
         start = len(self.before_passage)
         for number, passage in enumerate(passages):
@@ -63,12 +63,12 @@ class Prompt:
         return owner_T
 
     def text(self, passage: np.ndarray) -> np.ndarray:
-        """Token ids of the beginning of a sequence, up to the end of its passage."""
+        """Token ids of the start of a sequence, up to the end of its passage."""
         return np.concatenate([self.before_passage, passage])
 
 
 def special_ids(template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the special tokens that a template asks for, as far as the tokenizer has them."""
+    """Ids of the special tokens in a template, without those that the tokenizer lacks."""
     ids = [getattr(tokenizer, MARKERS[piece]) for piece in template if piece in MARKERS]
     return [token_id for token_id in ids if token_id is not None]
 
@@ -76,7 +76,7 @@ def special_ids(template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
 def _tokenise(piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a literal piece or a marker.
 
-    If the tokenizer has no such token, {bos} is left out, because the model never saw one, but {sep} is an error.
+    If the tokenizer lacks the token, {bos} is left out, because the model was trained without it. {sep} is an error.
     """
     if piece not in MARKERS:
         return tokenizer(piece, add_special_tokens=False)["input_ids"]

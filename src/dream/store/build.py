@@ -30,7 +30,7 @@ log = get_logger(__name__)
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LAYOUT = 3  # raise when the files or the cuts change
+LAYOUT = 3  # increase it when the files or the cuts change; cached stores are then rebuilt
 REFUSED = "refused.jsonl"  # lists the bad documents that were left out, with file and line
 
 
@@ -45,21 +45,21 @@ def open_or_build(
     min_context_tokens: int,
     target_tokens: int,
 ) -> Store:
-    """The store of this corpus, these tokenizers and lengths. It is built if it does not exist yet.
+    """Open the store of this corpus, these tokenizers and lengths. It is built if it does not exist yet.
 
     Args:
         folder: Folder of all stores.
-        corpus: Read only if the store is built.
+        corpus: The corpus. It is read only if the store is built.
         encoder_tokenizer: Cuts the passages.
         scorer_tokenizer: Cuts the windows.
-        passage_tokens: Most tokens of a passage, in the encoder's tokens.
-        context_tokens: Most tokens of a window's context, in the scorer's tokens.
-        min_context_tokens: Fewest tokens of a context.
-        target_tokens: Tokens of a window's target, exactly.
+        passage_tokens: Maximum length of a passage, in encoder tokens.
+        context_tokens: Maximum length of a window's context, in scorer tokens.
+        min_context_tokens: Minimum length of a context, in scorer tokens.
+        target_tokens: Exact length of a window's target, in scorer tokens.
 
     Raises:
-        DataError: The corpus is empty, cannot be read, or has a bad document and no policy to skip it.
-        ConfigError: The lengths leave no window.
+        DataError: The corpus is empty, cannot be read, or has a bad document that its policy does not skip.
+        ConfigError: No document is long enough for a window.
     """
     tokenizers = [encoder_tokenizer, scorer_tokenizer]
     lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
@@ -74,7 +74,7 @@ def open_or_build_passages(
     passage_tokens: int,
     passages_per_document: int | None,
 ) -> Store:
-    """A store for search only, without windows. The other arguments are those of `open_or_build`.
+    """Open or build a store without windows, for search only. The other arguments are those of `open_or_build`.
 
     Args:
         passages_per_document: Keep only the first passages of each document; None keeps all.
@@ -87,7 +87,7 @@ def expected_hash(
     corpus: Corpus, encoder_tokenizer: "PreTrainedTokenizerFast", scorer_tokenizer: "PreTrainedTokenizerFast", *,
     passage_tokens: int, context_tokens: int, min_context_tokens: int, target_tokens: int,
 ) -> str:  # fmt: skip
-    """The hash of the store that `open_or_build` opens or builds, without doing so."""
+    """The hash of the store that `open_or_build` would open or build."""
     lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
     return fingerprint(_describe(corpus, [encoder_tokenizer, scorer_tokenizer], {"lengths": lengths}))
 
@@ -130,7 +130,7 @@ class _Builder:
         self.byte_ends = {"text": 0, "id": 0, "title": 0}
         self.counts = {"empty": 0, "duplicates": 0}
         self.without_window = 0
-        self.seen: dict[int, int] = {}  # row by 64-bit hash of the text; about 170 bytes a document
+        self.seen: dict[int, int] = {}  # row by 64-bit hash of the text; about 170 bytes per document
         self.ids = DocumentIds()
         self.writers: dict[str, ArrayWriter] = {}
 
@@ -146,7 +146,7 @@ class _Builder:
             batches = self._batches(corpus, aliases, policy, bar)
             for (first_row, documents), tokens in one_ahead(thread, self._tokenize, batches):
                 self._write(first_row, documents, tokens)
-            bar.update(bar.total - bar.n)  # ids and markup are bytes of the corpus, too, but were not counted above
+            bar.update(bar.total - bar.n)  # bytes of ids and markup, which were not counted above
         rows = {name: self.writers[name].rows for name in ("passages", "windows")}
         self.counts["refused"] = policy.counts.total()
         self._require_usable(corpus, rows, policy)
@@ -184,9 +184,9 @@ class _Builder:
             self.writers[name] = open_files.enter_context(ArrayWriter(folder / f"{name}.bin", dtype))
 
     def _keep(self, document: Document, deduplicate: bool, aliases: TextIO, policy: BadDocumentPolicy) -> bool:
-        """Count the document, and return whether the store keeps it. Kept documents get their rows here, in order.
+        """Count the document, and return whether the store keeps it. Kept documents get consecutive rows.
 
-        Each document that is read is counted once: as empty, duplicate, refused or kept.
+        Each document is counted once: as empty, duplicate, refused or kept.
         """
         words = document.text.split()
         if not words:
@@ -237,7 +237,7 @@ class _Builder:
         passages = batch.table(ENCODER, partial(cut_text, longest=passage_tokens), PASSAGE)
         cut = partial(cut_windows, context=context, min_context=min_context, target=target)
         windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
-        # The encoder may drop characters that the scorer reads. Leave out windows that are empty for the encoder.
+        # The encoder's tokenizer may drop characters. Windows without encoder tokens are left out.
         windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
         self.without_window += len(documents) - len(np.unique(windows["document"]))
         if not leads:
@@ -251,7 +251,7 @@ class _Builder:
         self.positions = [written + len(side.ids_T) for written, side in zip(self.positions, tokens, strict=True)]
 
     def _count_passages(self, ids_T: np.ndarray, ranges: np.ndarray) -> None:
-        """Add for each token the number of passages with it. The ranges cover all of `ids_T` in order."""
+        """For each token, add the number of passages that contain it. The ranges cover all of `ids_T` in order."""
         passage_T = np.repeat(np.arange(len(ranges)), ranges[:, 1] - ranges[:, 0])
         order_T = np.argsort(ids_T, kind="stable")
         ids_T, passage_T = ids_T[order_T], passage_T[order_T]
@@ -274,8 +274,8 @@ class _Builder:
                             "check corpus.path and corpus.text_fields")  # fmt: skip
         if self.document_rows == 1:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
-            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so no window has a candidate "
-                            "from another; split it: corpus=text corpus.split_by=lines or blank_lines")  # fmt: skip
+            raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so there are no candidates from "
+                            "other documents; split it: corpus=text corpus.split_by=lines or blank_lines")  # fmt: skip
         lengths = self.description["lengths"]
         if not rows["windows"] and lengths[3]:
             raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
@@ -284,7 +284,7 @@ class _Builder:
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:
-    """Texts of about `most_bytes` spread evenly over the corpus, for training a tokenizer."""
+    """Yield texts of about `most_bytes` bytes, spread evenly over the corpus, for training a tokenizer."""
     every = max(1, -(-corpus.size_bytes() // most_bytes))
     for document in islice(corpus.documents(), 0, None, every):
         yield document.text

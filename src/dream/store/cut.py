@@ -1,8 +1,8 @@
 """Cuts documents into passages for the index and into windows (context, target) for training.
 
-Each cut is a token position of one tokenizer, moved to a word boundary, then translated to the other tokenizer by way
-of the characters. So each tokenizer reads a document only once, as a whole. The functions work on a concatenated batch
-of documents: characters and tokens are counted from the beginning of the batch.
+Each cut is a token position of one tokenizer that is moved to a word boundary. Character positions are used to
+translate it to the other tokenizer. So each tokenizer reads a document only once, as a whole. The functions work on a
+concatenated batch of documents: characters and tokens are counted from the beginning of the batch.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,7 +17,7 @@ SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unico
 
 
 def spaces(text: str) -> np.ndarray:
-    """For each character, whether it is white space; bool, (characters,)."""
+    """Whether each character is white space; bool, (characters,)."""
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     return SPACE[np.minimum(codes, len(SPACE) - 1)]
 
@@ -25,13 +25,12 @@ def spaces(text: str) -> np.ndarray:
 class Boundaries:
     """Token positions at which words and characters begin.
 
-    A word begins at a document's first token, after white space, and with a token that begins with white space.
-    Byte-level tokenizers spell rare characters with several tokens; a cut between them would leave text that cannot be
-    decoded.
+    A word begins at a document's first token, after white space, and at a token that begins with white space.
+    Byte-level tokenizers write rare characters as several tokens. Text that is cut between them cannot be decoded.
 
     Args:
         tokens: Tokens of the batch.
-        is_space: For each character of the batch, whether it is white space.
+        is_space: Whether each character of the batch is white space.
     """
 
     def __init__(self, tokens: Tokens, is_space: np.ndarray) -> None:
@@ -45,14 +44,14 @@ class Boundaries:
         self.inside: set[int] = set(np.flatnonzero(~opens_T).tolist())
 
     def back(self, position: int, lowest: int) -> int:
-        """The last word start in [lowest, position]; if there is none, the last character start; else `position`."""
+        """The last word start in [lowest, position], otherwise the last character start, otherwise `position`."""
         word = self.words[bisect_right(self.words, position) - 1]
         if word >= lowest:
             return word
         return next((p for p in range(position, lowest - 1, -1) if p not in self.inside), position)
 
     def forward(self, position: int, highest: int) -> int:
-        """The first word start in [position, highest]; if there is none, the first character start; else `position`."""
+        """The first word start in [position, highest], otherwise the first character start, otherwise `position`."""
         number = bisect_left(self.words, position)
         if number < len(self.words) and self.words[number] <= highest:
             return self.words[number]
@@ -60,7 +59,7 @@ class Boundaries:
 
 
 def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) -> list[tuple[int, int]]:
-    """Consecutive token ranges of about equal length that cover [first, last), each of at most `longest` tokens."""
+    """Consecutive token ranges that cover [first, last). They have about equal lengths of at most `longest` tokens."""
     ranges = []
     start = first
     while start < last:
@@ -75,9 +74,9 @@ def cut_passages(first: int, last: int, boundaries: Boundaries, longest: int) ->
 
 
 def cut_leads(first: int, last: int, boundaries: Boundaries, longest: int, count: int) -> list[tuple[int, int]]:
-    """The first `count` token ranges of [first, last), each of `longest` tokens plus the rest of the last word.
+    """The first `count` token ranges of [first, last). Each has `longest` tokens and the rest of its last word.
 
-    A model that reads `longest` tokens sees the same of the first passage as it would see of the whole document.
+    For a model that reads `longest` tokens, the first passage is then equal to the whole document.
     """
     ranges: list[tuple[int, int]] = []
     start = first
@@ -93,8 +92,8 @@ def cut_windows(
 ) -> list[tuple[int, int, int]]:
     """Disjoint (start, middle, end) in [first, last): context is [start, middle), target is [middle, end).
 
-    A target has exactly `target` tokens, and a context between `min_context` and `context`. A target may end inside a
-    word; the next window then begins after that word. The rest of a document that is too short for a window has none.
+    A target has exactly `target` tokens. A context has between `min_context` and `context` tokens. A target may end
+    inside a word; the next window then begins after that word. If the rest of a document is too short, it is not used.
     """
     windows = []
     start = first
@@ -111,7 +110,7 @@ class Batch:
 
     Args:
         texts: The documents.
-        sides: Their tokens for the encoder and for the scorer; the same object twice if both have one tokenizer.
+        sides: Their tokens for the encoder and for the scorer. The same object twice if both use the same tokenizer.
     """
 
     def __init__(self, texts: list[str], sides: list[Tokens]) -> None:
@@ -124,7 +123,7 @@ class Batch:
     def table(self, side: int, cut: Callable[[int, int, Boundaries], Sequence[tuple]], dtype: np.dtype) -> np.ndarray:
         """Rows of a store table: cut each document by one side's tokens, and translate the cuts to the other side.
 
-        Documents and tokens are counted from the beginning of the batch, characters from that of the document.
+        Documents and tokens are counted from the beginning of the batch, characters from the beginning of the document.
         """
         native = self.sides[side]
         boundaries = Boundaries(native, self.is_space)
@@ -142,8 +141,8 @@ class Batch:
     def carry_over(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens, goal: Tokens) -> np.ndarray:
         """Translate token positions to another tokenizer: to the first token that begins at or after the same text.
 
-        White space is ignored, because only some tokenizers include the space before a word in its token. The first
-        and last position of a document become its first and last position.
+        White space is ignored, because only some tokenizers include the space before a word in its token. The first and
+        last position of a document are translated to its first and last position.
 
         Args:
             cuts: Token positions in `source`, (rows, columns).
@@ -156,7 +155,7 @@ class Batch:
         return _pinned(carried, cuts, documents, source.bounds, goal.bounds)
 
     def _characters(self, cuts: np.ndarray, documents: np.ndarray, source: Tokens) -> np.ndarray:
-        """Character position within its document at which each cut's token begins; the cuts span the whole document."""
+        """The character in its document where the token of each cut begins. The cuts cover the whole document."""
         starts = np.append(source.starts_T, self.bounds[-1])[cuts]
         return _pinned(starts, cuts, documents, source.bounds, self.bounds) - self.bounds[documents][:, None]
 
@@ -164,7 +163,7 @@ class Batch:
 def _pinned(
     places: np.ndarray, cuts: np.ndarray, documents: np.ndarray, source_bounds: np.ndarray, goal_bounds: np.ndarray
 ) -> np.ndarray:
-    """`places`, limited to their documents' `goal_bounds`, and equal to a bound if the cut is at that end."""
+    """`places`, limited to the bounds of their documents. A cut at an end of a document gets the bound of this end."""
     first, last = goal_bounds[documents][:, None], goal_bounds[documents + 1][:, None]
     inside = np.where(cuts == source_bounds[documents][:, None], first, np.clip(places, first, last))
     return np.where(cuts == source_bounds[documents + 1][:, None], last, inside)

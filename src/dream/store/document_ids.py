@@ -1,4 +1,4 @@
-"""Finds ids that are used twice, in little memory."""
+"""Finds ids that are used twice, with little memory."""
 
 import hashlib
 from array import array
@@ -8,9 +8,9 @@ from dream.corpora.base import Document
 
 
 class DocumentIds:
-    """Remembers the first document with each id, in about 150 bytes a document.
+    """Stores the first document with each id, in about 150 bytes per document.
 
-    It compares 64-bit hashes. The chance that any two of 10 million different ids have the same hash is 1 in 370,000.
+    It compares 64-bit hashes. The probability that two of 10 million different ids have the same hash is 1 in 370,000.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class DocumentIds:
         self.file_numbers: dict[str, int] = {}
 
     def check(self, document: Document, row: int) -> None:
-        """Remember the id of this row.
+        """Store the id of this row.
 
         Raises:
             BadDocument: Another row has the same id.
@@ -34,7 +34,7 @@ class DocumentIds:
             file = list(self.file_numbers)[self.files[number]]
             first = f"{file}:{self.lines[number]}" if file else "another document"
             raise BadDocument(document.file, document.line, "id used twice",
-                              f"the id {document.id!r} is already that of {first}; give each text its own")  # fmt: skip
+                              f"{first} already has the id {document.id!r}; give each text its own")  # fmt: skip
 
 
 def text_hash(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Tokenising in parallel with reading and writing."""
+"""Runs tokenising in parallel with reading and writing."""
 
 import os
 from collections import deque
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def parallel_tokenizers() -> Iterator[None]:
-    """Let fast tokenizers use all cores. This is safe here, because no process forks while a store is built."""
+    """Let fast tokenizers use all cores. This is safe, because no process forks while a store is built."""
     before = os.environ.get("TOKENIZERS_PARALLELISM", "false")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
@@ -25,7 +25,7 @@ def parallel_tokenizers() -> Iterator[None]:
 def one_ahead(
     thread: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, work(item)) in order, while the thread works on the next item: tokenizers release Python's lock."""
+    """Yield (item, work(item)) in order, while the thread works on the next item. Tokenizers release Python's lock."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         waiting.append((item, thread.submit(work, item)))

@@ -1,4 +1,4 @@
-"""A seeded pseudo-random order of n windows, computed for each position: no list is shuffled or stored."""
+"""A seeded pseudo-random order of n windows. Each position is computed, so no list is shuffled or stored."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele, Lea & Flood 2014): each input bit flips about half of the output's."""
+    """splitmix64's finaliser (Steele, Lea & Flood 2014): each input bit changes about half of the output bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
-    """uint64 that depend only on the seed and the counters, so that any draw of a run can be repeated."""
+    """Random uint64 that depend only on the seed and the counters. So any draw of a run can be repeated."""
     with np.errstate(over="ignore"):
         state = _mix(np.asarray(seed % 2**64, dtype=np.uint64) + GOLDEN)
         for counter in counters:
@@ -23,13 +23,13 @@ def random_bits(seed: int, *counters: np.ndarray | int) -> np.ndarray:
 
 
 def permute(seed: int, positions: np.ndarray, n: int) -> np.ndarray:
-    """Window ids at these positions of an infinite stream; each n positions (an epoch) are a permutation of range(n).
+    """Window ids at these positions of an infinite stream. Each epoch (n positions) is a permutation of range(n).
 
     A balanced Feistel network permutes the smallest range 4^k that contains n. It is applied again until the value is
     below n (cycle walking; Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
 
     Args:
-        seed: Another seed gives another order.
+        seed: Seed of the order.
         positions: Positions in the stream, from 0; (positions,).
         n: Number of windows.
 

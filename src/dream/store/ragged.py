@@ -1,4 +1,4 @@
-"""Token ids and texts in flat files, read as memory maps. Offsets mark the rows."""
+"""Token ids and texts in flat files that are read as memory maps. Offsets mark the rows."""
 
 import mmap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dream.batch import TokenBatch
 
 
 class ArrayWriter:
-    """Appends rows to a raw file, so that a table need not fit in memory, and its length need not be known."""
+    """Appends rows to a raw file. The table may be larger than the memory, and its length need not be known."""
 
     def __init__(self, path: Path, dtype: np.dtype | type) -> None:
         self.file = path.open("wb")
@@ -52,7 +52,7 @@ class Strings:
         start = int(self.ends[row - 1]) if row else 0
         return self.bytes[start : int(self.ends[row])].decode()
 
-    def __reduce__(self):  # for spawned loader workers, which map the file themselves
+    def __reduce__(self):  # for pickling to spawned loader workers, which map the file themselves
         return Strings, (self.path, self.ends)
 
 
@@ -70,7 +70,7 @@ def pad_tokens(rows: Sequence[np.ndarray], pad_id: int, width: int | None = None
 def gather_tokens(
     tokens: np.ndarray, starts_B: np.ndarray, ends_B: np.ndarray, longest: int, pad_id: int
 ) -> TokenBatch:
-    """Like `pad_tokens` of the first `longest` of tokens[start:end], but without a loop over the rows."""
+    """Like `pad_tokens` of the first `longest` tokens of each tokens[start:end], but without a loop over the rows."""
     lengths_B1 = np.minimum(ends_B - starts_B, longest)[:, None]
     columns_T = np.arange(max(1, int(lengths_B1.max(initial=0))))
     mask_BT = columns_T < lengths_B1

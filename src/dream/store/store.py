@@ -1,4 +1,4 @@
-"""The store: a corpus cut into passages and windows, with the ids of both tokenizers, as memory maps."""
+"""A store is a corpus cut into passages and windows, with the ids of both tokenizers, as memory maps."""
 
 import json
 from collections.abc import Sequence
@@ -22,14 +22,13 @@ WINDOW = np.dtype([("document", "<i8"), ("characters", "<i8", 3), ("tokens", "<i
 class Store:
     """Read-only view of a store directory. The ids of documents, passages and windows are rows of its tables.
 
-    Token ranges are positions in the token stream of the whole corpus; character ranges are positions within the
-    document.
+    Token ranges are positions in the token stream of the whole corpus. Character ranges are positions in the document.
 
     Args:
         path: The directory.
 
     Raises:
-        DataError: It is not a complete store.
+        DataError: The directory is not a complete store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +58,7 @@ class Store:
 
     @property
     def longest_target(self) -> int:
-        """Tokens of a window's target, in scorer tokens."""
+        """Length of a window's target, in scorer tokens."""
         return self.manifest["lengths"][3]
 
     @cached_property
@@ -90,7 +89,7 @@ class Store:
         return np.load(self.path / "encoder_df.npy", allow_pickle=False).astype(np.float64)
 
     def cache_folder(self, kind: str) -> Path:
-        """Folder for one kind of cache that depends on this store, e.g. `bm25`; next to the folder of all stores."""
+        """Folder of one kind of cache that depends on this store, e.g. `bm25`, next to the folder of all stores."""
         return self.path.parent.parent / kind
 
     def passage_text(self, passage_id: int) -> str:
@@ -127,9 +126,9 @@ class Store:
         return gather_tokens(self.tokens[ENCODER], starts_B, ends_B, longest, self.pad_ids[ENCODER])
 
     def rows_of(self, document_ids: Sequence[str]) -> dict[str, int]:
-        """Document rows by the corpus's own ids. The id of a duplicate gives the row of the copy that was kept.
+        """Document rows by the ids of the corpus. The id of a duplicate gives the row of the copy that was kept.
 
-        Reads all ids once; unknown ids are not in the result.
+        All ids are read once. Unknown ids are not in the result.
         """
         wanted = set(document_ids)
         aliases = self.path / "aliases.jsonl"

@@ -1,4 +1,4 @@
-"""Tokenises batches of documents for the store, into flat arrays."""
+"""Tokenises batches of documents into flat arrays for the store."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from dream.utils.atomic_io import fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BATCH_CHARACTERS = 2_000_000  # a tokenizer's output takes about 40 bytes a character
+BATCH_CHARACTERS = 2_000_000  # a tokenizer's output takes about 40 bytes per character
 BATCH_ITEMS = 2_000
 PIECE_CHARACTERS = 1_000_000
 
@@ -26,8 +26,8 @@ class Tokens:
 
     Args:
         ids_T: Token ids.
-        starts_T: Character position at which each token begins, ascending, counted from the beginning of the batch.
-        bounds: Token at which each document begins, and the end of the last document; (documents + 1,).
+        starts_T: First character of each token, ascending, counted from the beginning of the batch.
+        bounds: First token of each document, and the end of the last document; (documents + 1,).
     """
 
     ids_T: np.ndarray
@@ -36,10 +36,10 @@ class Tokens:
 
 
 class BatchTokenizer:
-    """A tokenizer without truncation, padding and special tokens: "<pad>" in a document is text.
+    """A tokenizer without truncation, padding and special tokens. "<pad>" in a document is read as text.
 
     Args:
-        tokenizer: Any fast tokenizer of transformers; it is not changed.
+        tokenizer: Any fast tokenizer of transformers. It is not changed.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -68,9 +68,9 @@ class BatchTokenizer:
         return Tokens(np.concatenate(ids), np.maximum.accumulate(np.concatenate(starts)), np.cumsum(counts))
 
     def _by_bytes(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray] | None:
-        """Ids of each text, and the character at which each token begins, computed from the tokens' lengths in bytes.
+        """Ids of each text, and the first character of each token, computed from the tokens' lengths in bytes.
 
-        This is 1.5 times as fast as with the tokenizer's offsets. None if the lengths do not add up to the texts.
+        This is 1.5 times as fast as with the tokenizer's offsets. None if the sum of lengths differs from the text's.
         """
         if self.bytes_V is None:
             return None
@@ -87,7 +87,7 @@ class BatchTokenizer:
         return ids, character_of_byte[ends_T - self.bytes_V[np.concatenate(ids)]]
 
     def _by_offsets(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        """The same for any tokenizer, with its own offsets."""
+        """Like `_by_bytes`, for any tokenizer, with the tokenizer's offsets."""
         ids, starts, characters = [], [], 0
         for text, encoding in zip(texts, self.rust.encode_batch(list(texts), add_special_tokens=False), strict=True):
             ids.append(np.array(encoding.ids, dtype=self.dtype))
@@ -97,7 +97,7 @@ class BatchTokenizer:
 
 
 def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None:
-    """Length in bytes of each token of a byte-level tokenizer that does not change the text; None for any other."""
+    """Length in bytes of each token of a byte-level tokenizer that does not change the text. Otherwise None."""
     settings = json.loads(tokenizer.to_str())
     steps = settings["pre_tokenizer"] or {}
     last = steps["pretokenizers"][-1] if steps.get("type") == "Sequence" else steps
@@ -105,20 +105,20 @@ def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None
         return None
     bytes_V = np.zeros(vocabulary, dtype=np.int64)
     for token, token_id in tokenizer.get_vocab(with_added_tokens=False).items():
-        bytes_V[token_id] = len(token)  # byte-level vocabularies spell a byte as one character
+        bytes_V[token_id] = len(token)  # byte-level vocabularies write a byte as one character
     for token_id, added in tokenizer.get_added_tokens_decoder().items():
         bytes_V[token_id] = len(added.content.encode())
     return bytes_V
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Hash of a fast tokenizer's settings, without truncation and padding, because each call can change those."""
+    """Hash of a fast tokenizer's settings, without truncation and padding, because each call can change these."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     return fingerprint({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
 
 
 def bounded_batches(items: Iterable[Item], characters_of: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Batches of bounded size in characters and items. A longer item is the last of its batch."""
+    """Batches with bounded numbers of characters and items. A longer item is the last one of its batch."""
     batch: list[Item] = []
     characters = 0
     for item in items:
@@ -132,7 +132,7 @@ def bounded_batches(items: Iterable[Item], characters_of: Callable[[Item], int])
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Split a long text before spaces into pieces that a tokenizer can process at once."""
+    """Split a long text before spaces into pieces that a tokenizer can process."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
         end = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)

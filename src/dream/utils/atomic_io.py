@@ -1,8 +1,8 @@
 """Hashes, locks, and files that are written completely or not at all.
 
-Everything is written under a temporary name (`.<name>.<random>.tmp`), flushed to disk and renamed. The writer holds a
-lock on the temporary name. The kernel releases the lock when the process ends, so a temporary name that can be locked
-was left by a dead process, and the next start removes it.
+A file is written under a temporary name (`.<name>.<random>.tmp`), flushed to disk and renamed. The writer holds a lock
+on the temporary file. The kernel releases the lock when the process ends. So if a temporary file can be locked, its
+process has ended, and the next start removes the file.
 """
 
 import fcntl
@@ -19,9 +19,9 @@ from typing import Any
 from dream.utils.errors import DamageError, DataError
 
 FINGERPRINT_CHARACTERS = 12
-CHECKSUM = "checksum"  # last key of a JSON file that carries its own checksum
+CHECKSUM = "checksum"  # last key of a JSON file that contains its own checksum
 
-_held: set[int] = set()  # descriptors of locks; a forked loader worker must not keep them when its parent dies
+_held: set[int] = set()  # descriptors of locks; a forked loader worker must not hold them after its parent has ended
 
 
 def _release_all() -> None:
@@ -34,7 +34,7 @@ os.register_at_fork(after_in_child=_release_all)
 
 
 def fingerprint(description: Any) -> str:
-    """Short hash of a JSON-able description. Equal descriptions have equal hashes."""
+    """Short hash of a description of JSON values. Equal descriptions have equal hashes."""
     canonical = json.dumps(description, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(canonical.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
@@ -51,7 +51,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_checked_json(path: Path, content: dict[str, Any]) -> None:
-    """`write_json` of the content and its checksum, which `read_checked_json` verifies."""
+    """Write JSON with its checksum, which `read_checked_json` verifies."""
     write_json(path, content | {CHECKSUM: fingerprint(content)})
 
 
@@ -80,7 +80,7 @@ def _json(content: Any) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write under a temporary name, flush to disk, rename to `path`. A failure keeps the old file; OSError names it."""
+    """Write under a temporary name, flush to disk, rename to `path`. If this fails, the old file is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary(path, Path.touch) as unfinished:
@@ -95,7 +95,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def point_latest(link: Path, target: Path) -> None:
-    """Make the symbolic link `link` point at `target`, replacing it in one step."""
+    """Point the symbolic link `link` at `target`. An existing link is replaced in one step."""
     unfinished = temporary_name(link)
     unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
     unfinished.replace(link)
@@ -105,7 +105,7 @@ def try_lock(path: Path) -> int | None:
     """Lock a file or directory until this process ends or unlocks it.
 
     Returns:
-        The lock, or None if another process holds it or the path is gone.
+        The lock, or None if another process holds it or the path does not exist.
     """
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -129,7 +129,7 @@ def unlock(lock: int) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses."""
+    """A hidden name in the folder of `path` that no other process uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
@@ -137,7 +137,7 @@ def temporary_name(path: Path) -> Path:
 def temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a new, locked temporary file or directory. It is removed at the end if it still has its temporary name."""
     lock = None
-    while lock is None:  # another process may remove it before it is locked
+    while lock is None:  # another process may remove the file before it is locked
         unfinished = temporary_name(path)
         make(unfinished)
         lock = try_lock(unfinished)
@@ -157,7 +157,7 @@ def remove(path: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return once the disk has the file's or directory's content."""
+    """Wait until the content of the file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

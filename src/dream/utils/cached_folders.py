@@ -1,7 +1,7 @@
-"""Folders that exist completely or not at all, and are verified before they are used.
+"""Folders that are written completely or not at all, and are verified before they are used.
 
-A finished folder holds `checksums.json`: the size and SHA-256 of each of its files. A damaged cached folder is
-reported, deleted and built again.
+A finished folder contains `checksums.json`: the size and SHA-256 of each of its files. A damaged cached folder is
+reported, deleted and rebuilt.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ log = get_logger(__name__)
 
 CHECKSUMS = "checksums.json"
 WAIT_SECONDS = 1.0
-LINK_SECONDS = 60  # a link cannot be locked; an unfinished link of this age was left by a dead process
+LINK_SECONDS = 60  # a link cannot be locked; if a temporary link is older, its process has ended
 
 
 @contextmanager
 def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`, renamed to `path` when the block ends without an error.
+    """Yield a temporary directory next to `path`. It is renamed to `path` if the block ends without an error.
 
-    If another process completed the same directory first, its copy is kept: names are hashes of the content, so both
-    are equal. With `replace`, an existing directory is replaced.
+    If another process has completed the same directory, its copy is kept. Names are hashes of the content, so both
+    copies are equal. With `replace`, an existing directory is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
@@ -51,7 +51,7 @@ def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def unfinished_directory(path: Path) -> Iterator[Path]:
-    """Like `new_directory`, but a block that failed or was killed finds its files again the next time.
+    """Like `new_directory`, but if the block fails or is killed, its files are kept for the next time.
 
     Raises:
         DataError: another process is writing the same directory.
@@ -71,7 +71,7 @@ def unfinished_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive_workdir(folder: Path) -> Iterator[Path]:
-    """Yield a working directory once no other process uses it. It is deleted if the block ends without an error."""
+    """Yield a working directory when no other process uses it. If the block ends without an error, it is deleted."""
     waiting = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _listing(entries: dict[str, list]) -> bytes:
 
 
 def verify(folder: Path, content: bool = True, ignore: str | None = None) -> None:
-    """Check that the folder is as `seal` left it.
+    """Check that the folder has not changed since `seal`.
 
     Args:
         folder: a sealed folder.
@@ -112,7 +112,7 @@ def verify(folder: Path, content: bool = True, ignore: str | None = None) -> Non
         ignore: name of a file that may be damaged.
 
     Raises:
-        DamageError: a file is missing or has changed. The message names it.
+        DamageError: a file is missing or has changed. The message names the file.
     """
     listing = folder / CHECKSUMS
     try:
@@ -144,7 +144,7 @@ def _entries(listing: Path) -> dict[str, list]:
 
 
 def verify_or_discard(folder: Path) -> bool:
-    """Whether a cached folder exists and is whole. A damaged one is reported and deleted; the caller rebuilds it."""
+    """Whether a cached folder exists and is undamaged. A damaged folder is logged and deleted."""
     if not folder.exists():
         return False
     try:
@@ -157,7 +157,7 @@ def verify_or_discard(folder: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Delete a file or directory. Other processes see it disappear in one step, never half deleted."""
+    """Delete a file or directory. For other processes it disappears in one step."""
     unfinished = temporary_name(folder)
     with suppress(FileNotFoundError):
         folder.rename(unfinished)
@@ -165,7 +165,7 @@ def discard(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of dead processes from this folder."""
+    """Remove the unfinished files of ended processes from this folder."""
     for path in folder.glob(".*.tmp"):
         if path.is_symlink():
             if time.time() - path.lstat().st_mtime > LINK_SECONDS:

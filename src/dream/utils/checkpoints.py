@@ -1,4 +1,4 @@
-"""Checkpoints that are written completely or not at all, verified before they are read, and never run code."""
+"""Checkpoints are written completely or not at all, and verified before they are read. Reading never runs code."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ from dream.utils.atomic_io import write_bytes
 from dream.utils.errors import DamageError, DataError
 
 PIECE = 1 << 22  # bytes read at a time
-MARK = b"sha256:"  # start of the archive's comment: the checksum of all bytes before it, at the end of the file
+MARK = b"sha256:"  # start of the archive's comment, which ends the file: the checksum of all bytes before the comment
 COMMENT_BYTES = len(MARK) + 64
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes checkpoints (temporary name, then renamed) and reads them (verified, without code)."""
+    """Lets Lightning write checkpoints (temporary name, then renamed) and read them (verified, without code)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -40,12 +40,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class GracefulStop(Checkpoint):
-    """At the end of the step in which a signal came, saves `checkpoint` and raises Interrupted.
+    """After a signal, saves `checkpoint` at the end of the current step and raises Interrupted.
 
-    A Checkpoint, because Lightning calls those after all other callbacks. Must be the last of them.
+    It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback.
 
     Args:
-        checkpoint: file to write.
+        checkpoint: the file to write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -60,7 +60,7 @@ class GracefulStop(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
-            return  # accumulated gradients of an incomplete step are in no checkpoint
+            return  # a checkpoint would not contain the accumulated gradients of an incomplete step
         self._step = trainer.global_step
         while self._postponed:
             handler, signum = self._postponed.pop()
@@ -87,7 +87,7 @@ class GracefulStop(Checkpoint):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises DataError, naming the file, if it is damaged or holds code."""
+    """The content of a checkpoint, on the CPU. Raises DataError if the file is damaged or contains code."""
     verify_checkpoint(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -101,8 +101,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def verify_checkpoint(path: Path) -> None:
     """Raise DamageError if the file has changed since it was written.
 
-    Checkpoints of this project end with a checksum of all bytes. Others have only the CRC-32 that torch stores with
-    each record, which does not cover the padding between records.
+    Checkpoints of this project end with a checksum of all bytes. Other checkpoints have only torch's CRC-32 of each
+    record, which does not cover the padding between records.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -110,7 +110,7 @@ def verify_checkpoint(path: Path) -> None:
                 _compare_checksum(path, archive.comment)
                 return
             for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing
+                if record.compress_type != zipfile.ZIP_STORED:  # torch does not compress records
                     raise zipfile.BadZipFile(f"{record.filename} is compressed")
                 with archive.open(record) as content:
                     while content.read(PIECE):
@@ -125,7 +125,7 @@ def verify_checkpoint(path: Path) -> None:
 def _append_checksum(buffer: io.BytesIO) -> None:
     """Give the archive a comment with the SHA-256 of all bytes before the comment."""
     with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = MARK + b"0" * 64  # of the final length, which the archive stores before the comment
+        archive.comment = MARK + b"0" * 64  # has the final length, because the archive stores it before the comment
     content = buffer.getbuffer()
     content[-64:] = hashlib.sha256(content[:-COMMENT_BYTES]).hexdigest().encode()
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user, reported in one line without a traceback."""
+"""Errors that the user can fix. They are reported in one line without a traceback."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ class DreamError(Exception):
 
 
 class ConfigError(DreamError):
-    """A config value that cannot work. Names the key, the value and what is allowed."""
+    """A config value that is not allowed. The message names the key, the value and the remedy."""
 
     def __init__(self, key: str, value: Any, remedy: str) -> None:
         super().__init__(f"{key}={value}: {remedy}")
 
 
 class DataError(DreamError):
-    """Input that cannot be read. Names the file, its line if there is one, and the remedy."""
+    """Input that cannot be read. The message names the file, the line if known, and the remedy."""
 
 
 class DamageError(DataError):
-    """A file of this project that is cut short, changed or missing. Names the file."""
+    """A file written by this project is truncated, changed or missing. The message names the file."""
 
 
 class NumericalError(DreamError):
-    """Numbers are not finite where training needs them. Names the key to change, its value and the report."""
+    """A value in training is inf or nan. The message names the key to change, its value and the report."""
 
 
 def require(holds: bool, key: str, value: Any, remedy: str) -> None:
-    """Raise `ConfigError` unless the condition holds."""
+    """Raise `ConfigError` if the condition is false."""
     if not holds:
         raise ConfigError(key, value, remedy)

@@ -1,6 +1,6 @@
-"""One logger for all messages: to the terminal, and to `train.log` in the run's folder. Only rank 0 writes.
+"""The logger of all messages. It writes to the terminal and to `train.log` in the run's folder. Only rank 0 writes.
 
-`DREAM_LOG_LEVEL=WARNING` shows less, `DEBUG` more.
+`DREAM_LOG_LEVEL=WARNING` shows fewer messages, `DEBUG` more.
 """
 
 import logging
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME = "dream"
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # torchrun's, Lightning's and SLURM's, as Lightning reads them
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM; Lightning reads the same
 FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def rank() -> int:
-    """Number of this process among those of the job; 0 if there is only one."""
+    """Number of this process in its job. 0 if there is only one process."""
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name)), 0)
 
 
 class TerminalHandler(logging.Handler):
-    """Prints to the current `sys.stdout`, at once even if it is piped. Progress bars make room for the line."""
+    """Prints to the current `sys.stdout` without delay, even if it is piped. Progress bars are drawn below the line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if rank() != 0 or getattr(record, "file_only", False):
             return
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        tqdm = sys.modules.get("tqdm")  # not imported just for this: without tqdm there is no progress bar
+        tqdm = sys.modules.get("tqdm")  # no import: if tqdm is not loaded, there is no progress bar
         if tqdm is None:
             print(f"{prefix}{record.getMessage()}", flush=True)
             return
@@ -58,7 +58,7 @@ def log_table(table: "Table", width: int | None = None) -> None:
 
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
-    """Append all messages within the block to this file, too."""
+    """Also append all messages inside the block to this file."""
     if rank() != 0:
         yield
         return
@@ -75,7 +75,7 @@ def log_to_file(file: Path) -> Iterator[None]:
 
 def _configure() -> None:
     logger = logging.getLogger(NAME)
-    logger.propagate = False  # Hydra gives the root logger a handler of its own
+    logger.propagate = False  # Hydra adds its own handler to the root logger
     logger.setLevel(os.environ.get("DREAM_LOG_LEVEL", "INFO").upper())
     if not logger.handlers:
         logger.addHandler(TerminalHandler())

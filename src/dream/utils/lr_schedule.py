@@ -1,4 +1,4 @@
-"""Learning rate over the steps of a run."""
+"""Schedule of the learning rate."""
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -7,7 +7,7 @@ from dream.utils.errors import require
 
 
 def warmup_then_linear(optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int) -> LambdaLR:
-    """Linear rise from 0 over `warmup_steps` optimizer steps, then linear fall to 0 at `max_steps`."""
+    """Linear increase from 0 over `warmup_steps` optimizer steps, then linear decrease to 0 at `max_steps`."""
     require(warmup_steps >= 0, "optimizer.schedule.warmup_steps", warmup_steps, "0 or more steps")
 
     def factor(step: int) -> float:

@@ -1,7 +1,8 @@
-"""What a transformers model reads: how many tokens at most, found by one forward of a few tokens.
+"""Finds the maximum number of tokens that a transformers model reads, by one forward of a few tokens.
 
-A config only says how long the table of positions is. Some families leave its first rows unused: RoBERTa and MPNet
-count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a short forward reads show where they start.
+A config only contains the length of the position table. Some families do not use its first rows: RoBERTa and MPNet
+count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a short forward reads show the first
+position.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ LENGTH_KEYS = ("max_position_embeddings", "max_seq_len")  # most configs; MPT
 
 
 class _PositionLookups(TorchFunctionMode):
-    """Records lookups of consecutive rows: the smallest number of tokens that a table of positions allows."""
+    """Records lookups of consecutive rows. They show the number of tokens that a position table allows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class _PositionLookups(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _record(self, index: Tensor, weight: Tensor) -> None:
-        """Relative positions have an index of two dimensions; token ids and types of the probe are all equal."""
+        """Only absolute positions match: relative ones have a 2-d index, and token ids of the probe are all equal."""
         one_sequence = index.dim() == 1 or (index.dim() == 2 and len(index) == 1)
         first = index.reshape(-1)[:PROBE_TOKENS].tolist() if one_sequence else []
         if len(first) == PROBE_TOKENS and first == list(range(first[0], first[0] + PROBE_TOKENS)):
@@ -42,10 +43,10 @@ def probe(model: Any) -> tuple[int | None, Any]:
     """Run a model in eval mode on a few tokens.
 
     Args:
-        model: takes `input_ids` and `attention_mask`.
+        model: a model with the inputs `input_ids` and `attention_mask`.
 
     Returns:
-        Tokens that it reads at most, or None if there is no limit; and the output of the forward.
+        The maximum number of tokens (None if there is no limit), and the output of the forward.
     """
     was_training = model.training
     model.eval()
@@ -64,7 +65,7 @@ def _limits_of_config(model: Any) -> list[int]:
 
 
 def _ordinary_id(model: Any) -> int:
-    """A token id that is neither padding nor a marker, which some models give no position."""
+    """A token id that is not a special token. Some models give special tokens no position."""
     config = model.config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
     flat = {token for value in special for token in (value if isinstance(value, list) else [value])}

@@ -1,4 +1,4 @@
-"""Makes a resumed optimizer and schedule use the config's values, not those of the checkpoint."""
+"""Makes a resumed optimizer and schedule use the values of the config instead of those of the checkpoint."""
 
 import inspect
 from typing import Any
@@ -12,14 +12,14 @@ log = get_logger(__name__)
 
 
 class OptimizerSettings:
-    """Learning rate, weight decay and the like of a new optimizer and its schedule, to be applied after a resume.
+    """Settings of a new optimizer and its schedule, such as learning rate and weight decay, to apply after a resume.
 
     A checkpoint restores the optimizer's moments and the schedule's step, which are kept. It also restores the settings
-    of the run that wrote it, which `apply` replaces.
+    of the run that wrote it. `apply` replaces them.
 
     Args:
-        optimizer: as the config makes it.
-        schedule: likewise, of this optimizer.
+        optimizer: a new optimizer, built from the config.
+        schedule: the schedule of this optimizer, built from the config.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
@@ -34,7 +34,7 @@ class OptimizerSettings:
         self.base_lrs = list(schedule.base_lrs)
 
     def apply(self) -> None:
-        """Use the remembered settings from here on; log what they change."""
+        """Replace the restored settings by those of the config, and log the changes."""
         changes = self._changes()
         if not changes:
             return
@@ -53,7 +53,7 @@ class OptimizerSettings:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _changes(self) -> list[str]:
-        """`lr 0.01 → 0.0001`, of the first group that differs."""
+        """Texts such as `lr 0.01 → 0.0001`, for the first group that differs."""
         found: dict[str, str] = {}
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             for name, value in settings.items():
@@ -67,5 +67,5 @@ class OptimizerSettings:
 
 
 def _differs(old: Any, new: Any) -> bool:
-    """Functions, such as the factor of a LambdaLR, are never restored from a checkpoint: they are the config's."""
+    """Whether values differ. Functions, such as the factor of a LambdaLR, do not count: no checkpoint restores them."""
     return not callable(new) and not (isinstance(new, list) and any(map(callable, new))) and old != new

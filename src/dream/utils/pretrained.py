@@ -1,7 +1,7 @@
-"""Models and tokenizers of transformers, from a folder or the hub. Whatever cannot be loaded is reported in one line.
+"""Loads models and tokenizers of transformers from a folder or the hub. Errors are reported in one line.
 
-Loaders raise many kinds of errors, some only after minutes of other work. The cheap checks here come first: they read
-configs and the headers of weight files, not the weights.
+Loaders raise many kinds of errors, some only after minutes of other work. This file therefore begins with cheap checks:
+they read configs and the headers of weight files, not the weights.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers.utils import cached_file, logging
 
 from dream.utils.errors import ConfigError, DreamError, require
 
-logging.disable_progress_bar()  # weights are read and written in a moment; a bar for each file is noise
+logging.disable_progress_bar()  # weights are read and written quickly, so a bar for each file is not useful
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken")  # configs and vocabularies
@@ -37,7 +37,7 @@ class Pretrained:
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        ConfigError: the model is not there. Later calls raise it if a part cannot be loaded.
+        ConfigError: the model does not exist. Methods raise it if a part of the model cannot be loaded.
 
     Example:
         >>> source = Pretrained("scorer.name", "~/models/my-gpt", trust_remote_code=False)
@@ -49,12 +49,12 @@ class Pretrained:
         path = Path(name).expanduser()
         self.key, self.trust_remote_code = key, trust_remote_code
         self.name = str(path) if path.is_dir() or str(name).startswith("~") else str(name)
-        self.subfolder = ""  # of the transformer within the model's folder
-        require(not path.is_file(), key, name, "is a file; give the folder that holds config.json and the weights")
+        self.subfolder = ""  # subfolder of the transformer in the model's folder
+        require(not path.is_file(), key, name, "is a file; give the folder that contains config.json and the weights")
         self.folder = path if path.is_dir() else self._cached_snapshot()
 
     def file(self, name: str) -> Path | None:
-        """A file of the model, relative to its folder; from the hub if it is not cached. None if there is none."""
+        """A file of the model, relative to its folder; downloaded if it is not cached. None if it does not exist."""
         if Path(self.name).is_dir():
             found = Path(self.name) / name
             return found if found.is_file() else None
@@ -69,7 +69,7 @@ class Pretrained:
         return Path(path) if path else None
 
     def read_json(self, name: str) -> Any:
-        """Content of a JSON file of the model; an empty dictionary if there is none."""
+        """Content of a JSON file of the model. An empty dictionary if the file does not exist."""
         file = self.file(name)
         if file is None:
             return {}
@@ -78,12 +78,12 @@ class Pretrained:
             return json.loads(file.read_text(encoding="utf-8"))
 
     def refuse(self, reason: str, remedy: str = REMEDY) -> ConfigError:
-        """The error that names key, model, reason and remedy."""
+        """The error with key, model, reason and remedy."""
         return ConfigError(self.key, self.name, f"{reason}; {remedy}")
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Turn whatever a loader raises into one line."""
+        """Turn any error of a loader into a ConfigError with one line."""
         try:
             yield
         except DreamError:
@@ -114,7 +114,7 @@ class Pretrained:
         return config
 
     def tokenizer(self) -> Any:
-        """The model's tokenizer, which must be a fast one: the store needs to know where each token begins."""
+        """The model's tokenizer. It must be a fast one, because the store needs the position of each token."""
         with self.loading():
             tokenizer = AutoTokenizer.from_pretrained(
                 self.name, subfolder=self.subfolder, trust_remote_code=self.trust_remote_code
@@ -122,14 +122,14 @@ class Pretrained:
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise self.refuse("has no fast tokenizer", "convert it to a tokenizer.json")
         ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        if not ordinary:  # transformers makes an empty tokenizer if it finds no vocabulary
+        if not ordinary:  # transformers creates an empty tokenizer if it finds no vocabulary
             raise self.refuse("has no tokenizer files", "copy tokenizer.json, or the vocabulary, into the folder")
         return tokenizer
 
     def require_rows(self, tokenizer: Any, rows: int, used: Iterable[int] = ()) -> None:
-        """ConfigError if the tokenizer makes a token id for which the model has no embedding.
+        """Raise ConfigError if the tokenizer has a token id without an embedding in the model.
 
-        Special tokens count only if they are among `used`: a text never has the others.
+        Special tokens count only if they are in `used`, because texts do not contain the others.
         """
         special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
         entries = 1 + max(set(tokenizer.get_vocab().values()) - special | set(used))
@@ -144,7 +144,7 @@ class Pretrained:
         Args:
             loader: a class with `from_pretrained`.
             dtype: torch type of the weights.
-            ignore_missing: beginnings of names of weights that need not be in the file.
+            ignore_missing: prefixes of the names of weights that may be missing in the file.
             options: further keyword arguments of the loader.
         """
         with self.loading(), _quiet():
@@ -158,14 +158,14 @@ class Pretrained:
             )
         parameters = {name for name, _ in model.named_parameters()}
         missing = sorted(name for name in parameters & set(info["missing_keys"]) if not name.startswith(ignore_missing))
-        if missing:  # transformers would draw them at random, with a warning only
+        if missing:  # transformers would initialise them randomly and only warn
             kind = type(model).__name__
             raise self.refuse(f"{len(missing)} weights of {kind} are missing, e.g. {missing[0]}",
                               "it is another kind of model, or not complete; choose another one")  # fmt: skip
         return model
 
     def check_weights(self, file: Path) -> None:
-        """ConfigError if a weight file is missing, a pointer or cut short."""
+        """Raise ConfigError if a weight file is missing, truncated or a Git LFS pointer."""
         if not file.is_file():
             raise self.refuse(f"{file.name} is missing")
         self._refuse_pointer(file)
@@ -209,7 +209,7 @@ class Pretrained:
                                   "run git lfs pull in that folder, or download the model again")  # fmt: skip
 
     def _cached_snapshot(self) -> Path | None:
-        """Folder of a hub name in the cache if nothing can be downloaded. ConfigError if the name cannot be one."""
+        """Offline, the cached folder of a hub name; online, None. Raises ConfigError if it is not a hub name."""
         try:
             validate_repo_id(self.name)
         except HFValidationError as error:
@@ -227,7 +227,7 @@ class Pretrained:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No report of transformers on missing and unused weights: `Pretrained.model` checks the missing ones itself."""
+    """Switch off transformers' report on missing and unused weights. `Pretrained.model` checks missing weights."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

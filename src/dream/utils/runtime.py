@@ -8,42 +8,42 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-# Fast tokenizers start threads; a process that forks loader workers afterwards would warn or hang. The store builder,
-# which never forks, switches them on for itself.
+# Fast tokenizers start threads. A process that forks loader workers afterwards would warn or hang. The store builder
+# never forks, so it switches the threads on.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The default run needs no network. A hub model that is not cached is downloaded, unless HF_HUB_OFFLINE=1.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 if not sys.stderr.isatty():
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would fill a log file with hundreds of lines
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they would write hundreds of lines to a log file
 
-# oneDNN keeps a compiled kernel for each matrix size, by default 1,024 of them. Prompts of several passages all differ
-# in length: their kernels would take a third more memory and save only 5 % of the time.
+# oneDNN keeps a compiled kernel for each matrix size, by default up to 1,024 kernels. Prompts of several passages all
+# differ in length: their kernels would need a third more memory and save only 5 % of the time.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
-IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # else installed from a wheel, which carries conf/ inside
+IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # otherwise installed from a wheel, which contains conf/
 CONFIG_DIR = CHECKOUT / "conf" if IS_CHECKOUT else PACKAGE / "conf"
 
 
 def project_root() -> Path:
-    """Where data/ and logs/ are: the checkout, or the current folder if the package is installed from a wheel."""
+    """The folder of data/ and logs/: the checkout, or the current folder if the package is installed from a wheel."""
     return CHECKOUT if IS_CHECKOUT else Path.cwd()
 
 
 OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
 
-# Kernels compiled by torch are kept, so that only the first run on a machine compiles them.
+# Kernels compiled by torch are cached, so only the first run on a machine compiles them.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / "data" / "inductor"))
 
-logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports which of its builds it tried
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # at INFO, it logs each build that it tries to load
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
 
-if sys.platform == "darwin":  # the OpenMP libraries of faiss and torch crash each other there with several threads
+if sys.platform == "darwin":  # with several threads, the OpenMP libraries of faiss and torch crash on macOS
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -59,7 +59,7 @@ def has_fast_bfloat16(device: str = "cpu") -> bool:
 
 
 def progress(iterable=None, **options):
-    """A tqdm bar with a rate. If stderr is no terminal: one line every 15 s."""
+    """A tqdm bar with a rate. If stderr is not a terminal, it writes one line every 15 s."""
     from tqdm import tqdm
 
     interactive = sys.stderr.isatty()

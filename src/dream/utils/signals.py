@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: finish the step, write a checkpoint, exit with the conventional code.
+"""Handles SIGINT and SIGTERM: finish the step, write a checkpoint, exit with the conventional code.
 
-Outside training, a signal ends the program at once: everything written by then is complete or removed. During training,
-the first signal waits for the end of the step, a second one does not. A batch system's signal (SLURM's requeue, which
-Lightning handles) also waits for the end of the step, so that its checkpoint can be resumed exactly.
+Outside training, a signal ends the program immediately. Files are then complete or removed. During training, the first
+signal waits for the end of the step; a second signal does not wait. A batch system's signal (SLURM's requeue, which
+Lightning handles) also waits for the end of the step. So its checkpoint can be resumed exactly.
 """
 
 import signal
@@ -22,8 +22,8 @@ class Interrupted(SystemExit):
     """Ends the program with exit code 128 + the signal's number.
 
     Attributes:
-        checkpoint: the checkpoint to resume from, if there is one.
-        sweep: folder of the sweep, if the run is a job of one.
+        checkpoint: the checkpoint to resume from, if it exists.
+        sweep: folder of the sweep, if the run is a job of a sweep.
     """
 
     def __init__(self, signum: int) -> None:
@@ -39,7 +39,7 @@ _requested: int | None = None  # the signal that is waiting
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted in this block on SIGINT or SIGTERM. Works in the main thread only, like all signal handlers."""
+    """Raise Interrupted in this block on SIGINT or SIGTERM. Like all signal handlers, it needs the main thread."""
     before = {signum: signal.signal(signum, _on_signal) for signum in STOPPING}
     try:
         yield
@@ -50,7 +50,7 @@ def interruptible() -> Iterator[None]:
 
 
 def ignore_in_worker(worker: int) -> None:
-    """Loader workers ignore Ctrl-C, which a terminal also sends to them: the last step still needs them."""
+    """Make a loader worker ignore Ctrl-C, which a terminal also sends to workers: the last step still needs them."""
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
 
@@ -65,7 +65,7 @@ def _on_signal(signum: int, frame: Any) -> None:
 
 
 def wait_for_the_step(waiting: bool) -> None:
-    """Choose whether signals wait for the end of the step. Forgets a waiting signal."""
+    """Set whether signals wait for the end of the step. A waiting signal is dropped."""
     global _waiting, _requested
     _waiting, _requested = waiting, None
 

@@ -1,4 +1,4 @@
-"""Measures where the time of a training step goes."""
+"""Measures how long each part of a training step takes."""
 
 import time
 from collections import defaultdict
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Timer:
-    """Wall seconds by part: `with timer("encode"): …`. On a GPU, kernels count for the part that waits for them."""
+    """Wall seconds of each part: `with timer("encode"): …`. GPU kernels count for the part that waits for them."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)

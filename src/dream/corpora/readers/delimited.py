@@ -1,4 +1,4 @@
-"""CSV with a header; TSV with a header or, as MS MARCO's collection.tsv, as lines of id, tab, text."""
+"""Reads CSV with a header, and TSV with a header or as lines of id, tab, text (like MS MARCO's collection.tsv)."""
 
 import csv
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PLAIN_TEXT = "text"  # the text field of a table without a header
 
 
 def read_csv(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
-    """Yield each row as a record. A quoted cell may span lines; the number is the row's first line."""
+    """Yield each row as a record. A quoted cell may span several lines; the row's number is its first line."""
     rows = csv_rows(source, most_bytes, _delimiter(source, fields))
     header = next(rows, None)
     if header is not None:
@@ -30,7 +30,7 @@ def read_csv(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
 def read_tsv(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
     """Yield each line as a record.
 
-    With a header, cells may be quoted, as in DPR's psgs_w100.tsv. Without one, quotes are text, as in MS MARCO.
+    With a header, cells may be quoted, as in DPR's psgs_w100.tsv. Without a header, quotes are text, as in MS MARCO.
     """
     rows = _tsv_rows(source, most_bytes)
     number, first = next(rows, (0, []))
@@ -72,7 +72,7 @@ def csv_rows(source: SourceFile, most_bytes: int, delimiter: str = ",") -> Rows:
 
 
 class _RowLines:
-    """The lines for `csv.reader`, which can continue after an error; a row longer than `most_bytes` is an error."""
+    """Gives `csv.reader` the lines, and can continue after an error. A row longer than `most_bytes` is an error."""
 
     def __init__(self, source: SourceFile, most_bytes: int) -> None:
         self.file, self.lines, self.most_bytes = str(source.path), source.lines(most_bytes), most_bytes
@@ -104,7 +104,7 @@ def _tsv_rows(source: SourceFile, most_bytes: int) -> Rows:
 
 
 def _delimiter(source: SourceFile, fields: Fields) -> str:
-    """The one that separates a known column from the others in the first line."""
+    """The delimiter that separates a known column from the others in the first line."""
     line = source.head().splitlines()[:1]
     text = line[0].decode("utf-8-sig", "replace") if line else ""
     for delimiter in DELIMITERS:
@@ -138,14 +138,14 @@ def _records(file: str, rows: Rows, header: list[str]) -> Records:
 
 
 def _pair(file: str, number: int, row: list[str], fields: Fields) -> dict[str, Any] | BadDocument:
-    """The record of a line without a header; tabs after the first belong to the text."""
+    """The record of a line of a table without a header. Tabs after the first tab belong to the text."""
     if len(row) < 2:
         return BadDocument(file, number, "other number of cells", "no tab, but line 1 is an id, a tab and a text")
     return {fields.ids[0]: row[0], PLAIN_TEXT: "\t".join(row[1:])}
 
 
 def _cells(row: list[str] | BadDocument, count: int) -> list[str] | BadDocument:
-    """Cells of a line of a TSV with a header. Quotes are removed only from lines that quote correctly."""
+    """Cells of a line of a TSV with a header. Quotes are removed only if the line is quoted correctly."""
     if isinstance(row, BadDocument) or not any(cell.startswith('"') for cell in row):
         return row
     try:

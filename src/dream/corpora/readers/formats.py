@@ -28,7 +28,7 @@ SUFFIXES = {
 
 
 def format_of(source: SourceFile, default: str = "jsonl") -> str:
-    """A key of READERS for this file, or `default` if neither suffix nor first bytes say more."""
+    """A key of READERS for this file, or `default` if neither suffix nor first bytes identify the format."""
     with source.path.open("rb") as file:
         if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
             return "parquet"
@@ -45,8 +45,8 @@ def read_records(source: SourceFile, fields: Fields, most_bytes: int, form: str 
     Args:
         source: The file.
         fields: Readers of tables read only these columns.
-        most_bytes: A longer record is a bad document.
-        form: A key of READERS; found by `format_of` if None.
+        most_bytes: A record longer than this is a bad document.
+        form: A key of READERS; None: `format_of` chooses it.
 
     Raises:
         DataError: The file as a whole cannot be read.

@@ -1,4 +1,4 @@
-"""A JSON file that is one array of objects, read element by element: the whole array is never in memory."""
+"""Reads a JSON file that is one array of objects, element by element. The whole array is never in memory."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from dream.corpora.readers.records import Fields, Records
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import DataError
 
-_OUTSIDE = re.compile(rb'["{}\[\],]')  # what matters outside of a string
+_OUTSIDE = re.compile(rb'["{}\[\],]')  # the bytes to look for outside of a string
 _STRING = re.compile(rb'(?s)(?:[^"\\]++|\\.)*+')  # the rest of a string, without its last quote
 _SPACE = b" \t\r\n"
 
 
 def read_json_array(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
-    """Yield each element; its number counts elements from 1, because an array may be a single line."""
+    """Yield each element with its number from 1. Line numbers would not help: an array may be a single line."""
     file = str(source.path)
     for number, element in source.numbered(_ArraySplitter(file, most_bytes).split(source.blocks()), "elements"):
         try:
@@ -37,7 +37,7 @@ class _ArraySplitter:
         self.size = 0
 
     def split(self, blocks: Iterator[bytes]) -> Iterator[bytes | None]:
-        """Yield the bytes of each element; None for one over `most_bytes`."""
+        """Yield the bytes of each element; None for an element longer than `most_bytes`."""
         skip = 0  # bytes at the start of a block that follow a backslash
         for number, block in enumerate(blocks):
             block = block.removeprefix(BYTE_ORDER_MARK) if number == 0 else block
@@ -46,7 +46,7 @@ class _ArraySplitter:
                 if self.in_string:
                     position = _STRING.match(block, position).end()  # type: ignore[union-attr]  # it matches b"" too
                     if block[position : position + 1] != b'"':  # the string continues in the next block
-                        skip = len(block) - position  # 1 after a backslash: the escaped byte is the first there
+                        skip = len(block) - position  # 1 after a backslash: the next block begins with the escaped byte
                         break
                     self.in_string, position = False, position + 1
                 if not (match := _OUTSIDE.search(block, position)):
@@ -68,7 +68,7 @@ class _ArraySplitter:
                             "again")  # fmt: skip
 
     def _separates(self, token: bytes) -> bool:
-        """Count the bracket. True for the array's own brackets, and for commas between elements."""
+        """Count the bracket. Return True for the array's own brackets and for commas between elements."""
         if self.ended:
             return False
         if token in (b"{", b"["):

@@ -1,4 +1,4 @@
-"""JSON lines: one JSON object a line."""
+"""Reads JSON lines: each line is a JSON object."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def read_jsonl(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
         try:
             yield number, json_object(file, number, line, most_bytes)
         except BadDocument as bad:
-            if number == 1 and bad.reason in ("not JSON", "no object"):  # perhaps the whole file is something else
+            if number == 1 and bad.reason in ("not JSON", "no object"):  # perhaps the file has another format
                 bad = BadDocument(file, number, bad.reason, f"{bad.detail}; {OTHER_FORMATS}")
             yield number, bad
 
@@ -34,10 +34,10 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def json_object(file: str, number: int, line: bytes | None, most_bytes: int) -> dict[str, Any]:
-    """The JSON object that these bytes spell.
+    """Parse these bytes as a JSON object.
 
     Raises:
-        BadDocument: They do not spell one.
+        BadDocument: They are not a JSON object.
     """
     text = decoded(file, number, line, most_bytes)
     try:
@@ -47,7 +47,7 @@ def json_object(file: str, number: int, line: bytes | None, most_bytes: int) -> 
         raise BadDocument(file, number, "not JSON", detail) from error
     except RecursionError as error:
         raise BadDocument(file, number, "not JSON", "JSON nested too deeply to be read") from error
-    except ValueError as error:  # NaN, infinities, and numbers of thousands of digits
+    except ValueError as error:  # NaN, infinities, and numbers with thousands of digits
         raise BadDocument(file, number, "not JSON", f"not valid JSON ({error})") from error
     if not isinstance(record, dict):
         kind = type(record).__name__

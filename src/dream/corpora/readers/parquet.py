@@ -1,4 +1,4 @@
-"""Parquet, through the optional package pyarrow: batch by batch, and only the columns that are needed."""
+"""Reads Parquet with the optional package pyarrow: batch by batch, and only the columns that are needed."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -9,16 +9,16 @@ from dream.corpora.readers.records import ID_NAMES, Fields, Records
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import DataError
 
-BATCH_BYTES = 8_000_000  # decoded at once, by the average size of a row
+BATCH_BYTES = 8_000_000  # decoded at once, estimated from the average size of a row
 MOST_ROWS = 256
-BUFFER_BYTES = 2**20  # read from each column at once; without it pyarrow reads whole row groups
+BUFFER_BYTES = 2**20  # read from each column at once; without a buffer size, pyarrow reads whole row groups
 
 
 def read_parquet(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
-    """Yield each row as a record of the columns in `fields`; numbers count rows from 1.
+    """Yield each row as a record of the columns in `fields`, with its number from 1.
 
-    Nested columns become dictionaries and lists. If no column has the id's name, columns with a similar name are read
-    too, so that the caller can point to them.
+    Nested columns become dictionaries and lists. If no column has the id's name, columns with a similar name are also
+    read, so that the caller can name them in an error.
     """
     pyarrow, parquet = _modules(source)
     number = 0
@@ -41,7 +41,7 @@ def read_parquet(source: SourceFile, fields: Fields, most_bytes: int) -> Records
 
 
 def _columns(names: list[str], fields: Fields) -> list[str]:
-    """The columns to read; `a.b` reads only that part of the nested column a."""
+    """The columns to read. `a.b` reads only part b of the nested column a."""
     wanted = [name for name in fields.names if name in names or name.split(".")[0] in names]
     if not any(name in wanted for name in fields.ids):
         wanted += [name for name in ID_NAMES if name in names]
@@ -49,7 +49,7 @@ def _columns(names: list[str], fields: Fields) -> list[str]:
 
 
 def _rows_at_once(group: Any) -> int:
-    """Rows of a batch, so that it holds about BATCH_BYTES."""
+    """Number of rows of a batch with about BATCH_BYTES bytes."""
     bytes_per_row = max(1, group.total_byte_size // max(1, group.num_rows))
     return max(1, min(MOST_ROWS, BATCH_BYTES // bytes_per_row))
 

@@ -1,4 +1,4 @@
-"""What all readers share: the records they yield, and the names of the fields to look for."""
+"""Definitions shared by all readers: the records that they yield, and the names of the fields to look for."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 from dream.corpora.bad_documents import BadDocument
 from dream.utils.errors import DataError
 
-# (number, record). The number is the line from 1; the row of a Parquet file, the element of a JSON array. A record that
-# cannot be read comes as the error itself, so that the caller decides whether to continue.
+# (number, record). The number is the line from 1; for Parquet the row, for a JSON array the element. If a record cannot
+# be read, the error is yielded in its place, and the caller decides whether to continue.
 Records = Iterator[tuple[int, dict[str, Any] | BadDocument]]
 
 MISSING = object()
 # Names that other tools give to a document's id.
 ID_NAMES = ("_id", "id", "docid", "doc_id", "pid", "docno", "document_id", "passage_id", "corpus-id", "corpus_id")
-MOST_NAMES = 8  # of the fields of a record, in messages
-MOST_CHARACTERS = 40  # of the name of a column, in messages
+MOST_NAMES = 8  # fields of a record that a message names
+MOST_CHARACTERS = 40  # of a column's name that a message quotes
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Fields:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all fields."""
         return (*self.ids, *self.texts, *self.others)
 
     def require_text(self, file: str, columns: list[str]) -> None:
-        """For tables, whose columns are known before the first row.
+        """Check the columns of a table, which are known before the first row.
 
         Raises:
             DataError: No column can hold the text.
@@ -59,7 +59,7 @@ def field_names(record: dict[str, Any]) -> list[str]:
 
 
 def find_field(record: dict[str, Any], name: str) -> Any:
-    """The value of a field, also of a nested one; MISSING if it is not there."""
+    """The value of a field, which may be nested; MISSING if the record does not have it."""
     if name in record:
         return record[name]
     value: Any = record

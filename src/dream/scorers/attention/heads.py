@@ -1,4 +1,4 @@
-"""Ranks the attention heads of a language model by how much they attend to the passage that helps.
+"""Ranks the attention heads of a language model by how much they attend to the helpful passage.
 
 The ranking is computed once for each scorer and store, then cached.
 
@@ -31,7 +31,7 @@ from dream.utils.runtime import progress
 log = get_logger(__name__)
 
 STEP = 16  # windows that are scored at a time
-LAYOUT = 2  # raise when the score below changes, so that heads are ranked again
+LAYOUT = 2  # increase it when the score below changes; heads are then ranked again
 
 
 @dataclass
@@ -40,8 +40,8 @@ class RankedHeads:
 
     Args:
         rows: (layer, head, score), the best first. The score is a difference of attention shares.
-        windows: number of windows that the scores are means over.
-        folder: where the ranking is cached.
+        windows: number of windows; a score is a mean over them.
+        folder: folder of the cached ranking.
     """
 
     rows: list[tuple[int, int, float]]
@@ -49,7 +49,7 @@ class RankedHeads:
     folder: Path
 
     def matrix(self) -> tuple[np.ndarray, list[int]]:
-        """(scores by layer and head, NaN where a layer has fewer heads; numbers of the layers that have attention)"""
+        """(scores by layer and head, numbers of the layers with attention). Heads that a layer lacks are NaN."""
         layers = sorted({layer for layer, _, _ in self.rows})
         scores = np.full((len(layers), max(head for _, head, _ in self.rows) + 1), np.nan)
         for layer, head, score in self.rows:
@@ -58,27 +58,27 @@ class RankedHeads:
 
 
 class HeadFinder:
-    """Ranks heads by their query-focused attention on passages that help, without labels.
+    """Ranks heads by their query-focused attention to helpful passages, without labels.
 
-    Of the `candidates` BM25 neighbours of a window, the helpful passage is the one that makes the target most likely.
-    The window is used if its log-likelihood is at least `gain` nats per token above the mean of the others. For each
-    head and passage k, let
+    The helpful passage of a window is the one of its `candidates` BM25 neighbours that makes the target most likely. A
+    window is used if this log-likelihood exceeds the mean of the other candidates by at least `gain` nats per token.
+    For each head and passage k,
 
-        added_k = attention on k from the window's rows - the same with `uninformative` text in place of the window.
+        added_k = attention of the window's rows to k - the same with `uninformative` text in place of the window.
 
-    The head's score is added_helpful minus the mean of added_k over the other candidates; the mean over all used
-    windows is the head's rank score.
+    The head's score for a window is added_helpful minus the mean of added_k over the other candidates. Heads are ranked
+    by the mean score over all used windows.
     Source: QRHead (Zhang et al. 2025), without its threshold on single tokens. Subtracting the mean over the other
-    candidates is our addition: without it, heads that attend to all passages of a question score high.
+    candidates is our addition. Without it, heads that attend to all passages of a question get high scores.
 
     Args:
-        windows: number of windows that the score is a mean over.
-        scanned: number of windows that are examined, at most, to find these; the first of a seeded order.
+        windows: number of windows to use.
+        scanned: maximum number of windows to examine, the first ones of a seeded order.
         candidates: BM25 neighbours of a window, all in one prompt.
-        gain: nats per target token by which the helpful passage must be above the mean of the others.
-        rows: whose attention counts: `context`, the context's tokens; `window`, those of context and target.
+        gain: minimum difference between the helpful passage and the mean of the others, in nats per target token.
+        rows: rows whose attention counts: `context`, tokens of the context; `window`, tokens of context and target.
         uninformative: text that replaces the window.
-        seed: of the order of the windows and of the candidates in the prompt.
+        seed: seed of the order of windows, and of the order of candidates in the prompt.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -107,10 +107,10 @@ class HeadFinder:
         self.uninformative, self.seed = uninformative, seed
 
     def open_or_find(self, scorer: CausalScorer, store: Store) -> RankedHeads:
-        """Return the cached ranking for this scorer, this store and these settings; compute it first if there is none.
+        """The ranking for this scorer, this store and these settings. It is computed if it is not in the cache.
 
         Raises:
-            DreamError: no window has a passage that helps enough.
+            DreamError: no window has a sufficiently helpful passage.
         """
         settings = [LAYOUT, self.windows, self.scanned, self.candidates, self.gain, self.rows, self.uninformative,
                     self.seed]  # fmt: skip
@@ -169,7 +169,7 @@ class HeadFinder:
     def _focus(
         self, scorer: CausalScorer, store: Store, window_id: int, passage_ids: list[int], helpful: int
     ) -> dict[int, Tensor]:
-        """score_H by layer, for one window: see the class."""
+        """score_H by layer, for one window. See the class."""
         context, target = store.window_tokens(window_id, SCORER)
         asked = np.concatenate([context, target]) if self.rows == "window" else context
         nothing: Any = scorer.tokenizer(self.uninformative, add_special_tokens=False)["input_ids"]
@@ -186,7 +186,7 @@ class HeadFinder:
 
 @torch.no_grad()
 def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np.ndarray) -> dict[int, Tensor]:
-    """mass_HK by layer: each head's attention on each passage, mean over the `rows` (token ids after the passages)."""
+    """mass_HK by layer: each head's attention to each passage, mean over `rows` (token ids after the passages)."""
     asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
     with scorer.no_autocast(), injectable(scorer.model):
         memory, owner_T = read_passages(scorer, passages)
@@ -209,13 +209,13 @@ def choose_heads(
     Args:
         heads: `found`, `random`, `all`, or a list of [layer, head].
         count: number of heads if they are found or random.
-        seed: of random heads.
+        seed: seed of random heads.
         scorer: the language model.
-        store: where `finder` takes windows and passages from.
-        finder: ranks the heads, if they are found.
+        store: windows and passages for `finder`.
+        finder: ranks the heads, if `heads` is `found`.
 
     Raises:
-        ConfigError: the model does not have these heads, or not as many.
+        ConfigError: the model does not have these heads, or has fewer than `count`.
     """
     known = all_heads(scorer)
     counted = heads in ("found", "random")

@@ -1,9 +1,9 @@
 """Changes the attention of a frozen model through `AttentionInterface`, the extension point of transformers.
 
-Every model that uses `AttentionInterface` works without patches: the keyword argument `attend` of its forward reaches
-the function registered here in every layer, and computes the layer's attention. One sequence at a time.
+Every model that uses `AttentionInterface` works without patches. Its forward passes the keyword argument `attend` to
+the function registered here, which calls it in every layer to compute the attention. Batches have one sequence.
 
-Shapes: H heads, R rows (queries of the attention), T tokens that are attended to, K passages, U texts, D width of a
+Shapes: H heads, R rows (queries of the attention), T tokens (keys of the attention), K passages, U texts, D width of a
 head.
 """
 
@@ -29,10 +29,10 @@ class Attend(Protocol):
 
     Args:
         module: the attention layer; `module.layer_idx` is its number.
-        query: of the rows.
-        key: of all tokens; there can be fewer heads than in the query.
-        value: as `key`.
-        mask: true or 0 where a row may attend, false or -inf elsewhere; None: causal, without padding.
+        query: queries of the rows.
+        key: keys of all tokens. It can have fewer heads than `query`.
+        value: values of all tokens, with the heads of `key`.
+        mask: true or 0 if a row may attend to a token, otherwise false or -inf. None: causal, without padding.
         kwargs: further arguments of the layer, such as `scaling`.
     """
 
@@ -52,7 +52,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def injectable(model: Any) -> Iterator[None]:
-    """Within the block, the model's forward takes `attend`.
+    """In this context, the model's forward accepts `attend`.
 
     Raises:
         ConfigError: this kind of model does not use `AttentionInterface`.
@@ -71,20 +71,20 @@ def injectable(model: Any) -> Iterator[None]:
 def reweigh(attention_HRT: Tensor, owner_T: Tensor, weights_K: Tensor, mass: Mass) -> Tensor:
     """a'_tj = M_t · w_i · a_tj / Σ_{j' in passage i} a_tj' for a token j of passage i; other tokens keep a_tj.
 
-    The head decides within a passage, the weights decide between passages.
+    The head distributes attention within a passage; the weights distribute it between passages.
     Source: DREAM (Tang & Yang, arXiv 2606.24667), which does not define M_t.
 
     Args:
         attention_HRT: a, the softmax of the attention scores.
         owner_T: passage of each token, -1 outside all passages.
-        weights_K: w, the weight of each passage; weights_HRK works, too.
-        mass: M_t: `keep`, the row's attention on all passages; `full`, 1.
+        weights_K: w, the weight of each passage. weights_HRK is also accepted.
+        mass: M_t: `keep`, the row's attention to all passages; `full`, 1.
     """
     passages = weights_K.shape[-1]
     owns_TK = (owner_T[:, None] == torch.arange(passages, device=owner_T.device)).to(attention_HRT.dtype)
     mass_HRK = attention_HRT @ owns_TK
     total_HR1 = mass_HRK.sum(-1, keepdim=True) if mass == "keep" else 1.0
-    # A sliding window can hide a passage from a row. Its attention there is 0 and stays 0; its weight has no effect.
+    # A sliding window can hide a passage from a row. The row's attention to it is 0 and stays 0, for any weight.
     seen_HRK = mass_HRK > torch.finfo(attention_HRT.dtype).tiny
     factor_HRK = torch.where(seen_HRK, total_HR1 * weights_K / mass_HRK.masked_fill(~seen_HRK, 1.0), 0.0)
     return attention_HRT * (factor_HRK @ owns_TK.T + (owner_T < 0))
@@ -119,11 +119,11 @@ class WeightedAttention:
 
 
 class RecordedAttention:
-    """Unchanged attention that records mass_HK by layer: each head's attention on each passage, mean over the rows.
+    """Unchanged attention that records mass_HK by layer: each head's attention to each passage, mean over the rows.
 
     Args:
         owner_T: passage of each token, -1 outside all passages.
-        passages: K.
+        passages: K, number of passages.
     """
 
     def __init__(self, owner_T: Tensor, passages: int) -> None:
@@ -144,14 +144,14 @@ class RecordedAttention:
 
 
 class InBatchAttention:
-    """Attention h = s + Σ_u w_u · b_u: s is the row's usual attention output, b_u its attention output over text u.
+    """Attention h = s + Σ_u w_u · b_u. s is the row's usual attention output, b_u its attention output over text u.
 
     Source: Revela (arXiv 2506.16552). Its language model is trained with this attention; here it is frozen.
 
     Args:
         texts_of_layer: keys and values of the texts by layer, of shape (U, heads, T, D).
-        mask_UT: true at tokens, false at padding.
-        weights_U: w.
+        mask_UT: true for tokens, false for padding.
+        weights_U: w, the weight of each text.
         value_norm: divide b_u by the attention-weighted mean norm of the values of text u.
     """
 
@@ -178,13 +178,13 @@ class InBatchAttention:
 
 
 def owners(owner_T: Tensor, rows: int, tokens: int) -> Tensor:
-    """Passage of each of the last `tokens`, which a layer with a sliding window keeps. The `rows` belong to none."""
+    """Passage of each of the last `tokens` tokens, which a layer with a sliding window keeps. Rows belong to none."""
     return torch.nn.functional.pad(owner_T, (0, rows), value=-1)[-tokens:]
 
 
 def plain(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
           softcap: float | None = None, **kwargs: Any) -> Tensor:  # fmt: skip
-    """The model's own attention: torch's kernel, except for capped scores (Gemma 2), which it does not support."""
+    """The model's own attention, by torch's kernel. The kernel does not support capped scores (Gemma 2)."""
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
@@ -195,13 +195,13 @@ def plain(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None = None,
                   softcap: float | None = None, **_: Any) -> Tensor:  # fmt: skip
-    """Softmax of the scores over the last axis, in float32; in float64 if the model is float64."""
+    """Softmax of the scores over the last axis, in float32, or in float64 if the model is float64."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(-1, -2)) * scaling
     scores = scores if scores.dtype == torch.float64 else scores.float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:  # transformers means: causal, without padding
+    if mask is None:  # in transformers, None means causal without padding
         rows, tokens = scores.shape[-2:]
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=scores.device).tril(tokens - rows)
     else:

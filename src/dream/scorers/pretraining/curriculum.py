@@ -1,7 +1,7 @@
-"""Training sequences of the scratch scorer: windows after passages that help to predict them.
+"""Training sequences of the scratch scorer: passages that help to predict the window, followed by the window.
 
-A language model trained on plain text hardly uses a passage before the context. Here some passages contain a span of
-the window verbatim, so the model learns to copy; some are BM25 neighbours, which help sometimes; the others are random,
+A language model trained on plain text hardly uses a passage before the context. Here some passages contain a verbatim
+span of the window, so the model learns to copy. Some are BM25 neighbours, which sometimes help. The others are random,
 or there is no passage.
 
 Shapes: B sequences of a step, K passages of a sequence, T tokens of a sequence, L tokens of a passage.
@@ -21,7 +21,7 @@ from dream.store.store import SCORER, Store
 from dream.utils.errors import require
 
 SHARES = {
-    "verbatim": 0.5,  # a random passage with a span of the window in it: teaches copying
+    "verbatim": 0.5,  # a random passage that contains a span of the window: teaches copying
     "neighbour": 0.3,  # the best BM25 match from another document
     "random": 0.15,
     "null": 0.05,  # no passage
@@ -31,16 +31,17 @@ SPAN_TOKENS = (8, 60)  # shortest and longest span that is copied into a passage
 
 
 class CopyCurriculum(IterableDataset):
-    """Infinite batches ids_BT of token ids, beginning with sequence number `start` (an attribute, 0 at first).
+    """Infinite batches ids_BT of token ids, beginning with sequence number `start` (an attribute, initially 0).
 
-    The n-th sequence depends only on n and the seed, so a training resumes with the sequences that it would have had.
+    The n-th sequence depends only on n and the seed, so a resumed training has the same sequences as an uninterrupted
+    one.
 
-    Sequences are not padded. A short context or passage is filled by the corpus: the passage continues with the text
-    that follows it, and without a passage its place holds the text before the window. So a window always occupies the
-    last `window_tokens` tokens, or slightly fewer.
+    Sequences are not padded. If context or passage are short, text of the corpus fills the sequence: the passage
+    continues with the text that follows it. A sequence without a passage begins with the text before the window. So a
+    window always has the last `window_tokens` tokens, or slightly fewer.
 
     In the last 2 · `multi_passage_fraction` of the steps, every second step has multi-passage sequences, with a copied
-    span in at most one passage. Such a step has fewer sequences, so it has no more tokens than the others. These steps
+    span in at most one passage. Such a step has fewer sequences, so its number of tokens is not higher. These steps
     come last because they contain few windows: a model that can copy from one passage soon learns it for several.
 
     Args:
@@ -54,7 +55,7 @@ class CopyCurriculum(IterableDataset):
         passages: number of passages of a multi-passage sequence.
         steps: length of the training.
         batch_size: sequences of a step with one passage each.
-        seed: of the windows' order, the passages and the spans.
+        seed: seed of the order of windows, the passages and the spans.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -138,7 +139,7 @@ class CopyCurriculum(IterableDataset):
         passages_BK = np.stack([random_passages(self.store, windows_B, draw_B) for draw_B in draws], axis=1)
         near = np.flatnonzero(kinds_B == KINDS.index("neighbour"))
         found = neighbour_passages(self.store, self.index, windows_B[near], self.passages, passages_BK[near, 0])
-        # Shuffled, so that the best neighbour can be at any position.
+        # Neighbours are shuffled, so the best one can be at any position.
         passages_BK[near] = np.take_along_axis(found, np.stack(draws, axis=1)[near].argsort(1), axis=1)
         spans_B3 = np.stack([uniform(self.seed, number, positions_B) for number in (2, 3, 4)], axis=1)
         slots_B = (uniform(self.seed, 1, positions_B) * self.passages).astype(np.int64)
@@ -154,12 +155,12 @@ class CopyCurriculum(IterableDataset):
         texts = [self._stream(start, self.passage_tokens) for start in starts_K]
         if KINDS[kind] == "verbatim":
             texts[slot] = plant(texts[slot], window, self.span_tokens, draws)
-        missing = self.window_tokens - len(window)  # of a short window: the last passage continues instead
+        missing = self.window_tokens - len(window)  # if the window is short, the last passage is made longer
         texts[-1] = np.concatenate([texts[-1], self._stream(starts_K[-1] + self.passage_tokens, missing)])
         return self.prompt.join_passages(texts, window)
 
     def _stream(self, start: int, count: int) -> np.ndarray:
-        """Consecutive tokens of the corpus; after its end, it starts again from its beginning."""
+        """Consecutive tokens of the corpus. After its last token, the first one follows."""
         tokens = self.store.tokens[SCORER]
         return np.asarray(tokens[np.arange(start, start + count) % len(tokens)], dtype=np.int64)
 
@@ -176,7 +177,7 @@ def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int],
         passage_L: token ids.
         window: token ids.
         span_tokens: shortest and longest span.
-        draws: three numbers in [0, 1): for the length of the span, its position in the window, and in the passage.
+        draws: three numbers in [0, 1), for the length of the span, its position in the window, and in the passage.
     """
     shortest, longest = (min(tokens, len(window), len(passage_L)) for tokens in span_tokens)
     span = shortest + int(draws[0] * (longest - shortest + 1))
@@ -188,7 +189,7 @@ def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int],
 
 
 def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) -> np.ndarray:
-    """ids_B: for each window a passage of another document, uniformly at random. `draws_B` is in [0, 1)."""
+    """ids_B: for each window a uniformly random passage of another document. `draws_B` is in [0, 1)."""
     first_B, end_B = own_passages(store, windows_B)
     owned_B = end_B - first_B
     ids_B = (draws_B * (len(store.passages) - owned_B)).astype(np.int64)
@@ -198,9 +199,9 @@ def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) ->
 def neighbour_passages(
     store: Store, index: BM25Index, windows_B: np.ndarray, count: int, otherwise_B: np.ndarray
 ) -> np.ndarray:
-    """(B, count): the best passages of other documents that BM25 finds for context and target, the best first.
+    """(B, count): the passages of other documents that BM25 finds for context and target, best first.
 
-    If it finds fewer, the passage in `otherwise_B` fills the rest.
+    If it finds fewer, the passage in `otherwise_B` is repeated.
     """
     first_B, end_B = own_passages(store, windows_B)
     texts = ["".join(store.window_text(int(window))) for window in windows_B]

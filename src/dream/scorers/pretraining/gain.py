@@ -21,13 +21,13 @@ WINDOWS_PER_STEP = 16
 
 @dataclass
 class Gain:
-    """Log-likelihoods minus those with random passages of other documents: means over windows, nats per target token.
+    """Gains over random passages of other documents: differences of mean log-likelihoods, nats per target token.
 
     Args:
-        best_of_neighbours: with the one of 10 BM25 neighbours that has the highest log-likelihood.
-        first_neighbour: with the first BM25 neighbour.
-        null: without a passage.
-        random_loglik: the log-likelihood with random passages itself, nats per target token.
+        best_of_neighbours: gain of the best of 10 BM25 neighbours, the one with the highest log-likelihood.
+        first_neighbour: gain of the first BM25 neighbour.
+        null: gain without a passage.
+        random_loglik: the mean log-likelihood with random passages, nats per target token.
     """
 
     best_of_neighbours: float
@@ -37,7 +37,7 @@ class Gain:
 
 
 def held_out_windows(store: Store, windows: int, seed: int) -> np.ndarray:
-    """The last windows of the seed's first epoch, which a training of less than an epoch does not use."""
+    """The last windows of the seed's first epoch. A training of less than one epoch does not use them."""
     count = len(store.windows)
     return permute(seed, np.arange(max(0, count - windows), count), count)
 

@@ -42,7 +42,7 @@ class Training:
     Args:
         max_steps: optimizer steps.
         batch_size: sequences of a step.
-        learning_rate: its highest value.
+        learning_rate: maximum of the learning rate.
         multi_passage_fraction: share of the steps with multi-passage sequences: see `CopyCurriculum`.
 
     Raises:
@@ -65,15 +65,15 @@ class Training:
 
     @property
     def checkpoint_every_n_steps(self) -> int:
-        """A crash costs at most this number of steps."""
+        """Steps between two checkpoints. A crash loses at most this number of steps."""
         return max(1, min(CHECKPOINT_EVERY_N_STEPS, self.max_steps // 3))
 
 
 class LanguageModelModule(L.LightningModule):
     """Trains a model with the next-token cross-entropy (nats per token) of the windows' tokens.
 
-    The passages' tokens have no loss, because the scorer only scores tokens of windows. AdamW, with linear warm-up and
-    linear decay to 0.
+    Tokens of passages have no loss, because the scorer only scores tokens of windows. The optimizer is AdamW, with
+    linear warm-up and linear decay to 0.
 
     Args:
         model: a causal language model of transformers.
@@ -139,13 +139,13 @@ class LanguageModelModule(L.LightningModule):
 
 
 def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Path, compiled: str | bool) -> None:
-    """Train `model` in place; resume if the folder has a checkpoint of an interrupted training.
+    """Train `model` in place. If the folder has a checkpoint of an interrupted training, resume it.
 
     Args:
         model: a causal language model of transformers.
         curriculum: the training sequences.
         training: settings.
-        folder: for logs and checkpoints.
+        folder: folder for logs and checkpoints.
         compiled: whether to compile the loss: `auto`, true or false.
 
     Raises:
@@ -178,7 +178,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
 
 
 def _usable(checkpoint: Path) -> Path | None:
-    """The checkpoint if there is one. A damaged one is logged and deleted."""
+    """The checkpoint if it exists. A damaged checkpoint is logged and deleted."""
     try:
         if checkpoint.exists():
             verify_checkpoint(checkpoint)

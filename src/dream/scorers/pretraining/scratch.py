@@ -1,4 +1,4 @@
-"""A small language model that is pretrained on the corpus: no download, minutes on a CPU."""
+"""A small language model that is pretrained on the corpus, without a download, in minutes on a CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,10 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-LAYOUT = 2  # raise when the pretraining changes, so that cached scorers are trained again
+LAYOUT = 2  # increase it when the pretraining changes; cached scorers are then trained again
 HEAD_WIDTH = 64
-PASSAGES = 8  # of a multi-passage sequence; the model has positions for this number
-GAIN_WINDOWS = 512  # number of windows on which the gain is measured after the training
+PASSAGES = 8  # passages of a multi-passage sequence; the model has positions for this number
+GAIN_WINDOWS = 512  # number of windows for measuring the gain after the training
 
 
 class ScratchScorer(CausalScorer):
@@ -36,12 +36,12 @@ class ScratchScorer(CausalScorer):
     Args:
         corpus: text for the tokenizer and the model.
         vocabulary: number of entries of the byte-pair encoding.
-        width: of the hidden states: a multiple of 64, or an even number below 64.
-        layers: number of layers; every second one is attention, the others are short convolutions.
+        width: width of the hidden states: a multiple of 64, or an even number below 64.
+        layers: number of layers. Short convolutions and attention alternate.
         training: fields of `Training`.
         scoring: fields of `Scoring`.
-        data_dir: where tokenizers and weights are cached.
-        seed: of the initial weights and of the order of the windows.
+        data_dir: folder of cached tokenizers and weights.
+        seed: seed of the initial weights and of the order of windows.
         cache_megabytes: size of the cache of log-likelihoods on disk; 0: no cache.
 
     Raises:
@@ -83,7 +83,7 @@ class ScratchScorer(CausalScorer):
         return self.data_dir / "scorers" / f"{self.corpus.name}-{fingerprint(description)}"
 
     def load(self, store: Store) -> None:
-        """Load the weights; pretrain them first if they are not cached. An interrupted pretraining resumes."""
+        """Load the weights. If they are not cached, pretrain them first. An interrupted pretraining is resumed."""
         folder = self.folder(store)
         training = folder.with_name(f"{folder.name}.training")
         if training.exists() or not verify_or_discard(folder):
@@ -115,7 +115,7 @@ class ScratchScorer(CausalScorer):
             f"steps of {settings.batch_size} sequences; then cached in {folder}"
         )
         train(model, curriculum, settings, training, compiled=self.scoring.compile)
-        windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # short after a short training
+        windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # fewer windows after a short training
         with new_directory(folder) as unfinished:
             model.save_pretrained(unfinished)
             self.tokenizer.save_pretrained(unfinished)

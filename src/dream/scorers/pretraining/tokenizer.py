@@ -14,11 +14,11 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 BOS, SEP, PAD = "<bos>", "<sep>", "<pad>"
-TOKENIZATION = 3  # raise when the pipeline below changes, so that cached tokenizers are trained again
-SAMPLE_MEGABYTES = 30  # text to train on, at most, spread over the corpus
-# A word has the same tokens everywhere: after a space, a bracket or an underscore, in upper and lower case, composed
-# (NFC) and decomposed (NFD). Retrieval needs that. White space is dropped; a language model hardly needs it. \w
-# includes combining marks here; ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
+TOKENIZATION = 3  # increase it when the pipeline below changes; cached tokenizers are then trained again
+SAMPLE_MEGABYTES = 30  # maximum size of the training text, spread over the corpus
+# Retrieval needs the same tokens for a word everywhere: after a space, a bracket or an underscore, in upper and lower
+# case, composed (NFC) and decomposed (NFD). White space is dropped, because a language model hardly needs it. In this
+# pattern, \w includes combining marks. ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
 WORD_OR_SIGN = Regex(r"[^\W_]+(?:[\x{200c}\x{200d}]+[^\W_]+)*|[^\w\s]|_")
 
 
@@ -26,7 +26,7 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Pa
     """Path of a byte-level BPE tokenizer for this corpus. If it is not cached, it is trained on a sample of the corpus.
 
     Args:
-        folder: of the cached tokenizers.
+        folder: folder of the cached tokenizers.
         vocabulary: number of tokens.
     """
     description = {
