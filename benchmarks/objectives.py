@@ -32,16 +32,16 @@ RESULT = "DREAM_BENCHMARK_RESULT"  # environment variable: file for the result o
 def measure(cfg: DictConfig) -> None:
     """Measure one objective in this process, and write the result as JSON."""
     from dream.batch import WindowBatch
-    from dream.build import build_components
+    from dream.build import build_module, build_text
 
     OmegaConf.update(cfg, "scorer.cache_megabytes", 0)
     OmegaConf.update(cfg, "candidates.scored_windows", WINDOWS)
     OmegaConf.update(cfg, "candidates.hard_negatives", False)
     OmegaConf.update(cfg, "data.batch_size", WINDOWS)
-    parts = build_components(cfg, Path(cfg.paths.run))
-    module = parts.module
+    text = build_text(cfg)
+    module = build_module(cfg, text)
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
-    batches = iter(parts.data.train_dataloader())
+    batches = iter(text.data.train_dataloader())
     seconds, before = [], 0
     for step in range(STEPS + 1):
         windows: WindowBatch = next(batches)
