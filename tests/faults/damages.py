@@ -34,6 +34,8 @@ EXPECTED = {
     "**/hparams.yaml": "unread",
     "**/*.tmp": "unread",
     "**/train.log": "unread",
+    "**/tensorboard/*": "unread",
+    "**/tensorboard/*/*/*": "unread",  # of the embedding projector
     "**/.snapshot-*.partial/index.*": "unread",  # whatever stands beside the shards is made again
     "**/.snapshot-*.partial/encoder.*": "unread",
     "**/.snapshot-*.partial/manifest.json": "unread",

@@ -42,6 +42,18 @@ def test_a_refused_resume_names_the_key_and_changes_no_byte(config, finished, ov
     assert bytes_of(finished) == before
 
 
+@pytest.mark.parametrize("refused", ["objective.temperature=-1", "candidates.k=5000", "corpus.id_field=name"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_new_run_that_is_refused_leaves_no_folder_and_latest_as_it_was(config, tmp_path, refused, first):
+    if not first:
+        train(config("run"))
+    before = sorted(path for path in (tmp_path / "logs").rglob("*"))
+    with pytest.raises(Exception, match=refused.partition("=")[0]):
+        train(config("refused", refused))
+    assert sorted(path for path in (tmp_path / "logs").rglob("*")) == before
+    assert first or (tmp_path / "logs" / "latest").resolve() == tmp_path / "logs" / "run"
+
+
 @pytest.mark.parametrize("change", ["grown", "another"])
 def test_a_corpus_that_has_changed_is_refused_before_anything_of_the_run_changes(
     config, finished, corpus_folder, tmp_path, change

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.config_help import choices, default_choices, help_text
 from dream.runs.paths import make_absolute
-from dream.utils.errors import ConfigError, DreamError
+from dream.utils.errors import ConfigError, user_error
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted, interruptible
 
@@ -164,9 +164,8 @@ def one_line(error: BaseException, config_name: str) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    for cause in _chain(error):
-        if isinstance(cause, DreamError):
-            return str(cause)
+    if (mistake := user_error(error)) is not None:
+        return str(mistake)
     for cause in _chain(error):
         if problem := _disk_problem(cause):
             return problem

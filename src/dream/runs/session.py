@@ -32,10 +32,10 @@ from dream.runs.layout import (
     run_of,
 )
 from dream.utils.atomic_io import point_latest, read_checked_json, write_bytes, write_checked_json, write_json
-from dream.utils.cached_folders import new_directory, verify
+from dream.utils.cached_folders import discard, new_directory, verify
 from dream.utils.checkpoints import read_checkpoint, verify_checkpoint
-from dream.utils.errors import DamageError
-from dream.utils.logging import get_logger, log_to_file
+from dream.utils.errors import ConfigError, DamageError, DataError, user_error
+from dream.utils.logging import get_logger, log_to_file, rank
 from dream.utils.signals import Interrupted
 
 log = get_logger(__name__)
@@ -84,6 +84,11 @@ class Run:
         if job := os.environ.get("SLURM_JOB_ID"):
             write_bytes(self.folder / SLURM_JOB, job.encode())
         point_latest(Path(self.cfg.paths.logs) / "latest", self.folder)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run has started in a folder of its own, with or without a checkpoint of another run."""
+        return not self.resumed and not self.finished
 
     @property
     def finished(self) -> bool:
@@ -159,7 +164,8 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
         cfg.paths.run = str(folder)
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
         run._open = open_files
-        if not run.resumed and not run.finished:
+        previous = (logs / "latest").resolve() if (logs / "latest").exists() else None
+        if run.is_new:
             run._write_start()
         _announce(run, sweep is not None)
         try:
@@ -168,6 +174,23 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
             stop.checkpoint = folder / LAST if (folder / LAST).exists() else None
             stop.sweep = sweep
             raise
+        except Exception as error:
+            if run.is_new and isinstance(user_error(error), ConfigError | DataError):
+                _undo_start(run, previous)
+            raise
+
+
+def _undo_start(run: Run, previous: Path | None) -> None:
+    """Remove the folder of a new run that was refused before it trained anything; logs/latest is as before."""
+    if (run.folder / CHECKPOINTS).exists() or rank() != 0:
+        return
+    latest = Path(run.cfg.paths.logs) / "latest"
+    if previous is not None:
+        point_latest(latest, previous)
+    else:
+        latest.unlink(missing_ok=True)
+    run._open.close()  # its log
+    discard(run.folder)
 
 
 def _announce(run: Run, in_sweep: bool) -> None:

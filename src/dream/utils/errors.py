@@ -26,6 +26,13 @@ class NumericalError(DreamError):
     """A value in training is inf or nan. The message names the key to change, its value and the report."""
 
 
+def user_error(error: BaseException | None) -> DreamError | None:
+    """The DreamError that caused this error, if one did. Hydra and Lightning wrap errors into their own."""
+    while error is not None and not isinstance(error, DreamError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def require(holds: bool, key: str, value: Any, remedy: str) -> None:
     """Raise `ConfigError` if the condition is false."""
     if not holds:
