@@ -82,6 +82,38 @@ def test_the_config_of_a_run_names_no_foreign_code(tmp_path, trace, section, tar
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        {
+            "_target_": "dream.utils.atomic_io.remove",
+            "path": {"_target_": "dream.utils.atomic_io.Path", "_args_": ["X"]},
+        },
+        {
+            "_target_": "dream.indexes.faiss.FaissIndex",
+            "factory": "${evil}",
+            "search_params": {},
+        },
+        {"_target_": "dream.indexes.faiss.faiss.IndexFlatIP", "_args_": [4]},
+    ],
+)
+def test_functions_imports_and_interpolations_of_a_config_run_no_code(tmp_path, index):
+    """A function of this package, a class that it imports, and a target that an interpolation brings in."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    run = tmp_path / "run"
+    (run / "encoder").mkdir(parents=True)
+    own = {"_target_": "dream.encoders.static.StaticEncoder"}
+    cfg = dict.fromkeys(("encoder", "data", "corpus", "scorer"), own) | {"paths": {"data": str(tmp_path)}}
+    cfg["evil"] = {"_target_": "builtins.open", "file": str(tmp_path / "made"), "mode": "w"}
+    cfg["index"] = json.loads(json.dumps(index).replace('"X"', json.dumps(str(kept))))
+    OmegaConf.save(OmegaConf.create(cfg), run / "config.yaml")
+    with pytest.raises(DataError, match=r"config\.yaml: refused, because it names"):
+        open_run(run)
+    assert kept.exists()
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("content", ["!!python/object/apply:os.system ['touch ran']", "just text", "encoder: [", ""])
 def test_a_config_that_is_none_is_refused(tmp_path, content):
     run = tmp_path / "run"

@@ -10,6 +10,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dream.callbacks.evaluation import RetrievalEvaluation
 from dream.corpora.base import Corpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.encoders.base import Encoder
@@ -131,10 +132,14 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
         split = cfg.evaluation.dev_split
         log.info(f"Corpus {corpus.name} has no labelled split {split!r}: training without evaluation")
         callbacks = {name: callback for name, callback in callbacks.items() if name not in NEED_LABELS}
+    built = [instantiate(callback) for callback in callbacks.values()]
+    for callback in built:
+        if isinstance(callback, RetrievalEvaluation):
+            callback.check_interval(built)
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
-        callbacks=[*(instantiate(callback) for callback in callbacks.values()), stop],
+        callbacks=[*built, stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=cfg.paths.run,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from dream.commands.train import train
@@ -33,11 +34,14 @@ def finished(config, tmp_path) -> Path:
         ("seed=1", "seed=1: the run to resume was started with 0"),
         ("encoder.random_width=16", "encoder.random_width=16: the run to resume was started with 256"),
         ("data.batch_size=8", "data.batch_size=8: the run to resume was started with 4"),
+        ("callbacks.index_refresh.every_n_steps=-1", "callbacks.index_refresh.every_n_steps"),
+        ("callbacks.evaluation.every_n_steps=2", "must be a multiple of callbacks.index_refresh.every_n_steps=3"),
+        ("index.factory=IDMap", "leave IDMap out"),
     ],
 )
 def test_a_refused_resume_names_the_key_and_changes_no_byte(config, finished, override, message):
     before = bytes_of(finished)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, InstantiationException), match=message):
         train(config("other", "ckpt=last", "trainer.max_steps=8", override))
     assert bytes_of(finished) == before
 
@@ -52,6 +56,21 @@ def test_a_new_run_that_is_refused_leaves_no_folder_and_latest_as_it_was(config,
         train(config("refused", refused))
     assert sorted(path for path in (tmp_path / "logs").rglob("*")) == before
     assert first or (tmp_path / "logs" / "latest").resolve() == tmp_path / "logs" / "run"
+
+
+def test_a_folder_with_somebody_elses_files_is_never_removed(config, tmp_path):
+    mine = tmp_path / "logs" / "mine" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("thesis")
+    with pytest.raises(InstantiationException, match="objective.temperature=-1"):
+        train(config("mine", "objective.temperature=-1"))
+    assert mine.read_text() == "thesis"
+
+
+def test_environment_variables_and_secrets_are_compared_as_they_are_saved(monkeypatch):
+    monkeypatch.setenv("DTYPE", "float32")
+    now = OmegaConf.create({"encoder": {"dtype": "${oc.env:DTYPE}", "hub_token": "hf_0123456789"}})
+    assert changed_keys({"encoder": {"dtype": "${oc.env:DTYPE}", "hub_token": "***"}}, now) == {}
 
 
 @pytest.mark.parametrize("change", ["grown", "another"])

@@ -1,5 +1,6 @@
 """Ranks labelled queries against the whole corpus during training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -29,13 +30,16 @@ class RetrievalEvaluation(L.Callback):
         self.split_name, self.every_n_steps = split, every_n_steps
         self.evaluated_step = 0
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    def check_interval(self, callbacks: Sequence[L.Callback]) -> None:
+        """Raise ConfigError if the index could be older than the encoder when queries are ranked."""
+        for callback in callbacks:
             if isinstance(callback, IndexRefresh) and self.every_n_steps:
                 interval = callback.every_n_steps
                 remedy = f"must be a multiple of callbacks.index_refresh.every_n_steps={interval}"
                 fits = interval > 0 and self.every_n_steps % interval == 0
                 require(fits, "callbacks.evaluation.every_n_steps", self.every_n_steps, remedy)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
         self.split = LabelledQueries(corpus, pl_module.store, self.split_name)
 
@@ -49,6 +53,7 @@ class RetrievalEvaluation(L.Callback):
             self._evaluate(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         self.on_train_end(trainer, pl_module)  # Lightning skips that hook if a run is resumed after its last step
 
     def _evaluate(self, trainer: L.Trainer, pl_module: Any) -> None:

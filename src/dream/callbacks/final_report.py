@@ -72,6 +72,7 @@ class FinalReport(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.queries is None:
             return
+        pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
         self._add("hybrid", reciprocal_rank_fusion([self.bm25, trained]))
         documents = pl_module.store.manifest["counts"]["documents"]

@@ -42,6 +42,8 @@ def heads(cfg: DictConfig) -> float:
     log.info(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
     text = build_text(cfg)
     text.scorer.load(text.store)
+    is_attention = isinstance(text.objective, Attention)
+    require(is_attention, "objective", cfg.objective._target_, "only objective=attention uses heads")
     assert isinstance(text.objective, Attention)
     finder = text.objective.finder
     ranked = finder.open_or_find(text.scorer, text.store)

@@ -39,9 +39,10 @@ def train(cfg: DictConfig) -> float | None:
         if run.finished:
             return run.metric
         text = build_text(cfg)
-        run.begin(text.identity)
+        run.check(text.identity)
         module = build_module(cfg, text)
         trainer = build_trainer(cfg, text.corpus)
+        run.begin()
         trainer.fit(module, text.data, ckpt_path=run.checkpoint, weights_only=True)
         return run.finish(trainer)
 

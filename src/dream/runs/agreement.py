@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from dream.runs.config_file import without_secrets
 from dream.utils.errors import ConfigError, DataError
 
 # Keys that affect what a run learns. They must not change during a run. Corpora are compared by their content.
@@ -24,7 +25,7 @@ FREE = {
 
 def changed_keys(before: dict[str, Any], now: DictConfig) -> dict[str, tuple[Any, Any]]:
     """Fixed keys that differ: name → (value when the run was started, value now)."""
-    after = OmegaConf.to_container(now, resolve=True)
+    after = without_secrets(now)  # as the saved config is
     assert isinstance(after, dict)
     old, new = (_flat({name: config.get(name) for name in FIXED}) for config in (before, after))
     return {

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import yaml
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dream.encoders.base import Encoder
-from dream.indexes.snapshot import IndexHandle
+from dream.indexes.snapshot import IndexHandle, IndexSnapshot
 from dream.runs.config_file import read_config
 from dream.runs.layout import BELONGS_TO, CONFIG, ENCODER, INDEX, LAST, STORES
 from dream.runs.paths import relocate
@@ -59,7 +59,7 @@ def open_run(
     snapshot, store = open_store(folder, cfg, data)
     index = IndexHandle(instantiate(cfg.index), folder / INDEX)
     with _add_remedy():
-        index.open(snapshot, store, encoder.width)
+        index.open(snapshot, store, encoder.width, encoder.fingerprint())
     return FinishedRun(cfg, encoder, store, index)
 
 
@@ -105,7 +105,8 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
         raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
     belongs_to = folder / ENCODER / BELONGS_TO
     try:
-        store_hash = json.loads(belongs_to.read_text())["store"]
+        content = json.loads(belongs_to.read_text())
+        store_hash, fingerprint = content["store"], content["encoder_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
     places = [*([Path(data) / STORES] if data else []), Path(cfg.data.stores_dir)]
@@ -115,7 +116,19 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
                         "paths.data=FOLDER, or train again, which rebuilds it")  # fmt: skip
     with _add_remedy():
         verify(stores[0])
-    return snapshots[-1], Store(stores[0])
+    return _snapshot_of(snapshots, fingerprint), Store(stores[0])
+
+
+def _snapshot_of(snapshots: Sequence[Path], fingerprint: str) -> Path:
+    """The newest snapshot by the encoder with this fingerprint, else the newest. A run that is trained further has a
+    newer snapshot than the encoder that it saved when it finished."""
+    for path in reversed(snapshots):
+        try:
+            if IndexSnapshot(path).encoder_fingerprint == fingerprint:
+                return path
+        except DataError:  # damaged, which is reported if it is opened
+            continue
+    return snapshots[-1]
 
 
 def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
@@ -123,15 +136,29 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
         read_config(file)
         cfg = OmegaConf.load(file)
         assert isinstance(cfg, DictConfig)
-        parts = [cfg[name] for name in OPENED]
+        # Resolved, so that no interpolation can bring in a class after the check.
+        parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in OPENED}
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{file}: not the config of a run ({' '.join(str(error).split())[:120]})") from error
-    for target in _targets(OmegaConf.to_container(OmegaConf.create(parts), resolve=False)):
-        package = str(target).partition(".")
-        if not package[1] or package[0] not in (OWN_PACKAGE, *trust):
-            raise DataError(f"{file}: refused, because it names {target}, which is not code of {OWN_PACKAGE}; "
-                            f"add trust=[{package[0]}] only if that code is yours")  # fmt: skip
+    for target in _targets(list(parts.values())):
+        if not _is_trusted_class(str(target), (OWN_PACKAGE, *trust)):
+            raise DataError(f"{file}: refused, because it names {target}, which is no class of {OWN_PACKAGE}; "
+                            f"add trust=[{str(target).partition('.')[0]}] only if that code is yours")  # fmt: skip
+    for name, part in parts.items():
+        cfg[name] = part
     return cfg
+
+
+def _is_trusted_class(target: str, packages: Sequence[str]) -> bool:
+    """Whether the name is a class that one of these packages defines: no function, and nothing that it imports."""
+    package, dot, _ = target.partition(".")
+    if not dot or package not in packages:
+        return False
+    try:
+        found: Any = get_object(target)
+    except Exception:  # no such name
+        return False
+    return isinstance(found, type) and found.__module__.partition(".")[0] in packages
 
 
 def _targets(node: Any) -> Iterator[Any]:

@@ -46,7 +46,8 @@ def find_checkpoint(ckpt: str | None, name: str, logs: Path) -> Path | None:
         if not path.is_file():
             raise ConfigError("ckpt", ckpt, "no such checkpoint")
     else:
-        path = _newest(logs, name, requeued) if requeued else None
+        # The jobs of a sweep are found by their config, see `find_job`.
+        path = _newest(logs, name, requeued) if requeued and not sweep_folder() else None
     if path is not None:
         verify_checkpoint(path)
     return path.resolve() if path else None

@@ -52,6 +52,7 @@ class Run:
         folder: the run's folder.
         checkpoint: the checkpoint to resume from, or None.
         resumed: whether the run continues in the folder where it stopped.
+        is_new: whether the run has a new folder.
         summary: content of summary.json if the run is already finished, otherwise None.
     """
 
@@ -59,12 +60,13 @@ class Run:
     folder: Path
     checkpoint: Path | None = None
     resumed: bool = False
+    is_new: bool = True
     summary: dict[str, Any] | None = None
     began: float = field(default_factory=time.perf_counter)
     _open: ExitStack = field(default_factory=ExitStack)
 
-    def begin(self, identity: Mapping[str, str]) -> None:
-        """Check that the checkpoint belongs to this data and encoder. Only then are files of an existing run changed.
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Check that the checkpoint belongs to this data and encoder, before the scorer is trained.
 
         Args:
             identity: what the checkpoint must match, see `agreement.identity`.
@@ -74,7 +76,10 @@ class Run:
         """
         if self.checkpoint is not None:
             refuse_other(read_checkpoint(self.checkpoint).get("belongs_to", {}), identity)
-        if self.resumed:
+
+    def begin(self) -> None:
+        """Start to train: only now, when nothing can be refused any more, are files of an existing run changed."""
+        if not self.is_new:
             self._write_start()
         remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
 
@@ -84,11 +89,6 @@ class Run:
         if job := os.environ.get("SLURM_JOB_ID"):
             write_bytes(self.folder / SLURM_JOB, job.encode())
         point_latest(Path(self.cfg.paths.logs) / "latest", self.folder)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the run has started in a folder of its own, with or without a checkpoint of another run."""
-        return not self.resumed and not self.finished
 
     @property
     def finished(self) -> bool:
@@ -162,6 +162,7 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
             with suppress(OSError):  # Hydra created it for a new run; if it is not empty, it belongs to another run
                 unused.rmdir()
         cfg.paths.run = str(folder)
+        was_empty = not any(folder.iterdir())
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
         run._open = open_files
         previous = (logs / "latest").resolve() if (logs / "latest").exists() else None
@@ -175,20 +176,24 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
             stop.sweep = sweep
             raise
         except Exception as error:
-            if run.is_new and isinstance(user_error(error), ConfigError | DataError):
+            if run.is_new and was_empty and isinstance(user_error(error), ConfigError | DataError):
                 _undo_start(run, previous)
             raise
 
 
 def _undo_start(run: Run, previous: Path | None) -> None:
-    """Remove the folder of a new run that was refused before it trained anything; logs/latest is as before."""
+    """Remove the folder of a new run that was refused before it trained anything; logs/latest is as before.
+
+    The folder was empty when the run started: everything in it is the run's own.
+    """
     if (run.folder / CHECKPOINTS).exists() or rank() != 0:
         return
     latest = Path(run.cfg.paths.logs) / "latest"
-    if previous is not None:
-        point_latest(latest, previous)
-    else:
-        latest.unlink(missing_ok=True)
+    if latest.resolve() == run.folder.resolve():
+        if previous is not None:
+            point_latest(latest, previous)
+        else:
+            latest.unlink(missing_ok=True)
     run._open.close()  # its log
     discard(run.folder)
 
@@ -215,7 +220,7 @@ def _announce(run: Run, in_sweep: bool) -> None:
 def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     """The run that stopped or ended in this folder. Damaged files are reported, and rebuilt on resume."""
     resumed = checkpoint is not None and folder.resolve() in checkpoint.parents
-    run = Run(cfg, folder, checkpoint, resumed)
+    run = Run(cfg, folder, checkpoint, resumed, is_new=False)
     for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
         if file.resolve() != checkpoint:  # `checkpoint` is already verified
             read_or_report(verify_checkpoint, file)

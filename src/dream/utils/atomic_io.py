@@ -5,6 +5,7 @@ on the temporary file. The kernel releases the lock when the process ends. So if
 process has ended, and the next start removes the file.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -96,6 +97,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 def point_latest(link: Path, target: Path) -> None:
     """Point the symbolic link `link` at `target`. An existing link is replaced in one step."""
+    link.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_name(link)
     unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
     unfinished.replace(link)
@@ -106,6 +108,9 @@ def try_lock(path: Path) -> int | None:
 
     Returns:
         The lock, or None if another process holds it or the path does not exist.
+
+    Raises:
+        DataError: the file system has no locks.
     """
     try:
         lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -116,8 +121,11 @@ def try_lock(path: Path) -> int | None:
         if os.fstat(lock).st_ino == path.stat().st_ino:
             _held.add(lock)
             return lock
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.ENOENT):
+            os.close(lock)
+            raise DataError(f"{path}: cannot be locked ({error.strerror}); choose paths.data and paths.logs on a file "
+                            "system with locks") from error  # fmt: skip
     os.close(lock)
     return None
 

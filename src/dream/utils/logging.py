@@ -76,7 +76,8 @@ def log_to_file(file: Path) -> Iterator[None]:
 def _configure() -> None:
     logger = logging.getLogger(NAME)
     logger.propagate = False  # Hydra adds its own handler to the root logger
-    logger.setLevel(os.environ.get("DREAM_LOG_LEVEL", "INFO").upper())
+    level = os.environ.get("DREAM_LOG_LEVEL", "INFO").upper()
+    logger.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
     if not logger.handlers:
         logger.addHandler(TerminalHandler())
 
