@@ -8,13 +8,14 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import dream.utils.runtime  # noqa: F401, I001  before torch, as in every entry point
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import dream.utils.runtime  # noqa: F401  first, as in every entry point
 from dream.corpora.jsonl import JsonlCorpus
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build

@@ -4,6 +4,14 @@ from pathlib import Path
 
 import torch
 
+SCORING = {
+    "template": ["{bos}", "{passage}", "\n\n", "{context}"],
+    "max_passage_tokens": 16,
+    "tokens_per_forward": 4096,
+    "dtype": "float32",
+    "compile": False,
+}
+
 
 def save_random_model(model, tokenizer, folder: Path) -> str:
     """The folder of the model, its matrices drawn wide: at the usual 0.02 every token is about equally likely."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tests.random_models import SCORING
 
 from dream.objectives.base import Candidates, LossInputs
 from dream.scorers.candidate_scores import CandidateScores
@@ -18,13 +19,6 @@ from dream.utils.timing import Timer
 
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "objective").glob("*.yaml"))
 WITHOUT_POSTERIOR = ("attention", "in_batch_attention", "info_nce")
-SCORING = {
-    "template": ["{bos}", "{passage}", "\n\n", "{context}"],
-    "max_passage_tokens": 16,
-    "tokens_per_forward": 4096,
-    "dtype": "float32",
-    "compile": False,
-}
 VARIANTS = {
     "default": [],
     "scored windows only": ["objective.continuation=0"],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.random_models import save_random_model
+from tests.random_models import SCORING, save_random_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -35,13 +35,6 @@ FAMILIES = {
         )
     ),
 }  # fmt: skip
-SCORING = {
-    "template": ["{bos}", "{passage}", "\n\n", "{context}"],
-    "max_passage_tokens": 16,
-    "tokens_per_forward": 4096,
-    "dtype": "float32",
-    "compile": False,
-}
 WINDOWS = torch.tensor([0, 7, 31])
 CANDIDATES = torch.tensor([[3, -1, 40, 41], [50, 51, 2, 9], [-1, 60, 0, 1]])
 

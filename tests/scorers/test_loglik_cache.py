@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from tests.scorers.test_loglik import CANDIDATES, SCORING, WINDOWS, save_model
+from tests.random_models import SCORING
+from tests.scorers.test_loglik import CANDIDATES, WINDOWS, save_model
 
 from dream.scorers.hf import HFScorer
 from dream.scorers.loglik_cache import LoglikCache

@@ -37,15 +37,7 @@ class Hit:
 class Searcher:
     """A trained run, opened once for any number of queries. Get one with `dream.load`.
 
-    Args:
-        run: folder of a finished run.
-        device: the device that the encoder runs on.
-        trust: packages, besides dream, whose classes the run's config may name.
-        data: the data folder, if it was moved after the run.
-
-    Raises:
-        ConfigError: the folder contains no finished run.
-        DataError: a file of the run is missing or damaged.
+    Arguments and errors are those of `dream.load`.
 
     Example:
         >>> retriever = dream.load("logs/latest")

@@ -3,6 +3,7 @@
 Shape suffixes: B passages of a batch, D embedding width.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,11 +61,10 @@ def embed_corpus(
                "count": count, "rows_per_shard": rows_per_shard, "batch_passages": batch_passages,
                "device": torch.device(device).type}  # fmt: skip
     done = _complete_shards(folder, made_of)
-    names = []
+    names = [f"shard-{number:05d}.npy" for number in range(math.ceil(count / rows_per_shard))]
     bar = progress(total=count, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
     with torch.inference_mode(), _in_eval_mode(encoder), bar:
-        for number, (first, end) in enumerate(pairwise([*range(0, count, rows_per_shard), count])):
-            names.append(name := f"shard-{number:05d}.npy")
+        for name, (first, end) in zip(names, pairwise([*range(0, count, rows_per_shard), count]), strict=True):
             if name not in done:
                 unfinished = folder / f"{name}.tmp"
                 shard = _new_shard(unfinished, end - first, encoder.width)

@@ -140,10 +140,13 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
         parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in OPENED}
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{file}: not the config of a run ({' '.join(str(error).split())[:120]})") from error
+    trusted = (OWN_PACKAGE, *trust)
     for target in _targets(list(parts.values())):
-        if not _is_trusted_class(str(target), (OWN_PACKAGE, *trust)):
-            raise DataError(f"{file}: refused, because it names {target}, which is no class of {OWN_PACKAGE}; "
-                            f"add trust=[{str(target).partition('.')[0]}] only if that code is yours")  # fmt: skip
+        if not _is_trusted_class(str(target), trusted):
+            package = str(target).partition(".")[0]
+            remedy = "" if package in trusted else f"; add trust=[{package}] only if that code is yours"
+            raise DataError(f"{file}: refused, because it names {target}, which is not a class that "
+                            f"{' or '.join(trusted)} defines{remedy}")  # fmt: skip
     for name, part in parts.items():
         cfg[name] = part
     return cfg

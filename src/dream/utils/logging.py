@@ -77,9 +77,12 @@ def _configure() -> None:
     logger = logging.getLogger(NAME)
     logger.propagate = False  # Hydra adds its own handler to the root logger
     level = os.environ.get("DREAM_LOG_LEVEL", "INFO").upper()
-    logger.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    known = level in logging.getLevelNamesMapping()
+    logger.setLevel(level if known else "INFO")
     if not logger.handlers:
         logger.addHandler(TerminalHandler())
+    if not known:
+        logger.warning(f"DREAM_LOG_LEVEL={level}: no such level; using INFO. Choose DEBUG, INFO, WARNING or ERROR")
 
 
 _configure()

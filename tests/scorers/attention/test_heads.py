@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.random_models import save_random_model
+from tests.random_models import SCORING, save_random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dream.commands.rank_heads import heat_map
@@ -15,13 +15,7 @@ from dream.scorers.hf import HFScorer
 from dream.store.store import SCORER
 from dream.utils.errors import ConfigError, DreamError
 
-SCORING = {
-    "template": ["{bos}", "{passage}", "{sep}", "{context}"],
-    "max_passage_tokens": 16,
-    "tokens_per_forward": 4096,
-    "dtype": "float32",
-    "compile": False,
-}
+PASSAGES = SCORING | {"template": ["{bos}", "{passage}", "{sep}", "{context}"]}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +25,7 @@ def scorer(tokenizer, store, tmp_path_factory):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
     save_random_model(model, tokenizer, folder)
-    scorer = HFScorer(None, str(folder), SCORING, False, cache_megabytes=0)
+    scorer = HFScorer(None, str(folder), PASSAGES, False, cache_megabytes=0)
     scorer.load(store)
     return scorer
 

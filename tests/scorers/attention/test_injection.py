@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.random_models import save_random_model
+from tests.random_models import SCORING, save_random_model
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -49,13 +49,6 @@ FAMILIES = {
                    block_auto_adjust_ff_dim=False, **GROUPED)
     ),
 }  # fmt: skip
-SCORING = {
-    "template": ["{bos}", "{passage}", "\n\n", "{context}"],
-    "max_passage_tokens": 16,
-    "tokens_per_forward": 4096,
-    "dtype": "float32",
-    "compile": False,
-}
 WINDOWS = torch.tensor([0, 31])
 CANDIDATES = torch.tensor([[30, 40, 50], [3, 60, 9]])
 
