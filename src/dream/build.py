@@ -46,7 +46,7 @@ NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the label
 
 def check_config(cfg: DictConfig) -> None:
     """Refuse values that no part of the training can check itself, before a run folder is made."""
-    require(isinstance(cfg.seed, int), "seed", cfg.seed, "a whole number")
+    require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
 

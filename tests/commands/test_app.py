@@ -64,7 +64,7 @@ def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
         (["trainer.fast_dev_run=true"], "trainer.fast_dev_run: to try every part in seconds use debug=smoke"),
         (["trainer.max_time=00:00:01:00"], "add it with +trainer.max_time=VALUE"),
         (["trainer.detreministic=true"], "trainer.detreministic: no such key"),
-        (["seed=null"], "seed=None: a whole number"),
+        (["seed=null"], "seed=null: must be a whole number"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; pip install hydra-optuna-sweeper"),
     ],
 )

@@ -97,7 +97,7 @@ def test_bad_content_is_named_with_its_line(tmp_path, name, content, message):
     ("changes", "message"),
     [
         ({"path": "nowhere.jsonl"}, "corpus.path=nowhere.jsonl: no such file"),
-        ({"path": None}, "corpus.path=None: the path of a file is needed"),
+        ({"path": None}, "corpus.path=null: the path of a file is needed"),
         ({"path": "."}, "corpus.path=.: this is a folder, but a file is needed"),
         ({"text_fields": []}, "corpus.text_fields"),
         ({"qrels": {"dev": "no.tsv"}}, "corpus.qrels.dev=no.tsv: no such file"),

@@ -83,7 +83,8 @@ def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "
         raise ConfigError(key, value, f"the path of a {kind} is needed, for example {key}=my_corpus")
     path = Path(value).expanduser()
     if not path.exists():
-        raise ConfigError(key, value, f"no such {kind} (looked for {path.resolve()})")
+        place = "" if path.is_absolute() else f" (looked for {path.resolve()})"
+        raise ConfigError(key, value, f"no such {kind}{place}")
     if not path.is_dir() and not path.is_file():
         raise ConfigError(key, value, f"this is a pipe or a device, but a {kind} that can be read twice is needed")
     if (kind == "file" and path.is_dir()) or (kind == "folder" and not path.is_dir()):

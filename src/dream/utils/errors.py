@@ -11,7 +11,8 @@ class ConfigError(DreamError):
     """A config value that is not allowed. The message names the key, the value and the remedy."""
 
     def __init__(self, key: str, value: Any, remedy: str) -> None:
-        super().__init__(f"{key}={value}: {remedy}")
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value  # as in YAML
+        super().__init__(f"{key}={shown}: {remedy}")
 
 
 class DataError(DreamError):
