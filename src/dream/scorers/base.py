@@ -216,12 +216,21 @@ class CausalScorer:
         with torch.autocast(self.device.type, enabled=False):
             yield
 
-    @torch.no_grad()
     def _score(
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
     ) -> np.ndarray:
-        """Score pairs with the model. Returns loglik_P float32, or loglik_PT of target tokens, 0 after the last."""
-        sequences, targets = self._sequences(store, windows_P, passages_PM)
+        """loglik_P of the pairs of windows and prompts with M passages; or loglik_PT, see `score_sequences`."""
+        return self.score_sequences(*self._sequences(store, windows_P, passages_PM), by_token)
+
+    @torch.no_grad()
+    def score_sequences(self, sequences: list[np.ndarray], targets: list[int], by_token: bool = False) -> np.ndarray:
+        """Score sequences with the model. Returns loglik_P float32, or loglik_PT of target tokens, 0 after the last.
+
+        Args:
+            sequences: token ids of each pair; its target is at the end.
+            targets: number of target tokens of each pair.
+            by_token: whether to return one value for each target token.
+        """
         tokens = max(targets, default=0)
         loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
         if not sequences:
