@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dream.corpora.base import Corpus
     from dream.encoders.base import Encoder
     from dream.evaluation.results import Results
-    from dream.evaluation.settings import EvaluationSettings
+    from dream.evaluation.settings import EvaluationSettings, LanguageModels
+    from dream.scorers.base import CausalScorer
 
 log = get_logger(__name__)
 
@@ -36,6 +37,8 @@ KEYS = (
     "deduplicate",
     "passage_tokens",
     "passages_per_document",
+    "max_queries",
+    "lm.k",
     "statistics.resamples",
 )
 PIPED_WIDTH = 160  # characters of the tables if the output is not a terminal
@@ -115,12 +118,14 @@ def settings_of(cfg: DictConfig) -> "EvaluationSettings":
         run_dtype=cfg.run_dtype,
         passage_tokens=cfg.passage_tokens,
         passages_per_document=cfg.passages_per_document,
+        max_queries=cfg.max_queries,
         bm25_unit=cfg.bm25.unit,
         fusion=WeightedFusion(**cfg.hybrid_weighted),
         sampling=Sampling(**cfg.statistics),
         index=instantiate(cfg.index),
         embedding=Embedding(**cfg.embedding),
         published=_published(cfg),
+        lm=_language_models(cfg),
         trust=tuple(cfg.trust),
     )
 
@@ -136,6 +141,23 @@ def _published(cfg: DictConfig) -> "dict[str, Callable[[str], Encoder]]":
         "st": lambda name: SentenceTransformerEncoder(name, **cfg.st),
         "hf": lambda name: instantiate(OmegaConf.merge(cfg.hf, {"name": name})),
     }
+
+
+def _language_models(cfg: DictConfig) -> "LanguageModels":
+    """The settings of systems `lm…`. All keys of section `lm` except k are those of a scorer."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from dream.evaluation.settings import LanguageModels
+
+    scorer = OmegaConf.masked_copy(cfg.lm, [key for key in cfg.lm if key != "k"])
+    scoring = {key: cfg.lm.scoring[key] for key in ("template", "max_passage_tokens")}
+
+    def open_scorer(name: str | None) -> "CausalScorer":
+        chosen = OmegaConf.merge(scorer, {"name": name}) if name else scorer
+        return instantiate(chosen, corpus=None)
+
+    return LanguageModels(cfg.lm.k, open_scorer, not OmegaConf.is_missing(scorer, "name"), scoring)
 
 
 def _other_corpus(cfg: DictConfig) -> "Corpus | None":
