@@ -33,6 +33,7 @@ from dream.utils.runtime import progress
 
 log = get_logger(__name__)
 
+PROMPT = ("template", "max_passage_tokens")  # keys of `scoring` that a scratch scorer was trained with
 PAIRS_PER_CHUNK = 256  # pairs given to the scorer at once; an interruption loses the work of one chunk
 PAIRS_PER_LOOKUP = 10_000  # pairs searched in the cache with one query of SQL
 MOST_QUERY_TOKENS = 128  # longer queries are cut at their end
@@ -158,11 +159,11 @@ def _scorer_of(run: Path, settings: EvaluationSettings) -> tuple[CausalScorer, S
     """
     config = open_config(run, settings.trust, settings.data)
     _, store = open_store(run, config, settings.data)
-    asked = config.scorer
-    if not issubclass(get_class(asked._target_), ScratchScorer):
-        asked = OmegaConf.merge(asked, {"scoring": settings.lm.scoring})
+    keeps = PROMPT if issubclass(get_class(config.scorer._target_), ScratchScorer) else ()
+    scoring = {key: value for key, value in settings.lm.scoring.items() if key not in keeps}
     log.info(f"Opening the language model of {run}")
-    return instantiate(asked, corpus=instantiate(config.corpus)), store
+    scorer = OmegaConf.merge(config.scorer, {"scoring": scoring})
+    return instantiate(scorer, corpus=instantiate(config.corpus)), store
 
 
 def _key(tokens: np.ndarray) -> int:

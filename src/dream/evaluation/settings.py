@@ -61,7 +61,7 @@ class LanguageModels:
         k: documents of the first ranking that are ranked again.
         open: opens a language model by its name, without its weights; None: the model of the section.
         named: whether the section names a model. Otherwise, `lm` is the run's scorer.
-        scoring: template and length of passages of the section, which replace those of the run's scorer.
+        scoring: fields of `Scoring`, which replace those of the run's scorer.
     """
 
     k: int

@@ -95,6 +95,11 @@ def untuned(system: str) -> str:
     return system.replace("_weighted", "")
 
 
+def teachers_of(systems: Sequence[str]) -> list[str]:
+    """The systems in which a language model ranks BM25's documents again."""
+    return [system for system in systems if (lm := reranked(system)) and lm.first == "bm25"]
+
+
 def short_names(systems: Sequence[str]) -> dict[str, str]:
     """Names for the tables. Paths are shortened to their last two parts, unless two names would become equal."""
     short = {system: re.sub(r":[^:]*/([^/:]+/[^/:]+)/?$", r":\1", system) for system in systems}
