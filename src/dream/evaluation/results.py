@@ -170,8 +170,8 @@ def way_to_teacher(results: Results, students: Sequence[str], teachers: Sequence
     low, high = value(start), value(teacher)
     metric = TITLES[results.metric]
     if high <= low:
-        return [f"{teacher} ({high:.4f}) is no better than {start} ({low:.4f}) in {metric}: a retriever that learns its "
-                "order of documents cannot be expected to become better."]  # fmt: skip
+        return [f"{teacher} ({high:.4f}) is no better than {start} ({low:.4f}) in {metric}: this language model is not "
+                "a good teacher for these queries."]  # fmt: skip
     notes = []
     for student in students:
         share = (value(student) - low) / (high - low)

@@ -71,7 +71,12 @@ def dense_part(system: str) -> str | None:
     kind, _, name = system.partition(":")
     if kind in FUSIONS:
         part = dense_part(name) if name else "run"
-        require(part is not None and not name.startswith((*FUSIONS, *RERANKERS)), "systems", system, "fuses BM25 with a dense system")
+        require(
+            part is not None and not name.startswith((*FUSIONS, *RERANKERS)),
+            "systems",
+            system,
+            "fuses BM25 with a dense system",
+        )
         return part
     if kind in PUBLISHED and name:
         return system
