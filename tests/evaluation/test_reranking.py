@@ -1,21 +1,24 @@
 """Systems lm…: a language model ranks documents again. Run: pytest tests/evaluation/test_reranking.py"""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from tests.evaluation.conftest import composed
 from tests.random_models import SCORING, save_random_model
 from tests.word_store import word_store
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dream.commands.evaluate import evaluate
+from dream.commands.evaluate import evaluate, settings_of
 from dream.evaluation.fusion import mix_top, ordered, replace_top
 from dream.evaluation.held_out_windows import draw_windows
 from dream.evaluation.metrics import Ranking
-from dream.evaluation.reranking import LanguageModelRanker
+from dream.evaluation.reranking import LanguageModelRanker, scorer_of_run
 from dream.evaluation.results import way_to_teacher
 from dream.evaluation.system_names import Reranked, dense_part, is_tuned, reranked, short_names, untuned
 from dream.scorers.hf import HFScorer
@@ -201,6 +204,20 @@ def test_every_run_is_ranked_again_by_the_same_model(config, world, tmp_path):
     rows = set(results(tmp_path)["systems"])
     assert {"lm", "lm@run seed=0", "lm@run seed=1", "lm@run"} <= rows
     assert "lm seed=0" not in rows
+
+
+def test_a_scratch_scorer_keeps_the_prompt_that_it_was_trained_with(config, world, tmp_path):
+    """Other scorers of runs are asked with the prompt of section lm. Both are scored as this section says."""
+    settings = settings_of(config("systems=[bm25,lm]", "lm.scoring.dtype=float16"))
+    run = tmp_path / "run"
+    shutil.copytree(world / "logs/sweep/0", run)
+    cfg = OmegaConf.load(run / "config.yaml")
+    assert scorer_of_run(run, settings)[0].scoring.template == list(settings.lm.scoring["template"])
+    cfg.scorer = composed("train", "scorer=scratch", "scorer.vocabulary=400", f"paths.data={tmp_path}").scorer
+    OmegaConf.save(cfg, run / "config.yaml")
+    scoring = scorer_of_run(run, settings)[0].scoring
+    assert scoring.template == ["{bos}", "{passage}", "{sep}", "{context}"]
+    assert scoring.dtype == "float16"
 
 
 def test_no_run_is_needed_with_a_published_model(config, beir, wide_llama, tmp_path):

@@ -142,7 +142,7 @@ def open_ranker(
         ConfigError: the model cannot be loaded or cannot rank.
     """
     if model is None and not settings.lm.named:
-        scorer, trained_on = _scorer_of(runs[0], settings)
+        scorer, trained_on = scorer_of_run(runs[0], settings)
     else:
         log.info(f"Opening the language model {model or 'of section lm'}")
         scorer, trained_on = settings.lm.open(model), None
@@ -152,7 +152,7 @@ def open_ranker(
     return LanguageModelRanker(scorer, store)
 
 
-def _scorer_of(run: Path, settings: EvaluationSettings) -> tuple[CausalScorer, Store]:
+def scorer_of_run(run: Path, settings: EvaluationSettings) -> tuple[CausalScorer, Store]:
     """(the run's scorer without weights, the store that it was made for)
 
     A scratch scorer keeps the prompt that it was trained with, because it cannot read another one.
