@@ -220,10 +220,11 @@ def test_a_scratch_scorer_keeps_the_prompt_that_it_was_trained_with(config, worl
     assert scoring.dtype == "float16"
 
 
-def test_no_run_is_needed_with_a_published_model(config, beir, wide_llama, tmp_path):
+def test_no_run_is_needed_with_a_published_model(config, beir, wide_llama, tmp_path, capsys):
     evaluate(config("corpus=beir", f"corpus.path={beir}", "run=nowhere", f"systems=[bm25,lm:hf:{wide_llama}]",
                     "max_queries=7", *SMALL))  # fmt: skip
     assert results(tmp_path)["queries"] == 7
+    assert "7 queries (drawn from 80) of split test" in " ".join(capsys.readouterr().out.split())
     chosen = results(tmp_path)["flat"]
     evaluate(config("corpus=beir", f"corpus.path={beir}", "run=nowhere", "systems=[bm25,lm]", f"lm.name={wide_llama}",
                     "max_queries=7", *SMALL))  # fmt: skip

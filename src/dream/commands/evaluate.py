@@ -78,7 +78,8 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     labelled = benchmark.labelled(compared.reference, split)
     judgements, counts = labelled.judgements, labelled.store.manifest["counts"]
     name, documents = benchmark.corpus.name, counts["documents"]
-    title = f"{len(labelled):,} queries of split {split} of corpus {name}, {documents:,} documents"
+    drawn = "" if len(labelled) == labelled.drawn_from else f" (drawn from {labelled.drawn_from:,})"
+    title = f"{len(labelled):,} queries{drawn} of split {split} of corpus {name}, {documents:,} documents"
     log.info(f"DREAM: evaluating {', '.join(settings.systems)} on {title}")
 
     names = short_names(settings.systems)

@@ -32,6 +32,9 @@ class LabelledQueries:
         split: name of the labelled split.
         most: maximum number of queries, drawn at random, always the same ones; None: all.
 
+    Attributes:
+        drawn_from: number of queries with a relevant document, before `most` are drawn.
+
     Raises:
         DataError: no query has a relevant document, or none of the relevant documents is in the store.
     """
@@ -42,6 +45,7 @@ class LabelledQueries:
         if not len(self.judgements):
             raise DataError(f"split {split} of corpus {corpus.name}: no query has a relevant document")
         self._check_documents(corpus.name)
+        self.drawn_from = len(self)
         self.judgements = self.judgements.sample(most or len(self))
 
     def _check_documents(self, corpus: str) -> None:

@@ -90,13 +90,15 @@ class LanguageModelRanker:
     def _loglik(self, targets: list[np.ndarray], query_P: np.ndarray, passage_P: np.ndarray) -> np.ndarray:
         cache, key_P = self._open_cache(), np.array([_key(target) for target in targets], dtype=np.int64)[query_P]
         loglik_P = np.full(len(key_P), np.nan, dtype=np.float32)
-        for start in range(0, len(key_P) if cache else 0, PAIRS_PER_LOOKUP):
-            pairs = slice(start, start + PAIRS_PER_LOOKUP)
-            loglik_P[pairs] = cache.find(key_P[pairs], passage_P[pairs])
+        if cache:
+            for start in range(0, len(key_P), PAIRS_PER_LOOKUP):
+                part = slice(start, start + PAIRS_PER_LOOKUP)
+                loglik_P[part] = cache.find(key_P[part], passage_P[part])
         new = np.flatnonzero(np.isnan(loglik_P))
         new = new[np.argsort(passage_P[new], kind="stable")]  # pairs with the same passage are scored together
         self.scorer.longest_target = max(map(len, targets), default=0)
-        with progress(total=len(new), unit=" pairs", desc="language model", leave=False) as bar:
+        options = {"total": len(new), "unit": " pairs", "desc": "language model", "disable": not len(new)}
+        with progress(leave=False, **options) as bar:
             for start in range(0, len(new), PAIRS_PER_CHUNK):
                 pairs = new[start : start + PAIRS_PER_CHUNK]
                 loglik_P[pairs] = self._score([targets[query] for query in query_P[pairs]], passage_P[pairs])
