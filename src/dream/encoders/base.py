@@ -29,6 +29,8 @@ class Encoder(nn.Module):
         tokenizer: cuts the passages of the store. Encoders without a tokenizer get one by `adopt_tokenizer`.
         width: D, width of the embeddings.
         max_tokens: longer texts are cut. In tokens, without prefix and special tokens.
+        sparse_gradients: whether the optimizer takes sparse gradients. An encoder with a large table then saves the
+            time of the rows that a step does not use.
 
     Example:
         A new encoder implements `forward`, `save`, `open`, `width` and `max_tokens`, see `dream.encoders.static`.
@@ -37,6 +39,7 @@ class Encoder(nn.Module):
     tokenizer: "PreTrainedTokenizerBase"
     width: int
     max_tokens: int
+    sparse_gradients: bool = False
 
     def adopt_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Use this tokenizer, unless the encoder has its own."""

@@ -78,7 +78,10 @@ class StaticEncoder(Encoder):
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
         weight_BT = self.weight_V[ids_BT] * batch.mask_BT
-        summed_BD = F.embedding_bag(ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
+        table, rows_BT = self.table_VD, ids_BT
+        if self.sparse_gradients and torch.is_grad_enabled():
+            table, rows_BT = _used_rows(self.table_VD, ids_BT)
+        summed_BD = F.embedding_bag(rows_BT, table, mode="sum", per_sample_weights=weight_BT)
         return F.normalize(summed_BD, dim=1)
 
     def save(self, folder: Path) -> None:
@@ -100,3 +103,14 @@ class StaticEncoder(Encoder):
         encoder.table_VD = nn.Parameter(weights["table"])
         encoder.weight_V = nn.Parameter(weights["weight"])
         return encoder
+
+
+def _used_rows(table_VD: Tensor, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(the rows of these ids, as a table whose gradient is sparse; the ids as rows of that table)
+
+    `F.embedding_bag` makes sparse gradients, too, but with a row for each token instead of each distinct token.
+    """
+    used_V = torch.zeros(len(table_VD), dtype=torch.bool, device=ids_BT.device)
+    used_V[ids_BT] = True
+    rows_UD = F.embedding(used_V.nonzero()[:, 0], table_VD, sparse=True)
+    return rows_UD, (used_V.cumsum(0) - 1)[ids_BT]
