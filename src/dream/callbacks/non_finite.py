@@ -12,7 +12,6 @@ from dream.batch import WindowBatch
 from dream.store.store import Store
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import NumericalError
-from dream.utils.gradients import gradient_values
 
 REPORT = "non_finite.json"  # in the run's folder
 WINDOWS = 16  # broken windows that are described in full; the others are listed by id
@@ -53,12 +52,11 @@ class NonFiniteGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm(gradient_values(parameters))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("train/gradient_norm", norm)
         if getattr(trainer.precision_plugin, "scaler", None) is None and not norm.isfinite():
-            named = pl_module.named_parameters()
-            broken = [name for name, p in named if not all(map(_is_finite, gradient_values([p])))]
+            broken = [name for name, p in pl_module.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
             rate = _learning_rate(optimizer)
             cause = (f"optimizer.optimizer.lr={rate}: the norm of the gradient is {norm.item()} although the loss is "
                      f"finite ({', '.join(broken) or 'its square overflows'}); lower it, or raise "

@@ -29,8 +29,6 @@ class Encoder(nn.Module):
         tokenizer: cuts the passages of the store. Encoders without a tokenizer get one by `adopt_tokenizer`.
         width: D, width of the embeddings.
         max_tokens: longer texts are cut. In tokens, without prefix and special tokens.
-        sparse_gradients: whether the optimizer takes sparse gradients. An encoder with a large table then saves the
-            time of the rows that a step does not use.
 
     Example:
         A new encoder implements `forward`, `save`, `open`, `width` and `max_tokens`, see `dream.encoders.static`.
@@ -39,7 +37,6 @@ class Encoder(nn.Module):
     tokenizer: "PreTrainedTokenizerBase"
     width: int
     max_tokens: int
-    sparse_gradients: bool = False
 
     def adopt_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Use this tokenizer, unless the encoder has its own."""
@@ -101,10 +98,14 @@ class Encoder(nn.Module):
         """Short hash of everything that an embedding depends on: weights and settings."""
         return fingerprint([self.fingerprint(), self.settings()])
 
+    def weights(self) -> dict[str, Tensor]:
+        """All weights that an embedding depends on, by name."""
+        return self.state_dict()
+
     def fingerprint(self) -> str:
         """Short hash of the weights' bytes."""
         digest = hashlib.blake2b()
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:FINGERPRINT_CHARACTERS]

@@ -31,9 +31,7 @@ class SmolLM2Scorer(HFScorer):
         ConfigError: the model is not installed, or a value is impossible.
     """
 
-    def __init__(
-        self, corpus: Corpus | None, scoring: Mapping[str, Any], data_dir: str, cache_megabytes: int
-    ) -> None:
+    def __init__(self, corpus: Corpus | None, scoring: Mapping[str, Any], data_dir: str, cache_megabytes: int) -> None:
         folder = Path(data_dir) / FOLDER
         require(verify_or_discard(folder), "scorer", "smollm2", f"{folder} is missing; run make smollm2, or choose "
                 "scorer=scratch")  # fmt: skip
