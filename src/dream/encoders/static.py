@@ -33,7 +33,7 @@ class StaticEncoder(Encoder):
 
     A language model's vocabulary has many tokens that a corpus lacks. They get no gradient, so they keep their initial
     vectors, for other corpora, but are no parameters: gradients, optimizer and checkpoints contain only the rows of the
-    corpus's own tokens. This gives the same weights as training all rows.
+    corpus's own tokens. Up to rounding, this gives the same weights as training all rows.
 
     Attributes:
         table_VD: the vectors of the V tokens of the corpus; of an opened encoder, of all tokens.
