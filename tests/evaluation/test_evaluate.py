@@ -293,7 +293,7 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
 def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
     """One vector a document: that of its first `max_tokens` tokens."""
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
-    corpus = BeirCorpus("beir", str(beir), False, "error", 32)
+    corpus = BeirCorpus("beir", str(beir), False, "error", 32, None)
     benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
     store = benchmark.store(encoder.encoder, encoder.encoder.max_tokens)
     handle = benchmark.embedded(encoder.encoder, store, ExactIndex(1_000, True), 16, 16)

@@ -46,15 +46,23 @@ def passage_texts(store: Store) -> Iterator[str]:
         yield text[start:end]
 
 
+class _Vocabulary(dict[str, int]):
+    """The id of each word; a new word gets the next id."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
 class _TermRows:
     """Term ids of each passage, 4 bytes per word. bm25s reads `vocab` and iterates over `ids`, one list per passage."""
 
     def __init__(self, texts: Iterator[str], analyze: Callable[[str], list[str]]) -> None:
-        self.vocab: dict[str, int] = {}
+        self.vocab = _Vocabulary()
         self.terms = array("i")
         self.ends = array("q")
         for text in texts:
-            self.terms.extend(self.vocab.setdefault(word, len(self.vocab)) for word in analyze(text))
+            self.terms.extend(map(self.vocab.__getitem__, analyze(text)))
             self.ends.append(len(self.terms))
 
     @property

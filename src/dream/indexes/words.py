@@ -9,7 +9,7 @@ underscores does not help (.383 / .442).
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from unicodedata import normalize
 
 import regex
@@ -18,8 +18,8 @@ from bm25s import stopwords
 
 STOP_WORDS = frozenset(stopwords.STOPWORDS_EN)  # Lucene's English list
 
-ASCII_WORD = re.compile(r"[A-Za-z0-9]{2,}")  # the same words as PLAIN_WORD in ASCII text, but faster
-PLAIN_WORD = re.compile(r"[^\W_]{2,}")
+ASCII_WORD = re.compile(r"[A-Za-z0-9]+")  # the same words as PLAIN_WORD in ASCII text, but faster
+PLAIN_WORD = re.compile(r"[^\W_]+")
 # All characters except Latin, Greek and Cyrillic letters and common signs. The exceptions include no combining marks or
 # joiners. So in text without a match PLAIN_WORD and WORD find the same words, and PLAIN_WORD is faster.
 NOT_PLAIN = re.compile("[^\0-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u200b\u200e-\u20cf\u2100-\u2bff]")
@@ -33,9 +33,10 @@ _ONE_LETTER_WORD = r"[\p{Lo}--[\p{Latin}\p{Common}]]"  # letters without case (H
 _JOINERS = "[\u200c\u200d]"  # ZWNJ and ZWJ change the shape of letters in a word; at its end they are dropped
 WORD = regex.compile(
     rf"(?V1)(?P<run>(?:{_UNSPACED}\p{{M}}*+)++)"
-    rf"|(?={_ONE_LETTER_WORD}|{_SPACED}\p{{M}}*+{_JOINERS}*+{_SPACED})"
-    rf"(?P<word>{_SPACED}[{_SPACED}\p{{M}}]*+(?:{_JOINERS}++[{_SPACED}\p{{M}}]++)*+)"
+    rf"|(?P<word>{_SPACED}[{_SPACED}\p{{M}}]*+(?:{_JOINERS}++[{_SPACED}\p{{M}}]++)*+)"
 )
+SINGLE = regex.compile(rf"(?V1)(?!{_ONE_LETTER_WORD}){_SPACED}\p{{M}}*+(?:{_JOINERS}++\p{{M}}++)*+")  # not a plain word
+POSSESSIVE = re.compile(r"['’](?<=\w.)[sS]\b")  # searching for the apostrophe first is faster
 CHARACTER = regex.compile(r"\P{M}\p{M}*+")  # a character with its combining marks
 # In an identifier, a word begins at an upper-case letter that follows a lower-case one, and at the last of several
 # upper-case letters if two lower-case ones follow it: DataFrame, HTTPServer, but not DNAs.
@@ -55,16 +56,18 @@ def words(text: str) -> list[str]:
         ['cross', 'entropy', 'हिन्दी', '機械', '械学', '学習']
     """
     lowered = text.lower() if text.isascii() else _lower(text)
-    return [word for word in _split(lowered) if word not in STOP_WORDS]
+    found = (word for word in _split(lowered) if word not in STOP_WORDS)
+    if NOT_PLAIN.search(lowered):
+        return [word for word in found if not SINGLE.fullmatch(word)]
+    return [word for word in found if len(word) > 1]
 
 
 class Analyzer:
     """Splits texts into the words that BM25 counts, in one language.
 
-    A word of a known language is split where its case changes; the parts count, and the whole. Then words are
-    lower-cased, stop words are dropped, and Snowball's stemmer reduces the others to their stems. An English possessive
-    leaves its word, because single letters do not count. Other scripts are split as by `words`, and their stems are the
-    words themselves.
+    A word of a known language is split where its case changes; the parts count, and the whole. The English possessive
+    ending is dropped. Then words are lower-cased, stop words are left out, and Snowball's stemmer reduces the others to
+    their stems. Single letters and digits count: hepatitis B, type 2. Scripts are split as by `words`.
 
     Args:
         language: one of Snowball's languages; None: `words` splits texts.
@@ -76,12 +79,15 @@ class Analyzer:
 
     def __init__(self, language: str | None) -> None:
         self.stems = _Stems(language) if language else None
+        self.english = language == "english"
 
     def __call__(self, text: str) -> list[str]:
         stems = self.stems
         if stems is None:
             return words(text)
-        return [stem for word in _split(normalize("NFC", text)) for stem in stems[word]]
+        if self.english and ("'" in text or "’" in text):
+            text = POSSESSIVE.sub("", text)
+        return list(chain.from_iterable(map(stems.__getitem__, _split(normalize("NFC", text)))))
 
 
 class _Stems(dict[str, tuple[str, ...]]):
@@ -95,7 +101,7 @@ class _Stems(dict[str, tuple[str, ...]]):
     def __missing__(self, word: str) -> tuple[str, ...]:
         parts = CASE_CHANGE.split(word)
         if len(parts) > 1:
-            parts = [*(part for part in parts if len(part) > 1), word]
+            parts.append(word)
         stems = (self.stem_of(part) for part in map(_lower, parts) if part not in self.stop_words)
         self[word] = found = tuple(filter(None, stems))
         return found
