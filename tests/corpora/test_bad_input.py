@@ -30,7 +30,8 @@ LONG = b'{"_id": "x", "text": "' + b"long " * 400 + b'"}'
 
 def jsonl(file: Path, policy: str, **changes) -> JsonlCorpus:
     options = {"name": "mine", "path": str(file), "id_field": "_id", "title_field": "title", "text_fields": ["text"],
-               "deduplicate": True, "queries": None, "qrels": None, "max_document_mb": LIMIT_MB, "language": None}  # fmt: skip
+               "deduplicate": True, "queries": None, "qrels": None, "max_document_mb": LIMIT_MB,
+               "language": None}  # fmt: skip
     return JsonlCorpus(**(options | changes), on_bad_document=policy)
 
 

@@ -125,13 +125,13 @@ def test_a_beir_folder_of_other_formats(tmp_path):
     write(tmp_path / "qrels" / "test.jsonl", '{"query-id": "1", "corpus-id": "a", "score": 1}\n')
     write(tmp_path / "qrels" / "dev.small.tsv.bz2", "q 2\ta\t1\n", ".bz2")
     write(tmp_path / "qrels" / "README.md", "Not a file of labels.")
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1, language=None)
+    corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert [document.text for document in corpus.documents()] == ["T\none"]
     assert corpus.splits() == ["dev.small", "test"]
     assert corpus.labels("test").qrels == {"1": {"a": 1}}
     assert corpus.labels("dev.small").queries == {"q 2": TEXTS["q 2"]}
     write(tmp_path / "qrels" / "test.tsv", "1\tb\t1\n")  # BEIR's own format has priority
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1, language=None)
+    corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert corpus.labels("test").qrels == {"1": {"b": 1}}
 
 

@@ -24,9 +24,10 @@ class FinalReport(L.Callback):
     """Ranks the queries of `split` before and after training, and prints a table of their metrics.
 
     Before training, it ranks by BM25 over whole documents, and by the untrained encoder. A resumed run reads the
-    untrained encoder's scores from the run's folder instead. After training, it ranks by the trained encoder and by the hybrid of BM25 and the
-    trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
-    loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there is no table.
+    untrained encoder's scores from the run's folder instead. After training, it ranks by the trained encoder and by the
+    hybrid of BM25 and the trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g.
+    `bm25/ndcg_at_10`, and in the loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there
+    is no table.
 
     Order: after `IndexRefresh`, so that the last snapshot belongs to the trained encoder.
 

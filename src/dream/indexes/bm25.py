@@ -1,6 +1,6 @@
 """BM25 over the store's passages or documents: a source of candidates, and the baseline of every evaluation.
 
-The formula and its constants are Lucene's, without the rounding of lengths: https://arxiv.org/abs/2407.03618. `words.py`
+The formula and its constants are Lucene's, but lengths of texts are exact: https://arxiv.org/abs/2407.03618. `words.py`
 splits texts into words, as the language of the corpus requires.
 """
 
