@@ -11,7 +11,9 @@ from dream.store.build import open_or_build
 from dream.store.store import Store
 
 
-def word_store(folder: Path, texts: list[str], passage: int = 100, context: int = 1, target: int = 1) -> Store:
+def word_store(
+    folder: Path, texts: list[str], passage: int = 100, context: int = 1, target: int = 1, language: str | None = None
+) -> Store:
     """A store of these documents. Lengths are in words; a window is `context` words and then `target` words."""
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(" ".join(["?", *texts]).split()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
@@ -19,7 +21,7 @@ def word_store(folder: Path, texts: list[str], passage: int = 100, context: int 
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="?")
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps({"_id": f"d{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
-    corpus = JsonlCorpus("hand", str(path), "_id", "title", ["text"], False, None, None, "error", 32)
+    corpus = JsonlCorpus("hand", str(path), "_id", "title", ["text"], False, None, None, "error", 32, language)
     return open_or_build(
         folder / "stores",
         corpus,

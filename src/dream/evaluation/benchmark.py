@@ -38,6 +38,7 @@ class Benchmark:
         self, corpus: Corpus, data: Path, passage_tokens: int | None, passages_per_document: int | None
     ) -> None:
         self.corpus, self.data = corpus, data
+        self.language: str | None = getattr(corpus, "language", None)  # an own corpus need not have one
         self.passage_tokens, self.passages_per_document = passage_tokens, passages_per_document
         self._labelled: dict[tuple[str, str], LabelledQueries] = {}
 

@@ -48,7 +48,7 @@ def names_of_seeds(runs: Sequence[Path], trust: Sequence[str] = ()) -> list[str]
         ConfigError: the runs differ in more than the seed, or two have the same seed.
     """
     configs = [open_config(run, trust) for run in runs]
-    for key in ("corpus.name", "encoder._target_", "objective._target_"):
+    for key in ("corpus.name", "corpus.language", "encoder._target_", "objective._target_"):
         chosen = {str(OmegaConf.select(config, key)) for config in configs}
         require(len(chosen) <= 1, "run", [str(run) for run in runs], f"runs that are compared as seeds differ in {key} "
                 f"({', '.join(sorted(chosen))}); evaluate them one by one")  # fmt: skip
@@ -210,7 +210,7 @@ class Systems:
             own = open_store(run, open_config(run, self.settings.trust, self.settings.data), self.settings.data)[1]
         except DreamError:  # reported when the run's encoder is opened
             return None
-        return own if self.benchmark.takes(own) else None
+        return Store(own.path, self.benchmark.language) if self.benchmark.takes(own) else None
 
     def _embedded(self, member: Member) -> IndexHandle:
         index, embedding = self.settings.index, self.settings.embedding

@@ -112,7 +112,7 @@ def _open_or_build(
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
         with new_directory(path) as unfinished:
             builder.build(unfinished, corpus)
-    store = Store(path)
+    store = Store(path, getattr(corpus, "language", None))  # an own corpus need not have one
     if refused := store.manifest["refused"]:
         log.info(f"  bad documents left out of corpus {corpus.name}: {by_reason(refused)}; listed with file and line "
                  f"in {path / REFUSED}")  # fmt: skip

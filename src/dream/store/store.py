@@ -26,13 +26,14 @@ class Store:
 
     Args:
         path: The directory.
+        language: Language of the corpus, for BM25; None: unknown. The files do not depend on it.
 
     Raises:
         DataError: The directory is not a complete store.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, language: str | None = None) -> None:
+        self.path, self.language = path, language
         try:
             self.manifest = json.loads((path / "manifest.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -54,7 +55,7 @@ class Store:
         return np.memmap(file, dtype=dtype, mode="r")
 
     def __reduce__(self):
-        return Store, (self.path,)
+        return Store, (self.path, self.language)
 
     @property
     def longest_target(self) -> int:

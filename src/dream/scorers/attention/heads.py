@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream.indexes.bm25 import BM25Index
+from dream.indexes.bm25 import BM25Index, bm25_settings
 from dream.scorers.attention.injection import Heads, RecordedAttention, injectable
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import read_passages
@@ -113,7 +113,7 @@ class HeadFinder:
             DreamError: no window has a sufficiently helpful passage.
         """
         settings = [LAYOUT, self.windows, self.scanned, self.candidates, self.gain, self.rows, self.uninformative,
-                    self.seed]  # fmt: skip
+                    self.seed, bm25_settings(store.language)]  # fmt: skip
         name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
         folder = store.cache_folder("heads") / name
         if not verify_or_discard(folder):

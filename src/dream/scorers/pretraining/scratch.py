@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
-from dream.indexes.bm25 import BM25Index
+from dream.indexes.bm25 import BM25Index, bm25_settings
 from dream.scorers.base import CausalScorer, Scoring, longest_sequence
 from dream.scorers.pretraining.curriculum import SHARES, SPAN_TOKENS, CopyCurriculum
 from dream.scorers.pretraining.gain import measure_gain
@@ -73,6 +73,7 @@ class ScratchScorer(CausalScorer):
         description = {
             "layout": LAYOUT,
             "store": store.hash,
+            "neighbours": bm25_settings(store.language),
             "architecture": self.architecture,
             "training": self.training.description(),
             "passages": PASSAGES,
