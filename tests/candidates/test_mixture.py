@@ -41,8 +41,8 @@ class NoSnapshot:
     current = None
 
 
-def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", seed=7, steps=100):
-    return CandidateMixture(sources, schedule, steps, k, None, False, exclude, seed)
+def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", near_copy=None, seed=7, steps=100):
+    return CandidateMixture(sources, schedule, steps, k, None, False, exclude, near_copy, seed)
 
 
 @pytest.fixture
