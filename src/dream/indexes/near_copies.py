@@ -18,7 +18,6 @@ import numpy as np
 from dream.indexes.bm25 import Unit, passage_texts
 from dream.store.store import Store
 from dream.utils.cached_folders import new_directory, verify_or_discard
-from dream.utils.errors import require
 from dream.utils.logging import get_logger
 from dream.utils.runtime import progress
 
@@ -41,34 +40,26 @@ FACTORS, OFFSETS = _DRAWS[0] * np.uint64(2) + np.uint64(1), _DRAWS[1]
 def find_groups(store: Store, unit: Unit, least: float) -> np.ndarray:
     """group_N int64 of all passages or documents: the lowest id of its group. Cached next to the BM25 index.
 
-    A text without near copies is alone in its group. Two texts of a group can be less similar than `least` if a third
-    one is similar to both. Memory is about 40 bytes per text; signatures of 160 bytes per text are in a temporary file.
+    A text joins the first group whose first text is a near copy of it. So the first texts of two groups are not near
+    copies of each other, and two other texts of a group can be less similar than `least`. A text without near copies
+    is alone in its group. Memory is about 40 bytes per text; signatures of 160 bytes per text are in a temporary file.
 
     Args:
         unit: whether to group passages or whole documents.
-        least: lowest Jaccard similarity of near copies.
-
-    Raises:
-        ConfigError: `least` is out of its range.
+        least: lowest Jaccard similarity of near copies, from `LEAST` to 1.
     """
-    require(LEAST <= least <= 1, "candidates.near_copy", least, f"from {LEAST} to 1, or null")
     name = f"near_copies-{store.hash}-v{LAYOUT}-{least}{'' if unit == 'passage' else '-documents'}"
     path = store.cache_folder("near_copies") / name
     if not verify_or_discard(path):
-        if unit == "passage":
-            texts, read, count = passage_texts(store), store.passage_text, len(store.passages)
-        else:
-            texts, read, count = (
-                (store.texts[row] for row in range(len(store.texts))),
-                store.texts.__getitem__,
-                len(store.texts),
-            )
+        whole = (store.texts[row] for row in range(len(store.texts)))
+        texts, count = (passage_texts(store), len(store.passages)) if unit == "passage" else (whole, len(store.texts))
         log.info(f"Looking for near copies among {count:,} {unit}s")
         bar = progress(texts, total=count, unit=unit, unit_scale=True, desc="near copies")
         with new_directory(path) as unfinished:
-            groups_N = group(bar, read, count, least)
-            np.save(unfinished / "groups.npy", groups_N)
-        log.info(f"  {count - len(np.unique(groups_N)):,} of {count:,} {unit}s are near copies of another one")
+            read = store.passage_text if unit == "passage" else store.texts.__getitem__
+            group_N = group(bar, read, count, least)
+            np.save(unfinished / "groups.npy", group_N)
+        log.info(f"  {count - len(np.unique(group_N)):,} of {count:,} {unit}s are near copies of another one")
     return np.load(path / "groups.npy", allow_pickle=False)
 
 

@@ -113,9 +113,9 @@ class CausalScorer:
     def use(self, model: Any, store: Store) -> None:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
         self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
-        starts = store.target == "continuation" or self.prompt.overhead() > 0
-        require(starts, "scorer.scoring.template", self.scoring.template, "with data.target="
-                f"{store.target} something must precede the context; write e.g. '\\n\\n' before {{context}}")  # fmt: skip
+        starts, asked = store.target == "continuation" or self.prompt.overhead() > 0, f"data.target={store.target}"
+        require(starts, "scorer.scoring.template", self.scoring.template, f"with {asked} something must precede the "
+                "context; write e.g. '\\n\\n' before {context}")  # fmt: skip
         positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
         require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",

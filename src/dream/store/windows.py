@@ -58,9 +58,9 @@ class WindowCutter:
             raise ConfigError("data.context", self.kind, self._remedy(corpus))
         elif windows < max(1, ENOUGH * documents):
             raise ConfigError("data.context", self.kind, f"only {windows:,} of {self.found:,} {self.kind}s of corpus "
-                              f"{corpus} ({documents:,} documents) have {self.min_context} to {self.context} tokens and "
-                              "text after them; change data.min_context_tokens and data.context_tokens, or choose "
-                              "data.context=beginning")  # fmt: skip
+                              f"{corpus} have {self.min_context} to {self.context} tokens and text after them, in "
+                              f"{documents:,} documents; change data.min_context_tokens and data.context_tokens, or "
+                              "choose data.context=beginning")  # fmt: skip
 
     def _remedy(self, corpus: str) -> str:
         if self.kind == "title":
