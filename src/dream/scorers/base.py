@@ -113,9 +113,7 @@ class CausalScorer:
     def use(self, model: Any, store: Store) -> None:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
         self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
-        starts, asked = store.target == "continuation" or self.prompt.overhead() > 0, f"data.target={store.target}"
-        require(starts, "scorer.scoring.template", self.scoring.template, f"with {asked} something must precede the "
-                "context; write e.g. '\\n\\n' before {context}")  # fmt: skip
+        self.prompt.require_start(store.target)
         positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
         require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
@@ -151,7 +149,7 @@ class CausalScorer:
     def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
         """loglik_BK float32: log p(target | passage, context) in nats, summed over the tokens of the target.
 
-        What the target is depends on the store: the continuation, the context, or both, see `store.TARGETS`.
+        The store says what the target is (`store.TARGETS`); if it is or has the context, nothing else is read first.
 
         Args:
             store: the store of windows and passages.
