@@ -105,7 +105,8 @@ class CandidateMixture:
         self.sources = dict(sources)
         self.schedule = {name: (float(ends["start"]), float(ends["end"])) for name, ends in schedule.items()}
         self.scored_windows, self.hard_negatives = scored_windows, hard_negatives
-        self.near_copy, self.copies = near_copy, None
+        self.near_copy = near_copy
+        self.copies: NearCopies | None = None
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:

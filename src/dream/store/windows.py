@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,6 @@ class WindowCutter:
 
         The encoder's tokenizer may drop characters.
         """
-        lengths = {"context": self.context, "min_context": self.min_context, "target": self.target}
         if not self.target:
             return np.empty(0, WINDOW)
         if self.kind in RANGES:
@@ -42,7 +42,9 @@ class WindowCutter:
             windows = batch.window_table(SCORER, contexts, self.context, self.min_context, self.target, WINDOW)
         else:
             cut = cut_windows if self.kind == "span" else cut_beginning
-            windows = batch.table(SCORER, partial(cut, **lengths), WINDOW)
+            lengths = {"context": self.context, "min_context": self.min_context, "target": self.target}
+            cut_text: Any = partial(cut, **lengths)  # type: ignore[arg-type]
+            windows = batch.table(SCORER, cut_text, WINDOW)
         return windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
 
     def require_enough(self, windows: int, documents: int, corpus: str) -> None:
