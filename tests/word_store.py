@@ -12,9 +12,13 @@ from dream.store.store import Store
 
 
 def word_store(
-    folder: Path, texts: list[str], passage: int = 100, context: int = 1, target: int = 1, language: str | None = None
-) -> Store:
-    """A store of these documents. Lengths are in words; a window is `context` words and then `target` words."""
+    folder: Path, texts: list[str], passage: int = 100, context: int = 1, target: int = 1, kind: str = "span",
+    asked: str = "continuation", language: str | None = None,
+) -> Store:  # fmt: skip
+    """A store of these documents. Lengths are in words; a window is `context` words and then `target` words.
+
+    `kind` is the kind of the contexts, `asked` what the language model is asked.
+    """
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(" ".join(["?", *texts]).split()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -31,4 +35,6 @@ def word_store(
         context_tokens=context,
         min_context_tokens=context,
         target_tokens=target,
+        context=kind,
+        target=asked,
     )

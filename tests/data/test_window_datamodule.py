@@ -36,6 +36,8 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "context_tokens": 12,
         "min_context_tokens": 6,
         "target_tokens": 8,
+        "context": "span",
+        "target": "continuation",
     }
     return WindowDataModule(corpus, tokenizer, tokenizer, **(settings | changes))
 

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
 from dream.store.build import expected_hash, open_or_build
+from dream.store.contexts import CONTEXTS
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
-from dream.store.store import ENCODER, Store
+from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require
 from dream.utils.signals import ignore_in_worker
 
@@ -119,6 +120,8 @@ class WindowDataModule(L.LightningDataModule):
         context_tokens: maximum length of a context, in scorer tokens.
         min_context_tokens: minimum length of a context, in scorer tokens.
         target_tokens: scorer tokens of a target.
+        context: kind of the contexts, one of `CONTEXTS`.
+        target: what the language model is asked, one of `TARGETS`.
     """
 
     has_targets = True  # whether windows have targets that the language model predicts
@@ -140,6 +143,8 @@ class WindowDataModule(L.LightningDataModule):
         context_tokens: int,
         min_context_tokens: int,
         target_tokens: int,
+        context: str,
+        target: str,
     ) -> None:
         super().__init__()
         require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
@@ -156,6 +161,8 @@ class WindowDataModule(L.LightningDataModule):
         require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
         require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
                 f"between 1 and data.context_tokens={context_tokens}")  # fmt: skip
+        require(context in CONTEXTS, "data.context", context, f"choose one of {', '.join(CONTEXTS)}")
+        require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
         self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
         self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
@@ -164,22 +171,24 @@ class WindowDataModule(L.LightningDataModule):
             document_start_fraction,
             continuation_tokens,
         )
-        self.lengths: dict[str, Any] = {
+        self.target = target
+        self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,
             "context_tokens": context_tokens,
             "min_context_tokens": min_context_tokens,
             "target_tokens": target_tokens,
+            "context": context,
         }
         self.consumed = 0
         self._store: Store | None = None
 
     def prepare_data(self) -> None:
-        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.lengths)
+        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.cuts, target=self.target)
 
     @property
     def store_hash(self) -> str:
         """Hash of the store, without opening or building it."""
-        return expected_hash(self.corpus, *self.tokenizers, **self.lengths)
+        return expected_hash(self.corpus, *self.tokenizers, **self.cuts)
 
     @property
     def store(self) -> Store:

@@ -94,6 +94,7 @@ class ScratchScorer(CausalScorer):
         self.open(str(folder), store)
 
     def _pretrain(self, store: Store, folder: Path, training: Path) -> None:
+        store = Store(store.path, store.language)  # the weights do not depend on what is asked later (data.target)
         model = self._new_model(store)
         index = BM25Index.open_or_build(store)
         settings = self.training
