@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from dream.corpora.base import Corpus
     from dream.encoders.base import Encoder
     from dream.evaluation.results import Results
-    from dream.evaluation.settings import EvaluationSettings
+    from dream.evaluation.settings import EvaluationSettings, LanguageModels
+    from dream.scorers.base import CausalScorer
 
 log = get_logger(__name__)
 
@@ -37,6 +38,9 @@ KEYS = (
     "passage_tokens",
     "passages_per_document",
     "near_copy",
+    "max_queries",
+    "windows",
+    "lm.k",
     "statistics.resamples",
 )
 PIPED_WIDTH = 160  # characters of the tables if the output is not a terminal
@@ -60,14 +64,16 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     from dream.evaluation import outputs, systems
     from dream.evaluation.metrics import per_query_metrics
     from dream.evaluation.near_copies import CopiesAsOne
-    from dream.evaluation.results import Results, notes_of, rows_of
-    from dream.evaluation.system_names import short_names
+    from dream.evaluation.results import Results, notes_of, rows_of, way_to_teacher
+    from dream.evaluation.system_names import short_names, teachers_of
     from dream.runs.config_file import save_config
 
     settings = settings_of(cfg)
     corpus = _other_corpus(cfg)
     run = cfg.run if isinstance(cfg.run, str) else list(cfg.run)
     runs = systems.find_runs(run) if corpus is None or settings.names_a_run else []
+    if cfg.windows is not None:
+        return _evaluate_on_windows(cfg, settings, runs, corpus)
     seeds = systems.names_of_seeds(runs, settings.trust)
     benchmark, split = systems.open_benchmark(settings, runs, corpus)
     compared = systems.Systems(settings, runs, benchmark)
@@ -90,6 +96,8 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     metric, sampling = settings.metric, settings.sampling
     notes = [*notes_of(judgements, counts, sampling, metric), *compared.remarks]
     results = Results.of(rows_of(values, seeds), metric, names[settings.baseline], sampling, notes)
+    students = [row for row in results.rows if row.split(" seed=")[0] == names.get("run")]
+    results.notes += way_to_teacher(results, students, [names[lm] for lm in teachers_of(settings.systems)], "bm25")
     about = {"corpus": name, "split": split, "queries": len(labelled), "documents": documents,
              "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": compared.seconds}  # fmt: skip
     outputs.write_per_query(folder / "per_query.jsonl", results, judgements.query_ids)
@@ -102,6 +110,23 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
         outputs.write_results(folder / "near_copies", once, title, about)
         _show(once, title, folder / "near_copies")
     return results.mean(names[settings.systems[-1]], metric)
+
+
+def _evaluate_on_windows(
+    cfg: DictConfig, settings: "EvaluationSettings", runs: "list[Path]", corpus: "Corpus | None"
+) -> float:
+    """The same without labels: whether a language model finds the documents that sentences are taken from."""
+    from dream.evaluation import held_out_windows, outputs
+    from dream.runs.config_file import save_config
+
+    folder = Path(cfg.paths.run)
+    results, windows, about = held_out_windows.compare(settings, runs, corpus, cfg.windows)
+    title = f"{about['windows']:,} sentences of corpus {about['corpus']}, {about['candidates']} passages each"
+    outputs.write_per_query(folder / "per_query.jsonl", results, windows.judgements.query_ids)
+    outputs.write_results(folder, results, title, about)
+    save_config(cfg, folder / "evaluation.yaml")
+    _show(results, title, folder)
+    return results.mean(list(results.rows)[-1], settings.metric)
 
 
 def settings_of(cfg: DictConfig) -> "EvaluationSettings":
@@ -126,12 +151,14 @@ def settings_of(cfg: DictConfig) -> "EvaluationSettings":
         run_dtype=cfg.run_dtype,
         passage_tokens=cfg.passage_tokens,
         passages_per_document=cfg.passages_per_document,
+        max_queries=cfg.max_queries,
         bm25_unit=cfg.bm25.unit,
         fusion=WeightedFusion(**cfg.hybrid_weighted),
         sampling=Sampling(**cfg.statistics),
         index=instantiate(cfg.index),
         embedding=Embedding(**cfg.embedding),
         published=_published(cfg),
+        lm=_language_models(cfg),
         trust=tuple(cfg.trust),
     )
 
@@ -147,6 +174,22 @@ def _published(cfg: DictConfig) -> "dict[str, Callable[[str], Encoder]]":
         "st": lambda name: SentenceTransformerEncoder(name, **cfg.st),
         "hf": lambda name: instantiate(OmegaConf.merge(cfg.hf, {"name": name})),
     }
+
+
+def _language_models(cfg: DictConfig) -> "LanguageModels":
+    """The settings of systems `lm…`. All keys of section `lm` except k are those of a scorer."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from dream.evaluation.settings import LanguageModels
+
+    scorer = OmegaConf.masked_copy(cfg.lm, [key for key in cfg.lm if key != "k"])
+
+    def open_scorer(name: str | None) -> "CausalScorer":
+        chosen = OmegaConf.merge(scorer, {"name": name}) if name else scorer
+        return instantiate(chosen, corpus=None)
+
+    return LanguageModels(cfg.lm.k, open_scorer, not OmegaConf.is_missing(scorer, "name"), dict(scorer.scoring))
 
 
 def _other_corpus(cfg: DictConfig) -> "Corpus | None":

@@ -32,12 +32,18 @@ class Benchmark:
         data: folder of stores and embeddings. Missing ones are built.
         passage_tokens: tokens of a passage, for all dense systems; None: each system's own length.
         passages_per_document: passages kept of each document, from its beginning; None: all.
+        max_queries: maximum number of queries of a split, drawn at random; None: all.
     """
 
     def __init__(
-        self, corpus: Corpus, data: Path, passage_tokens: int | None, passages_per_document: int | None
+        self,
+        corpus: Corpus,
+        data: Path,
+        passage_tokens: int | None,
+        passages_per_document: int | None,
+        max_queries: int | None = None,
     ) -> None:
-        self.corpus, self.data = corpus, data
+        self.corpus, self.data, self.max_queries = corpus, data, max_queries
         self.language: str | None = getattr(corpus, "language", None)  # an own corpus need not have one
         self.passage_tokens, self.passages_per_document = passage_tokens, passages_per_document
         self._labelled: dict[tuple[str, str], LabelledQueries] = {}
@@ -53,7 +59,7 @@ class Benchmark:
         if own is not None and self.takes(own):
             return own
         length = min(self.passage_tokens or passage_tokens, encoder.max_tokens)
-        return self._cut(encoder.tokenizer, length)
+        return self.cut(encoder.tokenizer, length)
 
     def takes(self, own: Store) -> bool:
         """Whether a run's store can be searched: it has the same documents, and no other cut is requested."""
@@ -65,9 +71,10 @@ class Benchmark:
         """The documents cut by words, for systems without a tokenizer."""
         words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
         words.pre_tokenizer = Whitespace()
-        return self._cut(PreTrainedTokenizerFast(tokenizer_object=words), WORDS_OF_A_PASSAGE)
+        return self.cut(PreTrainedTokenizerFast(tokenizer_object=words), WORDS_OF_A_PASSAGE)
 
-    def _cut(self, tokenizer: Any, passage_tokens: int) -> Store:
+    def cut(self, tokenizer: Any, passage_tokens: int) -> Store:
+        """The documents cut into passages of at most `passage_tokens` tokens of this tokenizer."""
         return open_or_build_passages(
             self.data / "stores",
             self.corpus,
@@ -80,7 +87,7 @@ class Benchmark:
         """The labelled queries of a split, for rankings of this store's documents."""
         key = (store.hash, split)
         if key not in self._labelled:
-            self._labelled[key] = LabelledQueries(self.corpus, store, split)
+            self._labelled[key] = LabelledQueries(self.corpus, store, split, self.max_queries)
         return self._labelled[key]
 
     def embedded(

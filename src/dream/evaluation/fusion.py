@@ -1,4 +1,4 @@
-"""Fusion of BM25 with a dense retriever by a weighted sum of scores. The weight is tuned on labels.
+"""Fusion of two rankings by a weighted sum of scores, and rankings whose first documents are ranked again.
 
 Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion, which needs no labels, is in `metrics`.
 """
@@ -44,6 +44,37 @@ def weighted_sum(
         best = np.argsort(-scores, kind="stable")[:depth]
         fused.rows_QR[q, : len(best)], fused.score_QR[q, : len(best)] = documents[best], scores[best]
     return fused
+
+
+def ordered(rows_QR: np.ndarray, score_QR: np.ndarray) -> Ranking:
+    """The documents in the order of their scores, highest first. Equal scores and padding keep their places."""
+    order_QR = np.argsort(-score_QR, axis=1, kind="stable")
+    return Ranking(np.take_along_axis(rows_QR, order_QR, 1), np.take_along_axis(score_QR, order_QR, 1))
+
+
+def replace_top(first: Ranking, top: Ranking) -> Ranking:
+    """`top` instead of the first documents of a ranking. The others follow in their old order, with lower scores."""
+    k = top.rows_QR.shape[1]
+    rows_QR, score_QR = first.rows_QR.copy(), first.score_QR.copy()
+    rows_QR[:, :k], score_QR[:, :k] = top.rows_QR, top.score_QR
+    lowest_Q1 = np.where(top.rows_QR >= 0, top.score_QR, np.inf).min(1, keepdims=True)
+    below_QR = lowest_Q1 - 1 - np.arange(rows_QR.shape[1] - k)
+    score_QR[:, k:] = np.where(rows_QR[:, k:] >= 0, below_QR, -np.inf)
+    return Ranking(rows_QR, score_QR)
+
+
+def mix_top(first: Ranking, top: Ranking, weight: float, normalisation: Normalisation) -> Ranking:
+    """`first` with its first documents ordered by weight · score in `top` + (1 - weight) · score in `first`.
+
+    Args:
+        first: the ranking that was ranked again.
+        top: its first k documents with the scores of the language model.
+        weight: weight of the language model, from 0 to 1.
+        normalisation: see `weighted_sum`. Both scores are normalised over the k documents.
+    """
+    k = top.rows_QR.shape[1]
+    head = Ranking(first.rows_QR[:, :k], first.score_QR[:, :k])
+    return replace_top(first, weighted_sum(head, top, weight, normalisation, depth=k))
 
 
 def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:

@@ -30,17 +30,19 @@ class LabelledQueries:
         corpus: a corpus with labels.
         store: store of the documents of this corpus.
         split: name of the labelled split.
+        most: maximum number of queries, drawn at random, always the same ones; None: all.
 
     Raises:
         DataError: no query has a relevant document, or none of the relevant documents is in the store.
     """
 
-    def __init__(self, corpus: Corpus, store: Store, split: str) -> None:
+    def __init__(self, corpus: Corpus, store: Store, split: str, most: int | None = None) -> None:
         self.name, self.store = split, store
         self.judgements = Judgements.of(corpus.labels(split), store)
         if not len(self.judgements):
             raise DataError(f"split {split} of corpus {corpus.name}: no query has a relevant document")
         self._check_documents(corpus.name)
+        self.judgements = self.judgements.sample(most or len(self))
 
     def _check_documents(self, corpus: str) -> None:
         missing = [document for absent in self.judgements.missing for document in absent]

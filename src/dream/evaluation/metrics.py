@@ -11,11 +11,13 @@ import torch
 from torchmetrics import MeanMetric
 
 from dream.corpora.base import Labels
+from dream.store.permutation import permute
 from dream.store.store import Store
 
 DEPTH = 100  # documents ranked for each query; recall@100 needs them
 RRF_K = 5  # constant of reciprocal rank fusion, chosen on pydocs dev; the paper's 60 weights first ranks too little
 NDCG_RANKS = 10
+SAMPLE_SEED = 20_260_705  # fixed, so every evaluation with the same max_queries has the same queries
 TITLES = {"ndcg_at_10": "nDCG@10", "recall_at_10": "recall@10", "recall_at_100": "recall@100", "mrr_at_10": "MRR@10",
           "map_at_100": "MAP@100", "success_at_1": "success@1", "success_at_5": "success@5"}  # fmt: skip
 METRICS = tuple(TITLES)
@@ -80,6 +82,12 @@ class Judgements:
             missing.append(absent)
         queries = [labels.queries[query] for query in query_ids]
         return cls(query_ids, queries, grades, missing, len(labels.qrels) - len(query_ids))
+
+    def sample(self, count: int) -> "Judgements":
+        """At most `count` queries, drawn at random, in their order. The draw only depends on the number of queries."""
+        chosen = np.sort(permute(SAMPLE_SEED, np.arange(min(count, len(self))), len(self)))
+        parts = ([part[q] for q in chosen] for part in (self.query_ids, self.queries, self.grades, self.missing))
+        return Judgements(*parts, self.left_out)  # type: ignore[arg-type]
 
 
 def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.ndarray]:

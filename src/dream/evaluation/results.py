@@ -151,6 +151,36 @@ def rows_of(values: Mapping[str, Sequence[dict[str, np.ndarray]]], runs: Sequenc
     return rows
 
 
+def way_to_teacher(results: Results, students: Sequence[str], teachers: Sequence[str], start: str) -> list[str]:
+    """How far each student has come from `start` to the best teacher: (student - start) / (teacher - start).
+
+    Args:
+        results: results of all systems, for their `metric`.
+        students: rows of trained retrievers.
+        teachers: rows of language models that rank the documents of `start` again.
+        start: the row of BM25.
+
+    Returns:
+        One sentence for each student, or one if no teacher is better than `start`; none if one of the three is missing.
+    """
+    if not students or not teachers or start not in results.rows:
+        return []
+    value = lambda row: results.mean(row, results.metric)  # noqa: E731
+    teacher = max(teachers, key=value)
+    low, high = value(start), value(teacher)
+    metric = TITLES[results.metric]
+    if high <= low:
+        return [f"{teacher} ({high:.4f}) is no better than {start} ({low:.4f}) in {metric}: this language model is not "
+                "a good teacher for these queries."]  # fmt: skip
+    notes = []
+    for student in students:
+        share = (value(student) - low) / (high - low)
+        remark = f": it is worse than {start}" if share < 0 else ": it is better than its teacher" if share > 1 else ""
+        notes.append(f"{student} ({value(student):.4f}) has reached {share:.0%} of the way from {start} ({low:.4f}) to "
+                     f"its teacher {teacher} ({high:.4f}) in {metric}{remark}.")  # fmt: skip
+    return notes
+
+
 def notes_of(judgements: Judgements, counts: Mapping[str, int], sampling: Sampling, metric: str) -> list[str]:
     """Notes for readers of the tables: how missing labels and documents are counted, and what the figures mean."""
     missing, touched = sum(map(len, judgements.missing)), sum(map(bool, judgements.missing))

@@ -11,9 +11,10 @@ from dream.encoders.sentence_transformer import import_sentence_transformers
 from dream.evaluation.fusion import NORMALISATIONS, Normalisation
 from dream.evaluation.metrics import METRICS
 from dream.evaluation.statistics import Sampling
-from dream.evaluation.system_names import ALLOWED, OF_A_RUN, dense_part, is_tuned
+from dream.evaluation.system_names import ALLOWED, OF_A_RUN, dense_part, is_tuned, reranked
 from dream.indexes.base import Index
 from dream.indexes.bm25 import Unit
+from dream.scorers.base import CausalScorer
 from dream.utils.errors import ConfigError, require
 
 
@@ -53,6 +54,26 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class LanguageModels:
+    """How systems `lm…` rank: section `lm` of conf/evaluate.yaml.
+
+    Args:
+        k: documents of the first ranking that are ranked again.
+        open: opens a language model by its name, without its weights; None: the model of the section.
+        named: whether the section names a model. Otherwise, `lm` is the run's scorer.
+        scoring: fields of `Scoring`, which replace those of the run's scorer.
+    """
+
+    k: int
+    open: Callable[[str | None], CausalScorer]
+    named: bool
+    scoring: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        require(self.k >= 2, "lm.k", self.k, "at least 2 documents")
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """The systems to compare, and how to compare them. The keys of conf/evaluate.yaml have the same names.
 
@@ -67,12 +88,14 @@ class EvaluationSettings:
         run_dtype: name of the torch type of the runs' weights.
         passage_tokens: tokens of a passage; None: the length that the system was trained or published with.
         passages_per_document: search only this number of passages of a document, the first ones; None: all.
+        max_queries: maximum number of queries of a split; None: all.
         bm25_unit: what BM25 ranks, documents or passages.
-        fusion: settings of `hybrid_weighted`.
+        fusion: settings of `hybrid_weighted` and `lm_weighted`.
         sampling: settings of intervals and tests.
         index: an empty index; each system builds its own copy.
         embedding: how corpora are embedded.
         published: opens a published model by its name, for each kind of `system_names.PUBLISHED`.
+        lm: how systems `lm…` rank.
         trust: packages, besides dream, whose classes a run's config may name.
 
     Raises:
@@ -89,12 +112,14 @@ class EvaluationSettings:
     run_dtype: str
     passage_tokens: int | None
     passages_per_document: int | None
+    max_queries: int | None
     bm25_unit: Unit
     fusion: WeightedFusion
     sampling: Sampling
     index: Index
     embedding: Embedding
     published: Mapping[str, Callable[[str], Encoder]]
+    lm: LanguageModels
     trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -111,7 +136,7 @@ class EvaluationSettings:
         dtype = getattr(torch, self.run_dtype, None)
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         require(is_float, "run_dtype", self.run_dtype, "not a torch type of floats; choose e.g. float32 or bfloat16")
-        for key in ("passage_tokens", "passages_per_document"):
+        for key in ("passage_tokens", "passages_per_document", "max_queries"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "at least 1, or null")
         _refuse_unusable_device(self.device)
@@ -135,7 +160,8 @@ class EvaluationSettings:
     @property
     def names_a_run(self) -> bool:
         """Whether a system belongs to a run."""
-        return any(dense_part(name) in OF_A_RUN for name in self.systems)
+        scorers = [lm for lm in map(reranked, self.systems) if lm and lm.model is None and not self.lm.named]
+        return bool(scorers) or any(dense_part(name) in OF_A_RUN for name in self.systems)
 
 
 def _refuse_unusable_device(name: str) -> None:

@@ -1,7 +1,7 @@
 """Opens the systems of an evaluation, and ranks the labelled queries with each of them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.evaluation.benchmark import Benchmark
-from dream.evaluation.fusion import tune_weight, weighted_sum
+from dream.evaluation.fusion import Normalisation, mix_top, replace_top, tune_weight, weighted_sum
 from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.reranking import LanguageModelRanker, open_ranker
 from dream.evaluation.settings import EvaluationSettings
-from dream.evaluation.system_names import FUSIONS, OF_A_RUN, dense_part
+from dream.evaluation.system_names import FUSIONS, OF_A_RUN, Reranked, dense_part, reranked, untuned
 from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle, IndexSnapshot
 from dream.runs.layout import CONFIG, ENCODER
@@ -24,6 +25,9 @@ from dream.utils.errors import DreamError, require
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
+
+Pairs = Callable[[str], list[tuple[Ranking, Ranking]]]  # split → for each run, the two rankings to fuse
+Fuse = Callable[[Ranking, Ranking, float, Normalisation], Ranking]  # with the weight of the second ranking
 
 
 def find_runs(run: str | Sequence[str]) -> list[Path]:
@@ -81,10 +85,11 @@ def open_benchmark(
             f"{'the splits ' + ', '.join(splits) if splits else 'no labels'}")  # fmt: skip
     for system in settings.tuned[:1]:
         require(dev in splits, "systems", system, f"its weight is tuned on the split dev_split={dev}, but corpus "
-                f"{corpus.name} only has {', '.join(splits)}; use hybrid instead")  # fmt: skip
+                f"{corpus.name} only has {', '.join(splits)}; use {untuned(system)} instead")  # fmt: skip
         require(dev != split, "systems", system, f"its weight is tuned on split {dev}, so that it cannot be reported "
                 "on it; choose another split=")  # fmt: skip
-    return Benchmark(corpus, settings.data, settings.passage_tokens, settings.passages_per_document), split
+    limits = settings.passage_tokens, settings.passages_per_document, settings.max_queries
+    return Benchmark(corpus, settings.data, *limits), split
 
 
 @dataclass
@@ -105,7 +110,7 @@ class Member:
 class Systems:
     """Ranks the labelled queries by each system. A system of a run has one ranking for each run, others have one.
 
-    Encoders are opened one after another, and only their rankings are kept in memory.
+    Encoders are opened one after another, and only their rankings are kept in memory, and the last language model.
 
     Args:
         settings: settings of the evaluation.
@@ -124,6 +129,7 @@ class Systems:
         self.seconds: dict[str, float] = {}
         self.remarks: list[str] = []
         self._kept: dict[tuple[str, str], list[Ranking]] = {}
+        self._ranker: tuple[str | None, LanguageModelRanker] | None = None  # the last one, with its model
 
     @property
     def reference(self) -> Store:
@@ -135,17 +141,24 @@ class Systems:
     def rankings(self, system: str, split: str) -> list[Ranking]:
         """The system's rankings of the split's queries, one for each run."""
         began = time.perf_counter()
-        kind, dense = system.partition(":")[0], dense_part(system)
-        if dense is None:
-            ranked = [self._bm25(split)]
-        elif kind not in FUSIONS:
-            ranked = self._dense(system, split)
-        elif kind == "hybrid":
-            ranked = [reciprocal_rank_fusion([self._bm25(split), one]) for one in self._dense(dense, split)]
-        else:
-            ranked = self._weighted(system, dense, split)
+        ranked = self._ranked(system, split)
         self.seconds[system] = self.seconds.get(system, 0.0) + time.perf_counter() - began
         return ranked
+
+    def _ranked(self, system: str, split: str) -> list[Ranking]:
+        kind, dense = system.partition(":")[0], dense_part(system)
+        if lm := reranked(system):
+            if lm.weighted:
+                return self._weighted(system, lambda name: self._by_lm(lm, name), mix_top, split)
+            return [replace_top(first, top) for first, top in self._by_lm(lm, split)]
+        if dense is None:
+            return [self._bm25(split)]
+        if kind not in FUSIONS:
+            return self._dense(system, split)
+        pairs = lambda name: [(self._bm25(name), one) for one in self._dense(dense, name)]  # noqa: E731
+        if kind == "hybrid":
+            return [reciprocal_rank_fusion(pair) for pair in pairs(split)]
+        return self._weighted(system, pairs, weighted_sum, split)
 
     def _bm25(self, split: str) -> Ranking:
         key = ("bm25", split)
@@ -168,19 +181,32 @@ class Systems:
                     self._kept[system, name].append(labelled.by_encoder(member.encoder, handle))
         return self._kept[system, split]
 
-    def _weighted(self, system: str, dense: str, split: str) -> list[Ranking]:
+    def _by_lm(self, lm: Reranked, split: str) -> list[tuple[Ranking, Ranking]]:
+        """For each ranking of the first system: the ranking, and its first documents ordered by the language model."""
+        if self._ranker is None or self._ranker[0] != lm.model:
+            self._ranker = None  # frees the memory of the last one
+            self._ranker = (lm.model, open_ranker(lm.model, self.settings, self.runs, self.benchmark))
+        queries, k = self.benchmark.labelled(self.reference, split).queries, self.settings.lm.k
+        return [(first, self._ranker[1].rank(queries, first, k)) for first in self._ranked(lm.first, split)]
+
+    def _weighted(self, system: str, pairs: Pairs, fuse: Fuse, split: str) -> list[Ranking]:
+        """Fuse pairs of rankings of a split, each with the weight that is best for the same pair of the dev split."""
         fusion, dev, metric = self.settings.fusion, self.settings.dev_split, self.settings.metric
         judgements = self.benchmark.labelled(self.reference, dev).judgements
         fused = []
-        for on_split, on_dev in zip(self._dense(dense, split), self._dense(dense, dev), strict=True):
-            fuse = lambda weight, ranking=on_dev: weighted_sum(  # noqa: E731
-                self._bm25(dev), ranking, weight, fusion.normalisation
-            )
-            weight, mean = tune_weight(fuse, judgements, metric, fusion.step)
-            self.remarks.append(f"{system}: weight {weight:.2f} on the dense scores, tuned on {len(judgements):,} "
-                                f"queries of split {dev} ({metric} {mean:.4f} there)")  # fmt: skip
-            fused.append(weighted_sum(self._bm25(split), on_split, weight, fusion.normalisation))
+        for on_split, on_dev in zip(pairs(split), pairs(dev), strict=True):
+            of_weight = lambda weight, pair=on_dev: fuse(*pair, weight, fusion.normalisation)  # noqa: E731
+            weight, mean = tune_weight(of_weight, judgements, metric, fusion.step)
+            whose = "the language model's scores" if reranked(system) else "the dense scores"
+            self._remark(f"{system}: weight {weight:.2f} on {whose}, tuned on {len(judgements):,} queries of split "
+                         f"{dev} ({metric} {mean:.4f} there)")  # fmt: skip
+            fused.append(fuse(*on_split, weight, fusion.normalisation))
         return fused
+
+    def _remark(self, text: str) -> None:
+        """Add a remark once: another system may rank this one again."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def _members(self, system: str) -> Iterator[Member]:
         kind, _, name = system.partition(":")
