@@ -86,8 +86,9 @@ class Judgements:
     def sample(self, count: int) -> "Judgements":
         """At most `count` queries, drawn at random, in their order. The draw only depends on the number of queries."""
         chosen = np.sort(permute(SAMPLE_SEED, np.arange(min(count, len(self))), len(self)))
-        parts = ([part[q] for q in chosen] for part in (self.query_ids, self.queries, self.grades, self.missing))
-        return Judgements(*parts, self.left_out)  # type: ignore[arg-type]
+        take = lambda part: [part[q] for q in chosen]  # noqa: E731
+        return Judgements(take(self.query_ids), take(self.queries), take(self.grades), take(self.missing),
+                          self.left_out)  # fmt: skip
 
 
 def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.ndarray]:

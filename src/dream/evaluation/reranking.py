@@ -90,9 +90,10 @@ class LanguageModelRanker:
     def _loglik(self, targets: list[np.ndarray], query_P: np.ndarray, passage_P: np.ndarray) -> np.ndarray:
         cache, key_P = self._open_cache(), np.array([_key(target) for target in targets], dtype=np.int64)[query_P]
         loglik_P = np.full(len(key_P), np.nan, dtype=np.float32)
-        for start in range(0, len(key_P) if cache else 0, PAIRS_PER_LOOKUP):
-            pairs = slice(start, start + PAIRS_PER_LOOKUP)
-            loglik_P[pairs] = cache.find(key_P[pairs], passage_P[pairs])
+        if cache:
+            for start in range(0, len(key_P), PAIRS_PER_LOOKUP):
+                known = slice(start, start + PAIRS_PER_LOOKUP)
+                loglik_P[known] = cache.find(key_P[known], passage_P[known])
         new = np.flatnonzero(np.isnan(loglik_P))
         new = new[np.argsort(passage_P[new], kind="stable")]  # pairs with the same passage are scored together
         self.scorer.longest_target = max(map(len, targets), default=0)

@@ -195,12 +195,12 @@ class Systems:
         judgements = self.benchmark.labelled(self.reference, dev).judgements
         fused = []
         for on_split, on_dev in zip(pairs(split), pairs(dev), strict=True):
-            of_weight = lambda weight, pair=on_dev: fuse(*pair, weight, fusion.normalisation)  # noqa: E731
+            of_weight = lambda weight, pair=on_dev: fuse(pair[0], pair[1], weight, fusion.normalisation)  # noqa: E731
             weight, mean = tune_weight(of_weight, judgements, metric, fusion.step)
             whose = "the language model's scores" if reranked(system) else "the dense scores"
             self._remark(f"{system}: weight {weight:.2f} on {whose}, tuned on {len(judgements):,} queries of split "
                          f"{dev} ({metric} {mean:.4f} there)")  # fmt: skip
-            fused.append(fuse(*on_split, weight, fusion.normalisation))
+            fused.append(fuse(on_split[0], on_split[1], weight, fusion.normalisation))
         return fused
 
     def _remark(self, text: str) -> None:
