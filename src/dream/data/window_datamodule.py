@@ -19,6 +19,8 @@ from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require
 from dream.utils.signals import ignore_in_worker
 
+POOL_SEED = 20_261_126  # the pool is the same for all seeds, so that runs share its log-likelihoods
+
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
 
@@ -38,6 +40,8 @@ class WindowStream(IterableDataset):
         document_start_fraction: share of the windows that start a document. They have their own random order. The
             other windows are drawn from all windows.
         limit: repeat the first n windows; None: all windows.
+        pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
+        scored: number of scored windows of a batch, the first ones.
         start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
         world: number of processes.
@@ -52,6 +56,8 @@ class WindowStream(IterableDataset):
         continuation_tokens: int,
         document_start_fraction: float,
         limit: int | None,
+        pool: int | None,
+        scored: int,
         start: int,
         rank: int,
         world: int,
@@ -59,6 +65,7 @@ class WindowStream(IterableDataset):
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
         self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
         self.limit, self.start, self.rank, self.world = limit, start, rank, world
+        self.pool, self.scored = pool, scored
 
     def __iter__(self) -> Iterator[WindowBatch]:
         worker = get_worker_info()
@@ -86,18 +93,23 @@ class WindowStream(IterableDataset):
 
     def examples_at(self, positions: np.ndarray) -> Examples:
         """The examples at these positions of the stream."""
-        windows = self.windows_at(positions)
+        windows = self.windows_at(positions, self.seed)
+        if self.pool:
+            batches, slots = np.divmod(positions, self.batch_size)
+            is_scored = slots < self.scored
+            turns = (batches * self.scored + slots)[is_scored]
+            windows[is_scored] = self.windows_at(permute(self.seed, turns, self.pool), POOL_SEED)
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
         return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
 
-    def windows_at(self, positions: np.ndarray) -> np.ndarray:
-        """Window ids at these positions of the stream, which interleaves two infinite permutations."""
+    def windows_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        """Window ids at these positions of an order that interleaves two infinite permutations."""
         starts_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
         is_start = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > starts_before
         starts, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
-        windows[is_start] = starts[permute(self.seed, starts_before[is_start], len(starts))]
-        windows[~is_start] = permute(self.seed, (positions - starts_before)[~is_start], len(self.store.windows))
+        windows[is_start] = starts[permute(seed, starts_before[is_start], len(starts))]
+        windows[~is_start] = permute(seed, (positions - starts_before)[~is_start], len(self.store.windows))
         return windows
 
 
@@ -109,10 +121,12 @@ class WindowDataModule(L.LightningDataModule):
         encoder_tokenizer: tokenizer for passages, contexts and continuations.
         scorer_tokenizer: tokenizer for passages, contexts and targets.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
+        scored_windows: number of scored windows of a step, the first ones; None: all.
         stores_dir: folder of the cached stores.
         batch_size: windows of a step.
         workers: number of loader processes.
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
+        scored_pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
         document_start_fraction: share of the windows that start a document.
         continuation_tokens: encoder tokens of a continuation.
         seed: seed of the order.
@@ -132,10 +146,12 @@ class WindowDataModule(L.LightningDataModule):
         encoder_tokenizer,
         scorer_tokenizer,
         max_query_tokens: int,
+        scored_windows: int | None,
         stores_dir: str,
         batch_size: int,
         workers: int,
         limit_windows: int | None,
+        scored_pool: int | None,
         document_start_fraction: float,
         continuation_tokens: int,
         seed: int,
@@ -150,6 +166,9 @@ class WindowDataModule(L.LightningDataModule):
         require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
         require(workers >= 0, "data.workers", workers, "0 or more loader processes")
         require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
+        require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
+        require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
+                "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
         require(
             0 <= document_start_fraction <= 1,
             "data.document_start_fraction",
@@ -172,6 +191,7 @@ class WindowDataModule(L.LightningDataModule):
             continuation_tokens,
         )
         self.target = target
+        self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
         self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,
             "context_tokens": context_tokens,
@@ -213,6 +233,8 @@ class WindowDataModule(L.LightningDataModule):
             self.continuation_tokens,
             self.document_start_fraction,
             self.limit_windows,
+            self.scored_pool,
+            self.scored,
             self.consumed,
             rank,
             world,
