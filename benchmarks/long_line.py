@@ -61,12 +61,12 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 
     write_corpus(folder / "ordinary.jsonl", 0, options.seed)
     ordinary = JsonlCorpus(
-        "ordinary", str(folder / "ordinary.jsonl"), "_id", "title", ["text"], True, None, None, "error", 32
+        "ordinary", str(folder / "ordinary.jsonl"), "_id", "title", ["text"], True, None, None, "error", 32, None
     )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", ordinary, 2048))
     path = folder / "long.jsonl"
     write_corpus(path, options.megabytes, options.seed)
-    corpus = JsonlCorpus("long", str(path), "_id", "title", ["text"], True, None, None, "skip", options.limit)
+    corpus = JsonlCorpus("long", str(path), "_id", "title", ["text"], True, None, None, "skip", options.limit, None)
     start = time.perf_counter()
     if options.part == "read":
         lengths = [len(document.text) for document in corpus.documents()]

@@ -70,7 +70,7 @@ def cases(folder: Path, data: Path) -> Iterator[tuple[str, str, Ranking, Labelle
     """Yield (variant, split, ranking, labels, qrels of the files)."""
     corpora = {"unchanged": folder, "documents missing": without_some(folder, data / "lacking" / folder.name)}
     for variant, path in corpora.items():
-        corpus = BeirCorpus("missing" if path != folder else "whole", str(path), False, "error", 32)
+        corpus = BeirCorpus("missing" if path != folder else "whole", str(path), False, "error", 32, "english")
         benchmark = Benchmark(corpus, data / folder.name, None, None)
         store = benchmark.store_of_words()
         index = BM25Index.open_or_build(store, "document")

@@ -33,10 +33,10 @@ class PlantedPassages:
     """
 
     def __init__(self, store, random_passages_W: dict[int, int]) -> None:
-        self.window_tokens = store.window_tokens
+        self.scored_tokens = store.scored_tokens
         self.store, self.random_passages_W = store, random_passages_W
 
-    def passage_tokens(self, window: int, side: int) -> np.ndarray:
+    def read_tokens(self, window: int, side: int) -> np.ndarray:
         from dream.scorers.pretraining.curriculum import plant
 
         passage = self.store.passage_tokens(self.random_passages_W[window], side)

@@ -116,7 +116,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
     file = folder / "corpus.jsonl"
     with phase("write", megabytes, imports):
         write_corpus(file, megabytes, seed)
-    corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None, "error", 32)
+    corpus = JsonlCorpus("synthetic", str(file), "_id", "title", ["title", "text"], True, None, None, "error", 32, None)
     with phase("tokenizer", 30, imports):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             open_or_train_tokenizer(folder / "tokenizers", corpus, 8192)
@@ -130,6 +130,8 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         batch_size=64,
         workers=0,
         limit_windows=None,
+        scored_pool=None,
+        scored_windows=0,
         document_start_fraction=0.5,
         continuation_tokens=128,
         seed=seed,

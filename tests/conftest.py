@@ -66,6 +66,7 @@ def corpus(corpus_folder) -> JsonlCorpus:
         qrels={"dev": str(corpus_folder / "dev.tsv")},
         on_bad_document="error",
         max_document_mb=32,
+        language="english",
     )
 
 

@@ -1,11 +1,16 @@
 """Every YAML composes and instantiates. Run: pytest tests/test_configs.py"""
 
+import shutil
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tests.scorers.test_gguf import write_gguf
 
 from dream.build import build_module, build_text, build_trainer
+from dream.scorers.smollm2 import FOLDER as SMOLLM2
+from dream.utils.cached_folders import new_directory
 from dream.utils.runtime import CONFIG_DIR, PACKAGE
 
 OPTIONS = sorted(
@@ -15,13 +20,15 @@ OPTIONS = sorted(
 )
 CALLBACKS = sorted(path.stem for path in (CONFIG_DIR / "callbacks").glob("*.yaml") if path.stem != "default")
 ABLATION = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablation").glob("[!_]*.yaml"))
-MOST_VALUES = 110  # lines with a value that `dream-train --cfg job` prints
+MOST_VALUES = 112  # lines with a value that `dream-train --cfg job` prints
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
 @pytest.fixture
 def composed(corpus_folder, llama_folder, tmp_path):
     """Composes the training config with one option of one group; what must be given is given."""
+    with new_directory(tmp_path / "data" / SMOLLM2) as unfinished:
+        shutil.copytree(llama_folder, unfinished, dirs_exist_ok=True)
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
     for name in ("corpus.jsonl", "queries.jsonl"):
@@ -40,6 +47,7 @@ def composed(corpus_folder, llama_folder, tmp_path):
         "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
         "corpus=beir": [f"corpus.path={beir}"],
         "scorer=hf": [f"scorer.name={llama_folder}"],
+        "scorer=gguf": [f"scorer.path={write_gguf(llama_folder, tmp_path / 'tiny.gguf')}"],
         "encoder=hf": [f"encoder.name={llama_folder}", "encoder.pooling=last"],
         "experiment=own_corpus": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
         "experiment=adapt": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"encoder.name={llama_folder}"],
@@ -59,7 +67,7 @@ def composed(corpus_folder, llama_folder, tmp_path):
         chosen = [option]
         if group not in ("experiment", "debug"):
             chosen += [default for name, default in base.items() if name != group]
-        elif option in ("experiment=quickstart", "debug=smoke", "debug=overfit"):
+        elif option in ("experiment=quickstart", "experiment=scratch", "debug=smoke", "debug=overfit"):
             chosen += needed["corpus=pydocs"]
         overrides = chosen + [extra for name in chosen for extra in needed.get(name, [])]
         paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path / 'run'}"]

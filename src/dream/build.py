@@ -90,6 +90,7 @@ def build_text(cfg: DictConfig) -> TextComponents:
         encoder_tokenizer=encoder.tokenizer,
         scorer_tokenizer=scorer.tokenizer,
         max_query_tokens=encoder.max_tokens,
+        scored_windows=candidates.scored_windows if candidates else None,
     )
     return TextComponents(corpus, scorer, encoder, data, objective, candidates)
 

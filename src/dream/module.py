@@ -1,5 +1,6 @@
 """The LightningModule: encode, propose candidates, score them, compute the loss, log."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,11 @@ from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective
 from dream.runs.agreement import identity, refuse_other
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import CandidateScores
-from dream.store.store import SCORER, Store
+from dream.store.store import Store
 from dream.utils.optimizer_settings import OptimizerSettings
 from dream.utils.timing import Timer
+
+UNIFORM = 0.99  # a posterior whose entropy is above this fraction of ln K prefers no candidate
 
 
 class RetrieverModule(L.LightningModule):
@@ -67,7 +70,7 @@ class RetrieverModule(L.LightningModule):
         with self.timer("encode"):
             query_BD = self.encoder(batch.context, "query")
         inputs = LossInputs(
-            same_document_BB=batch.document_ids_B[:, None] == batch.document_ids_B,
+            same_document_BB=self._same_document(batch),
             candidates=self._score_candidates(batch, query_BD),
             continuation_sim_BB=self._score_continuations(batch, query_BD),
         )
@@ -77,6 +80,21 @@ class RetrieverModule(L.LightningModule):
         if inputs.candidates is not None and len(inputs.candidates.columns_SK):
             self.outputs |= self._log_candidates(batch, inputs.candidates, output)
         return self.outputs
+
+    def _same_document(self, batch: WindowBatch) -> Tensor:
+        """same_document_BB: also true for documents with near copies, if the candidates know them."""
+        copies = getattr(self.candidates, "copies", None)
+        if copies is None:
+            return batch.document_ids_B[:, None] == batch.document_ids_B
+        return torch.from_numpy(copies.between(batch.document_ids_B.cpu().numpy())).to(self.device)
+
+    def _negatives(self, batch: WindowBatch, distinct_U: Tensor) -> Tensor:
+        """negative_BU: passages that are neither of the window's document nor near copies of its passages."""
+        ids_U, documents_B = distinct_U.cpu().numpy(), batch.document_ids_B.cpu().numpy()
+        own_BU = self.store.passage_documents[ids_U] == documents_B[:, None]
+        if self.candidates.copies is not None:
+            own_BU |= self.candidates.copies.of_documents(documents_B, ids_U)
+        return torch.from_numpy(~own_BU).to(self.device)
 
     def _score_candidates(self, batch: WindowBatch, query_BD: Tensor) -> Candidates | None:
         """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index."""
@@ -90,14 +108,14 @@ class RetrieverModule(L.LightningModule):
         scores = CandidateScores(self.scorer, self.store, *ids, self.timer)
         with self.timer("encode"):
             distinct_U, columns_PK = torch.unique(candidate_ids_PK, return_inverse=True)
-            passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(self.device)
+            passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens, training=True).to(self.device)
             sim_BU = query_BD @ self.encoder(passages, "passage").T
-            documents_U = torch.from_numpy(self.store.passage_documents[distinct_U.cpu().numpy()]).to(self.device)
-            columns_PK = columns_PK.to(self.device)
-            allowed_BU = documents_U != batch.document_ids_B[:, None]
-            # A window's own candidates are always allowed: the exclusion rule has already accepted them.
-            allowed_BU[: len(columns_PK)].scatter_(1, columns_PK, True)
-        return Candidates(sim_BU, columns_PK[: len(scored)], allowed_BU, distinct_U, scores)
+        columns_SK = columns_PK[: len(scored)].to(self.device)
+        negative_BU = self._negatives(batch, distinct_U)
+        # The candidates of a scored window share its posterior: they may come from its own document.
+        allowed_BU = negative_BU.clone()
+        allowed_BU[: len(scored)].scatter_(1, columns_SK, True)
+        return Candidates(sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, scores)
 
     def _score_continuations(self, batch: WindowBatch, query_BD: Tensor) -> Tensor | None:
         """continuation_sim_BB: cosine of each context with each continuation of the step."""
@@ -122,13 +140,14 @@ class RetrieverModule(L.LightningModule):
         if loglik_SK is None:
             return outputs
         posterior_SK = torch.softmax(loglik_SK / self.objective.lm_temperature, dim=1)
-        ranges = self.store.windows["tokens"][batch.window_ids_B[:scored].cpu().numpy(), SCORER]
-        target_tokens_S = torch.from_numpy(ranges[:, 2] - ranges[:, 1]).to(self.device)
+        counts_S = self.store.scored_counts(batch.window_ids_B[:scored].cpu().numpy())
         best_S = posterior_SK.argmax(1)
         best_loglik_S = loglik_SK.gather(1, best_S[:, None])[:, 0]
-        gain_S = (best_loglik_S - loglik_SK.mean(1)) / target_tokens_S
+        gain_S = (best_loglik_S - loglik_SK.mean(1)) / torch.from_numpy(counts_S).to(self.device)
+        entropy_S = torch.special.entr(posterior_SK).sum(1)
         metrics = {
-            "train/posterior_entropy": torch.special.entr(posterior_SK).sum(1).mean(),
+            "train/posterior_entropy": entropy_S.mean(),
+            "train/uniform_posteriors": (entropy_S > UNIFORM * math.log(posterior_SK.shape[1])).float().mean(),
             "train/agreement": (best_S == retriever_SK.argmax(1)).float().mean(),
             "train/gain": gain_S.mean(),
         }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dream.evaluation.labelled_queries import LabelledQueries
+from dream.indexes.bm25 import BM25Index
 from dream.utils.atomic_io import read_checked_json, write_checked_json
 
 SYSTEMS = ("bm25", "untrained", "trained", "hybrid")
@@ -78,6 +79,18 @@ def test_a_fresh_run(report, corpus, tmp_path, capsys) -> None:
     again = queries.score(queries.by_encoder(module.encoder, module.index))
     assert again == pytest.approx(stored)
     assert (run / "untrained_encoder").is_dir()
+
+
+def test_bm25_ranks_whole_documents(report, corpus) -> None:
+    metrics, module = report("run")
+    queries = LabelledQueries(corpus, module.store, "dev")
+    index = BM25Index.open_or_build(module.store, "document")
+    expected = queries.score(queries.by_bm25(index))
+    assert {metric: metrics[f"bm25/{metric}"] for metric in METRICS} == pytest.approx(
+        {metric: expected[metric] for metric in METRICS}
+    )
+    made = [path.name for path in module.store.cache_folder("bm25").iterdir()]
+    assert any("-english-" in name and name.endswith("-documents") for name in made)
 
 
 def test_the_corpus_is_embedded_once_before_training(report) -> None:

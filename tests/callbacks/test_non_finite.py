@@ -131,7 +131,7 @@ def test_an_encoder_with_a_broken_weight(stop, objective):
             start_batch(*arguments)
             if module.global_step == 3:
                 with torch.no_grad():
-                    module.encoder.table_VD[tokens[0]] = math.nan
+                    module.encoder.table_VD[module.encoder.row_V[tokens[0]]] = math.nan
 
         module.on_train_batch_start = break_at_step_3
 

@@ -41,8 +41,8 @@ class NoSnapshot:
     current = None
 
 
-def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", seed=7, steps=100):
-    return CandidateMixture(sources, schedule, steps, k, None, False, exclude, seed)
+def mixture(sources, schedule=SCHEDULE, k=4, exclude="document", near_copy=None, seed=7, steps=100):
+    return CandidateMixture(sources, schedule, steps, k, None, False, exclude, near_copy, seed)
 
 
 @pytest.fixture
@@ -88,6 +88,24 @@ def test_takes_each_share_best_first_without_the_own_document(small, batch_of):
     made = mixture({"a": Fixed([2, 4, 5, 3, 6, 7]), "b": Fixed([4, 8, 9, -1])})
     assert proposal(made, small, batch_of(small, [1])) == [[4, 5, 6, 8]]
     assert made.propose(batch_of(small, [1]), torch.zeros(1, 2), 100).tolist() == [[4, 8, 9, 5]]
+
+
+def test_near_copies_count_once(make_store, batch_of):
+    """Documents 1 to 5 are the same but for the last of 30 words; only the first that is proposed is taken."""
+    shared, draw = [f"w{n}" for n in range(29)], [" ".join(f"d{d}x{n}" for n in range(30)) for d in range(6)]
+    texts = [draw[0], *(" ".join([*shared, f"end{n}"]) for n in range(5)), *draw[1:]]
+    store = make_store(texts, context=2, target=2)
+    sources = {"a": Fixed([3, 1, 2, 4, 5]), "b": Fixed([4, 7, 8])}
+    kept = mixture(sources, near_copy=None)
+    assert proposal(kept, store, batch_of(store, [0])) == [[3, 1, 2, 4]]
+    once = mixture(sources, near_copy=0.8)
+    window = int(store.document_start_windows[0])
+    [row] = proposal(once, store, batch_of(store, [window]))
+    assert row[:3] == [3, 7, 8]
+    assert len(set(row)) == 4
+    assert not {1, 2, 4, 5} & set(row)
+    [everything] = proposal(mixture(sources, k=10, near_copy=0.8), store, batch_of(store, [window]))
+    assert sorted(everything) == list(range(1, 11))  # nothing else is left
 
 
 def test_fills_with_random_passages_never_with_excluded_ones(small, batch_of):
@@ -167,6 +185,7 @@ def test_too_many_candidates_for_the_corpus(small):
     [
         ({"k": 1}, "candidates.k=1"),
         ({"exclude": "none"}, "candidates.exclude=none"),
+        ({"near_copy": 0.5}, "candidates.near_copy=0.5"),
         ({"steps": -1}, "candidates.schedule_steps=-1"),
         ({"schedule": SCHEDULE | {"c": {"start": 1, "end": 1}}}, "candidates.schedule=['a', 'b', 'c']: choose from"),
         ({"schedule": SCHEDULE | {"b": {"start": -0.1, "end": 1}}}, "candidates.schedule.b.start=-0.1"),

@@ -30,12 +30,13 @@ LONG = b'{"_id": "x", "text": "' + b"long " * 400 + b'"}'
 
 def jsonl(file: Path, policy: str, **changes) -> JsonlCorpus:
     options = {"name": "mine", "path": str(file), "id_field": "_id", "title_field": "title", "text_fields": ["text"],
-               "deduplicate": True, "queries": None, "qrels": None, "max_document_mb": LIMIT_MB}  # fmt: skip
+               "deduplicate": True, "queries": None, "qrels": None, "max_document_mb": LIMIT_MB,
+               "language": None}  # fmt: skip
     return JsonlCorpus(**(options | changes), on_bad_document=policy)
 
 
 def text(file: Path, policy: str, split_by: str = "blank_lines") -> TextCorpus:
-    return TextCorpus("mine", str(file), "*", split_by, True, policy, LIMIT_MB)
+    return TextCorpus("mine", str(file), "*", split_by, True, policy, LIMIT_MB, None)
 
 
 def skipped(corpus) -> tuple[list[str], list[tuple[int, str]]]:

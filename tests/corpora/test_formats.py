@@ -29,7 +29,7 @@ FORMATS = [form + packed for form in (".jsonl", ".json", ".csv", ".tsv") for pac
 def corpus(file, policy="error", **changes) -> JsonlCorpus:
     options = {"name": "mine", "path": str(file), "id_field": "_id", "title_field": "title",
                "text_fields": ["title", "text"], "deduplicate": True, "queries": None, "qrels": None,
-               "max_document_mb": 1}  # fmt: skip
+               "max_document_mb": 1, "language": None}  # fmt: skip
     return JsonlCorpus(**(options | changes), on_bad_document=policy)
 
 
@@ -111,7 +111,7 @@ def test_text_that_was_moved_has_the_same_fingerprint(tmp_path, monkeypatch):
     (tmp_path / "a" / "sub" / "one.txt").write_text("one")
 
     def fingerprint(path: str) -> dict:
-        return TextCorpus("mine", path, "*.txt", "lines", True, "error", 1).fingerprint()
+        return TextCorpus("mine", path, "*.txt", "lines", True, "error", 1, None).fingerprint()
 
     before, of_one_file = fingerprint(str(tmp_path / "a")), fingerprint(str(tmp_path / "a" / "sub" / "one.txt"))
     (tmp_path / "a").rename(tmp_path / "b")
@@ -127,7 +127,7 @@ def test_compression_is_recognised_by_content(tmp_path, packed, name):
     file = tmp_path / name.format(packed)
     file.write_bytes(compress(b'{"_id": "a", "text": "one"}\n', packed))
     assert [d.text for d in corpus(file).documents()] == ["one"]
-    text = TextCorpus("mine", str(file), "*", "lines", True, "error", 1)
+    text = TextCorpus("mine", str(file), "*", "lines", True, "error", 1, None)
     assert [d.text for d in text.documents()] == ['{"_id": "a", "text": "one"}']
 
 
@@ -247,7 +247,7 @@ def test_the_size_of_compressed_files_is_an_estimate_of_their_text(tmp_path):
     for suffix in (".jsonl", ".jsonl.gz", ".parquet"):
         file = write_records(tmp_path / f"c{suffix}", records)
         assert corpus(file).size_bytes() == file.stat().st_size * (1 if suffix == ".jsonl" else 4)
-    text = TextCorpus("mine", str(tmp_path / "c.jsonl.gz"), "*", "lines", True, "error", 1)
+    text = TextCorpus("mine", str(tmp_path / "c.jsonl.gz"), "*", "lines", True, "error", 1, None)
     assert text.size_bytes() == (tmp_path / "c.jsonl.gz").stat().st_size * 4
 
 
@@ -402,7 +402,7 @@ LINES = [
 @pytest.mark.parametrize("packed", ["", ".xz"])
 def test_one_document_a_line_of_text(tmp_path, content, documents, bad, packed):
     (tmp_path / "c.txt").write_bytes(compress(content.encode() if isinstance(content, str) else content, packed))
-    found = TextCorpus("mine", str(tmp_path / "c.txt"), "*", "lines", True, "skip", 1)
+    found = TextCorpus("mine", str(tmp_path / "c.txt"), "*", "lines", True, "skip", 1, None)
     refused: list[tuple[int, str]] = []
     read = [(d.id, d.text) for d in found.documents(lambda b: refused.append((b.line, b.reason)))]
     assert (read, refused) == (documents, bad)
@@ -414,11 +414,11 @@ def test_a_file_of_a_folder_that_is_not_text_is_a_bad_document(tmp_path, split_b
     (tmp_path / "b.txt").write_bytes(b"PAR1\0\0\0\0PAR1")
     (tmp_path / "c.txt").write_text("one")
     policy = BadDocumentPolicy("skip")
-    found = TextCorpus("mine", str(tmp_path), "*", split_by, True, "skip", 1)
+    found = TextCorpus("mine", str(tmp_path), "*", split_by, True, "skip", 1, None)
     assert [d.text for d in found.documents(policy.handle)] == ["one"]
     assert policy.counts == {"not text": 2}
     with pytest.raises(DataError, match=r"a\.txt:1: this is a PDF file, .*pdftotext"):
-        list(TextCorpus("mine", str(tmp_path), "*", split_by, True, "error", 1).documents())
+        list(TextCorpus("mine", str(tmp_path), "*", split_by, True, "error", 1, None).documents())
 
 
 @pytest.mark.parametrize("name", ["id", "docid", "doc_id", "pid"])

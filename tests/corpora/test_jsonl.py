@@ -27,6 +27,7 @@ def jsonl(file: Path, content: str | bytes | None = None, **changes) -> JsonlCor
         "qrels": None,
         "on_bad_document": "error",
         "max_document_mb": 1,
+        "language": None,
     }
     return JsonlCorpus(**(settings | changes))
 
@@ -119,7 +120,7 @@ def beir(folder: Path, qrels: str, queries: str = '{"_id": 1, "text": "first"}\n
     (folder / "corpus.jsonl").write_text(GOOD)
     (folder / "queries.jsonl").write_text(queries)
     (folder / "qrels" / "test.tsv").write_bytes(qrels.encode())
-    return BeirCorpus("b", str(folder), deduplicate=True, on_bad_document="error", max_document_mb=1)
+    return BeirCorpus("b", str(folder), True, "error", 1, None)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +174,20 @@ def test_splits_are_the_files_and_others_are_refused(tmp_path):
 
 def test_beir_without_labels_or_corpus(tmp_path):
     with pytest.raises(ConfigError, match=r"no corpus\.jsonl"):
-        BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
+        BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(GOOD.encode()))
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
+    corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert corpus.splits() == []
     assert [d.text for d in corpus.documents()] == ["T\none"]
     with pytest.raises(ConfigError, match="this is a file, but a folder is needed"):
-        BeirCorpus("b", str(tmp_path / "corpus.jsonl.gz"), deduplicate=True, on_bad_document="error", max_document_mb=1)
+        BeirCorpus(
+            "b",
+            str(tmp_path / "corpus.jsonl.gz"),
+            deduplicate=True,
+            on_bad_document="error",
+            max_document_mb=1,
+            language=None,
+        )
 
 
 def test_the_fingerprint_follows_content_and_fields(tmp_path):

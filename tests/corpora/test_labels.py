@@ -113,7 +113,7 @@ def test_labels_of_a_corpus(tmp_path, monkeypatch):
     write(tmp_path / "dev.jsonl", '{"query-id": "1", "corpus-id": "a", "score": 1}\n')
     monkeypatch.setenv("HOME", str(tmp_path))
     corpus = JsonlCorpus("mine", "~/c.csv", "_id", "title", ["text"], True, "~/q.csv.gz", {"dev": "~/dev.jsonl"},
-                         "error", 1)  # fmt: skip
+                         "error", 1, None)  # fmt: skip
     assert corpus.labels("dev").queries == {"1": TEXTS["1"]}
     assert corpus.labels("dev").qrels == {"1": {"a": 1}}
 
@@ -125,13 +125,13 @@ def test_a_beir_folder_of_other_formats(tmp_path):
     write(tmp_path / "qrels" / "test.jsonl", '{"query-id": "1", "corpus-id": "a", "score": 1}\n')
     write(tmp_path / "qrels" / "dev.small.tsv.bz2", "q 2\ta\t1\n", ".bz2")
     write(tmp_path / "qrels" / "README.md", "Not a file of labels.")
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
+    corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert [document.text for document in corpus.documents()] == ["T\none"]
     assert corpus.splits() == ["dev.small", "test"]
     assert corpus.labels("test").qrels == {"1": {"a": 1}}
     assert corpus.labels("dev.small").queries == {"q 2": TEXTS["q 2"]}
     write(tmp_path / "qrels" / "test.tsv", "1\tb\t1\n")  # BEIR's own format has priority
-    corpus = BeirCorpus("b", str(tmp_path), deduplicate=True, on_bad_document="error", max_document_mb=1)
+    corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert corpus.labels("test").qrels == {"1": {"b": 1}}
 
 

@@ -59,7 +59,7 @@ def package(tmp_path, monkeypatch):
 
 
 def toyhouse(folder, fraction=0.25) -> PyDocsCorpus:
-    return PyDocsCorpus("pydocs", ["toyhouse"], False, fraction, str(folder / "cache"))
+    return PyDocsCorpus("pydocs", ["toyhouse"], False, fraction, str(folder / "cache"), None)
 
 
 def test_documents_are_named_and_cleaned(package):
@@ -108,7 +108,7 @@ def test_every_process_extracts_the_same(package):
         f"import sys; sys.path.insert(0, {str(package / 'site')!r})\n"
         "from dream.corpora import pydocs\n"
         "pydocs.MIN_CHARACTERS = 100\n"
-        f"c = pydocs.PyDocsCorpus('pydocs', ['toyhouse'], False, 0.25, {str(package / 'elsewhere')!r})\n"
+        f"c = pydocs.PyDocsCorpus('pydocs', ['toyhouse'], False, 0.25, {str(package / 'elsewhere')!r}, None)\n"
         "sys.stdout.buffer.write(b'PATH ' + str(c.path).encode())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.decode()
@@ -123,6 +123,7 @@ def test_every_process_extracts_the_same(package):
         ({"packages": ["no_such_package"]}, "corpus.packages=no_such_package: this package is not installed"),
         ({"packages": [], "stdlib": False}, "corpus.packages"),
         ({"heldout_fraction": 0.5}, "corpus.heldout_fraction=0.5"),
+        ({"language": "klingon"}, "corpus.language=klingon: choose null for plain words, or arabic, "),
     ],
 )
 def test_bad_settings_name_their_key(tmp_path, changes, message):
@@ -132,6 +133,7 @@ def test_bad_settings_name_their_key(tmp_path, changes, message):
         "stdlib": False,
         "heldout_fraction": 0.1,
         "cache_dir": str(tmp_path),
+        "language": "english",
     }
     with pytest.raises(ConfigError, match=message):
         PyDocsCorpus(**(settings | changes))

@@ -10,7 +10,7 @@ from dream.utils.errors import ConfigError, DataError
 
 
 def text(path, split_by="blank_lines", pattern="*.txt", policy="error", megabytes=1.0):
-    return TextCorpus("mine", str(path), pattern, split_by, True, policy, megabytes)
+    return TextCorpus("mine", str(path), pattern, split_by, True, policy, megabytes, None)
 
 
 def test_blocks_between_blank_lines(tmp_path):

@@ -13,9 +13,12 @@ from dream.utils.errors import ConfigError
 
 
 def stream(
-    store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0, document_start_fraction=0.0
-) -> WindowStream:
-    return WindowStream(store, seed, batch_size, 256, 8, document_start_fraction, limit, start, rank, world)
+    store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0, document_start_fraction=0.0, pool=None,
+    scored=0,
+) -> WindowStream:  # fmt: skip
+    return WindowStream(
+        store, seed, batch_size, 256, 8, document_start_fraction, limit, pool, scored, start, rank, world
+    )
 
 
 def ids(batches) -> list[int]:
@@ -29,6 +32,8 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "batch_size": 4,
         "workers": 0,
         "limit_windows": None,
+        "scored_pool": None,
+        "scored_windows": 2,
         "document_start_fraction": 0.5,
         "continuation_tokens": 16,
         "seed": 0,
@@ -36,8 +41,26 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "context_tokens": 12,
         "min_context_tokens": 6,
         "target_tokens": 8,
+        "context": "span",
+        "target": "continuation",
     }
     return WindowDataModule(corpus, tokenizer, tokenizer, **(settings | changes))
+
+
+def test_scored_windows_come_from_a_pool_that_is_the_same_for_all_seeds(store):
+    pools = []
+    for seed in (0, 1):
+        batches = list(itertools.islice(stream(store, batch_size=4, pool=6, scored=2, seed=seed), 6))
+        scored = [window for batch in batches for window in batch.window_ids_B[:2].tolist()]
+        assert sorted(scored[:6]) == sorted(scored[6:])
+        assert scored[:6] != scored[6:]
+        others = [window for batch in batches for window in batch.window_ids_B[2:].tolist()]
+        plain = list(itertools.islice(stream(store, batch_size=4, seed=seed), 6))
+        assert others == [window for batch in plain for window in batch.window_ids_B[2:].tolist()]
+        pools.append(set(scored))
+    assert pools[0] == pools[1]
+    later = stream(store, batch_size=4, pool=6, scored=2, seed=1, start=8)
+    assert ids(itertools.islice(later, 4)) == ids(batches[2:])
 
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order(store):
@@ -80,7 +103,7 @@ def test_context_and_continuation_are_the_texts_of_the_window(store, tokenizer):
 
 
 def test_a_continuation_goes_on_after_the_target_and_ends_with_its_document(store):
-    made = WindowStream(store, 0, len(store.windows), 256, 10_000, 0.0, None, 0, 0, 1)
+    made = WindowStream(store, 0, len(store.windows), 256, 10_000, 0.0, None, None, 0, 0, 0, 1)
     batch = made.batch(0)
     for b, window in enumerate(batch.window_ids_B.tolist()):
         row_T = batch.continuation.ids_BT[b][batch.continuation.mask_BT[b]].numpy()
@@ -94,7 +117,7 @@ def test_the_lead_share_opens_documents_and_every_window_still_comes(store):
     leads = set(store.document_start_windows.tolist())
     assert sorted(store.windows["document"][sorted(leads)].tolist()) == sorted(set(store.windows["document"].tolist()))
     made = stream(store, document_start_fraction=0.25)
-    windows = made.windows_at(np.arange(8 * len(store.windows)))
+    windows = made.windows_at(np.arange(8 * len(store.windows)), 0)
     assert set(windows[3::4].tolist()) <= leads
     np.testing.assert_array_equal(np.sort(windows[3::4][: len(leads)]), sorted(leads))
     rest = np.delete(windows, np.s_[3::4])[: len(store.windows)]
@@ -113,6 +136,7 @@ def test_a_limit_repeats_the_first_windows(store):
         ("min_context_tokens", 13),
         ("target_tokens", 0),
         ("limit_windows", 0),
+        ("scored_pool", 0),
         ("document_start_fraction", 1.1),
         ("continuation_tokens", 0),
     ],

@@ -20,6 +20,7 @@ from dream.encoders.static import StaticEncoder
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.metrics import METRICS
 from dream.evaluation.mteb_adapter import DreamEncoder
+from dream.evaluation.searcher import Searcher
 from dream.evaluation.system_names import short_names
 from dream.evaluation.systems import find_runs
 from dream.indexes.exact import ExactIndex
@@ -31,7 +32,8 @@ def results(tmp_path) -> dict:
 
 
 def test_a_run_on_its_own_corpus_gives_the_figures_of_its_own_table(config, world, tmp_path, capsys):
-    evaluate(config("systems=[bm25,untrained,run,hybrid,hybrid_weighted]", "bm25.unit=passage"))
+    """BM25 ranks whole documents in both, with the stems of the run's language."""
+    evaluate(config("systems=[bm25,untrained,run,hybrid,hybrid_weighted]"))
     flat, summary = results(tmp_path)["flat"], json.loads((world / "logs/sweep/0/summary.json").read_text())
     for ours, theirs in (("bm25", "bm25"), ("untrained", "untrained"), ("run", "trained"), ("hybrid", "hybrid")):
         assert [flat[f"{ours}/{metric}"] for metric in METRICS] == [summary[f"{theirs}/{metric}"] for metric in METRICS]
@@ -250,8 +252,7 @@ def test_stores_and_embeddings_that_were_moved_are_used(config, moved, world, tm
     before = sorted((moved / "data").rglob("*"))
     with monkeypatch.context() as patched:
         patched.setattr(StaticEncoder, "embed_passages", lambda *_: pytest.fail("embeds passages"))
-        evaluate(config(f"run={moved / 'logs/sweep/0'}", f"paths.data={moved / 'data'}", "systems=[bm25,run]",
-                        "bm25.unit=passage"))  # fmt: skip
+        evaluate(config(f"run={moved / 'logs/sweep/0'}", f"paths.data={moved / 'data'}", "systems=[bm25,run]"))
     assert sorted((moved / "data").rglob("*")) == before
     summary = json.loads((world / "logs/sweep/0/summary.json").read_text())
     assert results(tmp_path)["flat"]["run/ndcg_at_10"] == summary["trained/ndcg_at_10"]
@@ -293,7 +294,7 @@ def test_an_encoder_of_another_width_is_refused_by_its_index(config, world, tmp_
 def test_mteb_gets_the_vectors_of_the_index(world, beir, tmp_path):
     """One vector a document: that of its first `max_tokens` tokens."""
     encoder = DreamEncoder(str(world / "logs/sweep/0"))
-    corpus = BeirCorpus("beir", str(beir), False, "error", 32)
+    corpus = BeirCorpus("beir", str(beir), False, "error", 32, None)
     benchmark = Benchmark(corpus, tmp_path / "data", encoder.encoder.max_tokens, 1)
     store = benchmark.store(encoder.encoder, encoder.encoder.max_tokens)
     handle = benchmark.embedded(encoder.encoder, store, ExactIndex(1_000, True), 16, 16)
@@ -331,3 +332,34 @@ def test_paths_are_shortened_if_the_names_still_differ():
 
 def test_a_sweeps_folder_names_its_finished_runs(world):
     assert find_runs(str(world / "logs/sweep")) == [world / "logs/sweep/0", world / "logs/sweep/1"]
+
+
+@pytest.mark.parametrize("language", ["german", "missing"])
+def test_a_run_is_searched_in_its_own_language(config, world, tmp_path, language):
+    """The run's store serves all languages. A run of before the key counts plain words."""
+    run = tmp_path / "run"
+    shutil.copytree(world / "logs/sweep/0", run)
+    cfg = OmegaConf.load(run / "config.yaml")
+    del cfg.corpus.language
+    if language == "german":
+        cfg.corpus.language = language
+    OmegaConf.save(cfg, run / "config.yaml")
+    stores = sorted((world / "data/stores").iterdir())
+    evaluate(config(f"run={run}", "systems=[bm25,run]"))
+    searcher = Searcher(run)
+    assert searcher.store.language == (language if language == "german" else None)
+    assert searcher.search("mi", mode="bm25") == []
+    name = f"-{language}-" if language == "german" else "-plain-"
+    [made] = (path.name for path in (world / "data/bm25").iterdir() if name in path.name)
+    assert made.endswith("-documents")
+    assert sorted((world / "data/stores").iterdir()) == stores
+
+
+def test_another_corpus_has_its_own_language(config, world, beir, tmp_path):
+    """Also if it is the run's corpus, whose store is used."""
+    corpus = ["corpus=beir", f"corpus.path={beir}", "systems=[bm25]", f"paths.data={tmp_path / 'data'}"]
+    evaluate(config(*corpus, "corpus.language=french"))
+    [index] = (tmp_path / "data/bm25").iterdir()
+    assert "-french-" in index.name
+    with pytest.raises(InstantiationException, match="corpus.language=klingon: choose null for plain words, or arabic"):
+        evaluate(config(*corpus, "corpus.language=klingon"))

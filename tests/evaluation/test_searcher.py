@@ -73,7 +73,7 @@ def test_each_mode_finds_documents_in_order(searcher, queries, corpus_folder, mo
 def test_the_ranking_is_that_of_dream_evaluate(searcher, config, queries, tmp_path):
     from dream.commands.evaluate import evaluate
 
-    evaluate(config("systems=[bm25,run,hybrid]", "bm25.unit=passage", "split=dev"))
+    evaluate(config("systems=[bm25,run,hybrid]", "split=dev"))
     labelled = {f"q{number}" for number in range(30)}
     for system, mode in (("run", "dense"), ("bm25", "bm25"), ("hybrid", "hybrid")):
         lines = (tmp_path / "evaluation" / "runs" / f"{system}.run").read_text().splitlines()

@@ -28,7 +28,7 @@ def make_store(folder: Path, documents: int) -> tuple[Store, AutoTokenizer]:
             picks = torch.randint(len(WORDS), (24 + number % 17,), generator=generator).tolist()
             text = " ".join(WORDS[pick] for pick in picks)
             lines.write(json.dumps({"_id": f"d{number}", "title": f"Title {number}", "text": text}) + "\n")
-    corpus = JsonlCorpus("animals", str(file), "_id", "title", ["text"], False, None, None, "error", 32)
+    corpus = JsonlCorpus("animals", str(file), "_id", "title", ["text"], False, None, None, "error", 32, None)
     tokenizer = AutoTokenizer.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", corpus, 400))
     store = open_or_build(
         folder / "stores",

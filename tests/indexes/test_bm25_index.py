@@ -1,9 +1,10 @@
 """BM25 over passages. Run: pytest tests/indexes/test_bm25_index.py
 
-By hand, with Lucene's formula, k1 = 1.5 and b = 0.75: idf = ln(1 + (N - df + 0.5) / (df + 0.5)), and a term's weight is
+By hand, with Lucene's formula, k1 = 1.2 and b = 0.75: idf = ln(1 + (N - df + 0.5) / (df + 0.5)), and a term's weight is
 idf · tf / (tf + k1 · (1 - b + b · length / average length)).
 """
 
+import pickle
 from functools import partial
 from math import log
 
@@ -18,7 +19,7 @@ FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 pas
 
 
 def weight(df, tf, length):
-    return log(1 + (3 - df + 0.5) / (df + 0.5)) * tf / (tf + 1.5 * (0.25 + 0.75 * length / (7 / 3)))
+    return log(1 + (3 - df + 0.5) / (df + 0.5)) * tf / (tf + 1.2 * (0.25 + 0.75 * length / (7 / 3)))
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_the_second_open_builds_nothing(make_store, monkeypatch):
 
 def test_an_index_of_other_words_is_rebuilt(make_store, monkeypatch):
     store = make_store(FRUIT)
-    monkeypatch.setattr("dream.indexes.bm25.words", lambda text: ["other"])
+    monkeypatch.setattr("dream.indexes.bm25.Analyzer", lambda language: lambda text: ["other"])
     monkeypatch.setattr("dream.indexes.bm25.LAYOUT", 0)
     assert BM25Index.open_or_build(store).vocabulary == {"other": 0}
     monkeypatch.undo()
@@ -92,7 +93,26 @@ def test_a_damaged_index_is_reported_and_rebuilt(make_store, capsys):
     whole = file.read_bytes()
     file.write_text("{")
     with pytest.raises(DataError, match="not a complete BM25 index"):
-        BM25Index(file.parent)
+        BM25Index(file.parent, "passage", None)
     BM25Index.open_or_build(store)
     assert f"{file}: damaged" in capsys.readouterr().out
     assert file.read_bytes() == whole
+
+
+def test_each_language_and_formula_has_its_index_of_the_same_store(tmp_path, monkeypatch):
+    """The store and its hash do not depend on the language."""
+    found = {}
+    for language in (None, "english", "german"):
+        store = word_store(tmp_path, ["Tables", "Häuser", "The house"], language=language)
+        index = BM25Index.open_or_build(store)
+        found[language] = [word for word in ("table", "haus", "the") if index.search([word], 1)[1][0, 0] >= 0]
+    assert found == {None: [], "english": ["table"], "german": ["table", "haus", "the"]}
+    assert len(list((tmp_path / "stores").glob("hand-*"))) == 1
+    monkeypatch.setattr("dream.indexes.bm25.K1", 0.9)
+    BM25Index.open_or_build(store)
+    monkeypatch.setattr("dream.indexes.bm25.B", 0.4)
+    BM25Index.open_or_build(store, "document")
+    names = sorted(path.name.split("-", 3)[3] for path in store.cache_folder("bm25").iterdir())
+    assert names == ["english-k1.2-b0.75", "german-k0.9-b0.4-documents", "german-k0.9-b0.75", "german-k1.2-b0.75",
+                     "plain-k1.2-b0.75"]  # fmt: skip
+    assert pickle.loads(pickle.dumps(store)).language == "german"

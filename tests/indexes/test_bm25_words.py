@@ -8,12 +8,14 @@ from unicodedata import category, normalize
 import bm25s
 import numpy as np
 import pytest
+from bm25s.stopwords import STOPWORDS_EN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.word_store import word_store
 
+from dream.corpora.base import LANGUAGES
 from dream.indexes.bm25 import BM25Index
-from dream.indexes.words import NOT_PLAIN, PLAIN_WORD, _words_of_any_script, words
+from dream.indexes.words import NOT_PLAIN, PLAIN_WORD, Analyzer, _words_of_any_script, stop_words, words
 
 # Unassigned ones are left out: regex may know a newer Unicode than Python.
 PLAIN = [chr(code) for code in range(0x3000) if not NOT_PLAIN.match(chr(code)) and category(chr(code)) != "Cn"]
@@ -68,6 +70,45 @@ def test_english_words_are_those_of_bm25s_but_an_underscore_ends_one():
     assert words("cross_entropy") == ["cross", "entropy"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Running runners ran; tables, a table and the table's", "run runner ran tabl tabl tabl"),
+        ("It is not there, but THESE will be such as those", "those"),  # Lucene's stop words
+        ("Cauchy's café’s BOSS'S 's", "cauchi café boss s"),  # possessives, with both apostrophes
+        ("Hepatitis B, type 2, don't", "hepat b type 2 don t"),  # single letters and digits count
+        ("DataFrame dataframes", "data frame datafram datafram"),  # an identifier counts with its parts
+        ("cross_entropy_Loss __init__", "cross entropi loss init"),
+        ("HTTPServerError DNAs URLs mRNA utf8", "http server error httpservererror dnas url m rna mrna utf8"),
+        ("toString", "string tostr"),  # a part may be a stop word
+        ("naïveÉtude E\u0301tudes", "naïv étude naïveétud étude"),
+        ("हिन्दी में 機械学習 книги", "हिन्दी में 機械 械学 学習 книги"),  # other scripts as in plain words
+    ],
+)
+def test_english_stems_by_hand(text, expected):
+    assert Analyzer("english")(text) == expected.split()
+
+
+def test_other_languages():
+    assert Analyzer("german")("Die Häuser der Stadt") == ["haus", "stadt"]
+    assert Analyzer("french")("l'eau des rivières") == ["eau", "rivi"]  # the list of stop words contains l
+    assert Analyzer("russian")("о книгах и книгами") == ["книг", "книг"]
+    assert Analyzer("hungarian")("a házak") == ["a", "ház"]  # bm25s has no list
+    assert stop_words("english") == set(STOPWORDS_EN)
+    assert "dell" in stop_words("italian")  # dell' in the list
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.one_of(st.characters(), st.sampled_from([*"aiIİ\u0307\u0301\u200d'’", *"한ñक़ガ"]))))
+def test_without_a_language_words_are_plain_and_every_language_takes_any_text(text):
+    assert Analyzer(None)(text) == words(text)
+    for language in LANGUAGES:
+        stems = Analyzer(language)(text)
+        assert all(stems)
+        if language in ("english", "turkish", "arabic"):
+            assert stems == Analyzer(language)(normalize("NFD", text))
+
+
 def test_every_plain_character_is_the_same_by_the_fast_and_the_general_pattern():
     assert len(PLAIN) > 4_000
     for character in PLAIN:
@@ -104,9 +145,10 @@ def test_pairs_of_an_unspaced_text_give_the_text(script):
         assert words("".join(letters)) == [normalize("NFC", pair) for pair in pairs]
 
 
+@pytest.mark.parametrize("language", [None, "english"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("script", [*LETTERS, *UNSPACED])
-def test_a_part_of_a_document_finds_it_first(tmp_path, script, form):
+def test_a_part_of_a_document_finds_it_first(tmp_path, script, form, language):
     """Documents of 12 words, or of 60 characters without spaces. Queries are 4 words or 12 characters of them, in the
     same and in the other normal form."""
     draw, documents, queries = random.Random(1), [], []
@@ -119,7 +161,7 @@ def test_a_part_of_a_document_finds_it_first(tmp_path, script, form):
             parts = draw.choices(UNSPACED[script], k=60)
             documents.append(normalize(form, "".join(parts[:30]) + " " + "".join(parts[30:])))
             queries.append("".join(parts[10:22]))
-    index = BM25Index.open_or_build(word_store(tmp_path, documents), unit="document")
+    index = BM25Index.open_or_build(word_store(tmp_path, documents, language=language), unit="document")
     for query_form in ("NFC", "NFD"):
         _, ids_QK = index.search([normalize(query_form, query) for query in queries], 1)
         assert np.array_equal(ids_QK[:, 0], np.arange(30))

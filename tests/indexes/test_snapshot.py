@@ -40,7 +40,7 @@ def test_vectors_are_the_encoders(world, tmp_path) -> None:
         for passage_id in range(len(store.passages)):
             ids = torch.from_numpy(store.passage_tokens(passage_id, 0)[:6].astype(np.int64))[None]
             weight = world.encoder.weight_V[ids][..., None]
-            summed_D = (weight * world.encoder.table_VD[ids]).sum(1)[0]
+            summed_D = (weight * world.encoder.weights()["table_VD"][ids]).sum(1)[0]
             np.testing.assert_allclose(stored[passage_id], summed_D / summed_D.norm(), atol=1e-3)
     np.testing.assert_array_equal(snapshot.rows(np.array([170, 3, 49, 50])), stored[[170, 3, 49, 50]])
     assert report.overlap_at_10 is None

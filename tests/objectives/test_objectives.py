@@ -34,7 +34,7 @@ class FixedScores:
 
 def candidates(sim_BU, columns_SK, allowed_BU=None, **scores) -> Candidates:
     allowed_BU = torch.ones_like(sim_BU, dtype=torch.bool) if allowed_BU is None else allowed_BU
-    return Candidates(sim_BU, columns_SK, allowed_BU, torch.arange(sim_BU.shape[1]), FixedScores(**scores))
+    return Candidates(sim_BU, columns_SK, allowed_BU, allowed_BU, torch.arange(sim_BU.shape[1]), FixedScores(**scores))
 
 
 def inputs_of(seen: Candidates) -> LossInputs:

@@ -33,6 +33,7 @@ def finished(config, tmp_path) -> Path:
         ("objective.temperature=0.2", "objective.temperature=0.2: the run to resume was started with 0.05"),
         ("seed=1", "seed=1: the run to resume was started with 0"),
         ("encoder.random_width=16", "encoder.random_width=16: the run to resume was started with 256"),
+        ("corpus.language=null", "corpus.language=null: the run to resume was started with english"),
         ("data.batch_size=8", "data.batch_size=8: the run to resume was started with 4"),
         ("callbacks.index_refresh.every_n_steps=-1", "callbacks.index_refresh.every_n_steps"),
         ("callbacks.evaluation.every_n_steps=2", "must be a multiple of callbacks.index_refresh.every_n_steps=3"),

@@ -24,7 +24,7 @@ def jsonl(folder: Path, lines: list, policy: str = "skip", deduplicate: bool = T
     """A corpus of these lines: bytes as they are, anything else as JSON."""
     file = folder / "c.jsonl"
     file.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
-    return JsonlCorpus("c", str(file), "_id", "title", ["text"], deduplicate, None, None, policy, 1)
+    return JsonlCorpus("c", str(file), "_id", "title", ["text"], deduplicate, None, None, policy, 1, None)
 
 
 def documents(count: int) -> list[dict]:
@@ -135,7 +135,7 @@ def test_every_character_of_a_kept_document_is_in_exactly_one_passage(tmp_path_f
         blocks = [part if isinstance(part, bytes) else part.encode("utf-8", "replace") for part in parts]
         texts = [document["text"].encode() for document in good]
         (folder / "c.txt").write_bytes(b"\n\n".join([texts[0], *blocks, *texts[1:]]))
-        corpus = TextCorpus("c", str(folder / "c.txt"), "*", "blank_lines", True, "skip", 1)
+        corpus = TextCorpus("c", str(folder / "c.txt"), "*", "blank_lines", True, "skip", 1, None)
     store = build(folder, corpus, tokenizer)
     given_texts = [document.text for document in corpus.documents() if document.text.strip()]
     first_of_each = list({" ".join(words.split()): words for words in reversed(given_texts)}.values())[::-1]

@@ -23,10 +23,11 @@ log = get_logger(__name__)
 class FinalReport(L.Callback):
     """Ranks the queries of `split` before and after training, and prints a table of their metrics.
 
-    Before training, it ranks by BM25 and by the untrained encoder. A resumed run reads the untrained encoder's scores
-    from the run's folder instead. After training, it ranks by the trained encoder and by the hybrid of BM25 and the
-    trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
-    loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there is no table.
+    Before training, it ranks by BM25 over whole documents, and by the untrained encoder. A resumed run reads the
+    untrained encoder's scores from the run's folder instead. After training, it ranks by the trained encoder and by the
+    hybrid of BM25 and the trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g.
+    `bm25/ndcg_at_10`, and in the loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there
+    is no table.
 
     Order: after `IndexRefresh`, so that the last snapshot belongs to the trained encoder.
 
@@ -61,7 +62,8 @@ class FinalReport(L.Callback):
             refresh.refresh(trainer, pl_module, prune=False)
         systems = "BM25" if stored else "BM25 and the untrained encoder"
         log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by {systems}")
-        self.bm25 = self._add("bm25", self.queries.by_bm25(BM25Index.open_or_build(pl_module.store)))
+        index = BM25Index.open_or_build(pl_module.store, "document")
+        self.bm25 = self._add("bm25", self.queries.by_bm25(index))
         if stored is None:
             self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
             if trainer.is_global_zero:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dream.batch import WindowBatch
 from dream.candidates.exclusion import MODES, excluded, excluded_ranges, fewest_allowed
 from dream.candidates.random import draw_passages
+from dream.indexes.near_copies import LEAST, NearCopies
 from dream.store.permutation import random_bits
 from dream.store.store import Store
 from dream.utils.errors import require
@@ -17,6 +18,7 @@ from dream.utils.errors import require
 if TYPE_CHECKING:
     from dream.indexes.snapshot import IndexHandle
 
+OVER_ASKED = 4  # ids that a source is asked for, for each candidate, if near copies are removed
 FILL_STREAMS = range(1, 9)  # random streams for filling up; stream 0 belongs to the random source
 
 
@@ -58,8 +60,13 @@ class CandidateMixture:
         k: candidates of a window, K.
         scored_windows: the LM scores this number of windows of a step, the first ones; None: all.
         hard_negatives: the other windows also get candidates, which are negatives.
-        exclude: passages that may not be candidates, `document` or `overlap` (see exclusion.py).
+        exclude: passages that may not be candidates, one of `exclusion.MODES`.
+        near_copy: lowest Jaccard similarity of near copies; of these, only the first is a candidate of a window, as
+            long as there are other passages. None: near copies are not looked for.
         seed: seed of the random passages.
+
+    Attributes:
+        copies: the near copies of the store, after `prepare`; None: they are not looked for.
 
     Raises:
         ConfigError: a value is out of range, `schedule` names an unknown source, or no source has a share.
@@ -74,12 +81,15 @@ class CandidateMixture:
         scored_windows: int | None,
         hard_negatives: bool,
         exclude: str,
+        near_copy: float | None,
         seed: int,
     ) -> None:
         require(k >= 2, "candidates.k", k, "choose 2 or more: a posterior over one candidate is always 1")
         require(scored_windows is None or scored_windows >= 0, "candidates.scored_windows", scored_windows,
                 "choose null for all windows of a step, or 0 or more")  # fmt: skip
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
+        fits = near_copy is None or LEAST <= near_copy <= 1
+        require(fits, "candidates.near_copy", near_copy, f"choose null, or a similarity from {LEAST} to 1")
         remedy = "choose 1 or more (by default it is trainer.max_steps; set it if that is -1)"
         require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
         names = sorted(sources)
@@ -95,6 +105,8 @@ class CandidateMixture:
         self.sources = dict(sources)
         self.schedule = {name: (float(ends["start"]), float(ends["end"])) for name, ends in schedule.items()}
         self.scored_windows, self.hard_negatives = scored_windows, hard_negatives
+        self.near_copy = near_copy
+        self.copies: NearCopies | None = None
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
     def prepare(self, store: Store, index: "IndexHandle") -> None:
@@ -107,6 +119,7 @@ class CandidateMixture:
         allowed = fewest_allowed(store, self.exclude, self.k)
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
         require(self.k <= allowed, "candidates.k", self.k, remedy)
+        self.copies = None if self.near_copy is None else NearCopies(store, self.near_copy)
         for name, source in self.sources.items():
             if any(self.schedule.get(name, ())):
                 source.prepare(store, index)
@@ -127,16 +140,21 @@ class CandidateMixture:
         asked = {name: quota for name, quota in quotas(self.shares(step), self.k).items() if quota}
         ranked_by_source = [self._allowed(self.sources[name], windows, query_BD, step) for name in asked]
         rows = [
-            take(list(per_source), list(asked.values()), self.k) for per_source in zip(*ranked_by_source, strict=True)
+            take(list(per_source), list(asked.values()), self.k, self.copies)
+            for per_source in zip(*ranked_by_source, strict=True)
         ]
         self._fill(rows, windows)
         return torch.tensor(rows, dtype=torch.int64, device=query_BD.device)
 
     def _allowed(self, source: CandidateSource, windows: WindowBatch, query_BD: Tensor, step: int) -> list[list[int]]:
         """The source's allowed ids of each window, best first. 2K ids are enough: at most K are repetitions."""
-        ids_BM = source.propose(windows, query_BD, self.k, step)
+        over = 1 if self.copies is None else OVER_ASKED
+        ids_BM = source.propose(windows, query_BD, over * self.k, step)
         usable_BM = ~excluded(ids_BM, windows, self.store, self.exclude)
-        return [ids[usable][: 2 * self.k].tolist() for ids, usable in zip(ids_BM, usable_BM, strict=True)]
+        rows = [ids[usable] for ids, usable in zip(ids_BM, usable_BM, strict=True)]
+        if self.copies is not None:
+            rows = [self.copies.first_of_each(ids) for ids in rows]
+        return [ids[: 2 * self.k].tolist() for ids in rows]
 
     def _fill(self, rows: list[list[int]], windows: WindowBatch) -> None:
         """Fill rows shorter than K with random passages, in place."""
@@ -147,13 +165,15 @@ class CandidateMixture:
             drawn_BM = draw_passages(self.seed, stream, windows, 2 * self.k, passages)
             barred_BM = excluded(drawn_BM, windows, self.store, self.exclude)
             for row, drawn, barred in zip(rows, drawn_BM, barred_BM, strict=True):
-                extend(row, drawn[~barred].tolist(), self.k)
+                extend(row, drawn[~barred].tolist(), self.k, self.copies)
         first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), self.store, self.exclude)
         for b, row in enumerate(rows):  # a row is still short only if nearly every passage is excluded or taken
             if len(row) < self.k:
                 allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
                 position = windows.consumed - len(windows) + b
-                extend(row, allowed[np.argsort(random_bits(self.seed, position, allowed))].tolist(), self.k)
+                drawn = allowed[np.argsort(random_bits(self.seed, position, allowed))].tolist()
+                extend(row, drawn, self.k, self.copies)
+                extend(row, drawn, self.k)  # near copies, because nothing else is left
 
 
 def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
@@ -173,20 +193,23 @@ def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
     return whole
 
 
-def take(ranked: list[list[int]], wanted: list[int], k: int) -> list[int]:
+def take(ranked: list[list[int]], wanted: list[int], k: int, copies: NearCopies | None = None) -> list[int]:
     """At most k distinct ids: first `wanted[s]` from each ranked list s, then more from the lists in order."""
     taken: list[int] = []
     for ids, quota in zip(ranked, wanted, strict=True):
-        extend(taken, ids, min(k, len(taken) + quota))
+        extend(taken, ids, min(k, len(taken) + quota), copies)
     for ids in ranked:
-        extend(taken, ids, k)
+        extend(taken, ids, k, copies)
     return taken
 
 
-def extend(taken: list[int], ids: list[int], length: int) -> None:
-    """Append ids that are not in `taken` yet, until it has this length."""
-    for passage in ids:
+def extend(taken: list[int], ids: list[int], length: int, copies: NearCopies | None = None) -> None:
+    """Append ids that are not in `taken` yet and no near copies of its ids, until it has this length."""
+    groups = ids if copies is None else copies.group_N[ids].tolist()
+    seen = set(taken if copies is None else copies.group_N[taken].tolist())
+    for passage, group in zip(ids, groups, strict=True):
         if len(taken) >= length:
             return
-        if passage not in taken:
+        if group not in seen:
+            seen.add(group)
             taken.append(passage)

@@ -37,6 +37,7 @@ KEYS = (
     "deduplicate",
     "passage_tokens",
     "passages_per_document",
+    "near_copy",
     "max_queries",
     "windows",
     "lm.k",
@@ -62,6 +63,7 @@ def evaluate(cfg: DictConfig) -> float:
 def _evaluate(cfg: DictConfig, folder: Path) -> float:
     from dream.evaluation import outputs, systems
     from dream.evaluation.metrics import per_query_metrics
+    from dream.evaluation.near_copies import CopiesAsOne
     from dream.evaluation.results import Results, notes_of, rows_of, way_to_teacher
     from dream.evaluation.system_names import short_names, teachers_of
     from dream.runs.config_file import save_config
@@ -83,11 +85,15 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     log.info(f"DREAM: evaluating {', '.join(settings.systems)} on {title}")
 
     names = short_names(settings.systems)
-    values = {}
+    copies = None if cfg.near_copy is None else CopiesAsOne(compared.reference, cfg.near_copy)
+    values, values_once = {}, {}
     for system, row in names.items():
         rankings = compared.rankings(system, split)
         outputs.write_run_files(folder / "runs", row, rankings, seeds, labelled)
         values[row] = [per_query_metrics(ranking, judgements) for ranking in rankings]
+        if copies is not None:
+            merged = copies.judgements(judgements)
+            values_once[row] = [per_query_metrics(copies.ranking(ranking), merged) for ranking in rankings]
     metric, sampling = settings.metric, settings.sampling
     notes = [*notes_of(judgements, counts, sampling, metric), *compared.remarks]
     results = Results.of(rows_of(values, seeds), metric, names[settings.baseline], sampling, notes)
@@ -99,6 +105,11 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
     _show(results, title, folder)
+    if copies is not None:
+        once = Results.of(rows_of(values_once, seeds), metric, names[settings.baseline], sampling, [copies.note()])
+        title = f"{title}; near copies count as one document"
+        outputs.write_results(folder / "near_copies", once, title, about)
+        _show(once, title, folder / "near_copies")
     return results.mean(names[settings.systems[-1]], metric)
 
 

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import Stemmer
+
 from dream.corpora.bad_documents import BadDocument
-from dream.utils.errors import ConfigError
+from dream.utils.errors import ConfigError, require
+
+LANGUAGES = [name for name in Stemmer.algorithms() if "porter" not in name]  # the others are older stemmers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,10 @@ class Labels:
 
 
 class Corpus(Protocol):
-    """A source of documents. To add a corpus, write one class and one YAML file."""
+    """A source of documents. To add a corpus, write one class and one YAML file.
+
+    It may also have an attribute `language`, as `known_language` returns it. Without one, BM25 counts plain words.
+    """
 
     name: str
     deduplicate: bool
@@ -71,6 +78,17 @@ class Corpus(Protocol):
     def labels(self, split: str) -> Labels:
         """Queries and qrels of one split."""
         ...
+
+
+def known_language(language: str | None) -> str | None:
+    """The value of `corpus.language`: one of Snowball's languages, or None for plain words.
+
+    Raises:
+        ConfigError: Snowball does not know it.
+    """
+    remedy = f"choose null for plain words, or {', '.join(LANGUAGES)}"
+    require(language is None or language in LANGUAGES, "corpus.language", language, remedy)
+    return language
 
 
 def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "file or folder"]) -> Path:

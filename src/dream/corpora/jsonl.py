@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, existing_path
+from dream.corpora.base import Document, Labels, existing_path, known_language
 from dream.corpora.compression import SUFFIXES as COMPRESSION_SUFFIXES
 from dream.corpora.compression import without_compression_suffix
 from dream.corpora.labels import read_labels
@@ -38,6 +38,7 @@ class JsonlCorpus:
         qrels: File of relevance grades by split.
         on_bad_document: See `BadDocumentPolicy`.
         max_document_mb: A document longer than this is a bad document, in MB.
+        language: Language of the text, for BM25: see `known_language`.
 
     Raises:
         ConfigError: A path or value is not usable.
@@ -55,8 +56,9 @@ class JsonlCorpus:
         qrels: dict[str, str] | None,
         on_bad_document: Literal["error", "skip"],
         max_document_mb: float,
+        language: str | None,
     ) -> None:
-        self.name = name
+        self.name, self.language = name, known_language(language)
         self.path = existing_path("corpus.path", path, "file")
         require(bool(text_fields), "corpus.text_fields", list(text_fields), "name at least one field, e.g. [text]")
         self.id_field, self.title_field, self.text_fields = id_field, title_field, list(text_fields)
@@ -154,6 +156,7 @@ class BeirCorpus(JsonlCorpus):
         deduplicate: bool,
         on_bad_document: Literal["error", "skip"],
         max_document_mb: float,
+        language: str | None,
     ) -> None:
         folder = existing_path("corpus.path", path, "folder")
         documents, queries = _files(folder).get("corpus"), _files(folder).get("queries")
@@ -170,6 +173,7 @@ class BeirCorpus(JsonlCorpus):
             qrels={split: str(file) for split, file in sorted(_files(folder / "qrels", first=".tsv").items())},
             on_bad_document=on_bad_document,
             max_document_mb=max_document_mb,
+            language=language,
         )
 
 

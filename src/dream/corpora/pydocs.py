@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dream.corpora.base import known_language
 from dream.corpora.jsonl import BeirCorpus
 from dream.utils.atomic_io import fingerprint
 from dream.utils.cached_folders import new_directory, verify_or_discard
@@ -44,6 +45,7 @@ class PyDocsCorpus(BeirCorpus):
         stdlib: Also read the standard library.
         heldout_fraction: Share of the one-line summaries that become queries, for each of dev and test.
         cache_dir: Folder of the extracted corpora.
+        language: Language of the docstrings, for BM25: see `known_language`.
 
     Raises:
         ConfigError: A package is not installed, or a value is not allowed.
@@ -56,7 +58,9 @@ class PyDocsCorpus(BeirCorpus):
         stdlib: bool,
         heldout_fraction: float,
         cache_dir: str,
+        language: str | None,
     ) -> None:
+        known_language(language)
         require(0 < heldout_fraction < 0.5, "corpus.heldout_fraction", heldout_fraction, "choose between 0 and 0.5")
         require(
             bool(packages) or stdlib, "corpus.packages", list(packages), "name a package, or set corpus.stdlib=true"
@@ -71,7 +75,7 @@ class PyDocsCorpus(BeirCorpus):
         folder = Path(cache_dir).expanduser() / f"pydocs-{fingerprint(description)}"
         if not verify_or_discard(folder):
             self._extract(folder, sorted(packages), stdlib)
-        super().__init__(name, str(folder), True, "error", LONGEST_MB)
+        super().__init__(name, str(folder), True, "error", LONGEST_MB, language)
 
     def _extract(self, folder: Path, packages: list[str], stdlib: bool) -> None:
         files = [(root, file) for root in _roots(packages, stdlib) for file in _python_files(root)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, existing_path
+from dream.corpora.base import Document, Labels, existing_path, known_language
 from dream.corpora.lines import decoded, too_long
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, DataError, require
@@ -30,6 +30,7 @@ class TextCorpus:
         deduplicate: Keep one copy of equal texts.
         on_bad_document: See `BadDocumentPolicy`.
         max_document_mb: A document longer than this is a bad document, in MB.
+        language: Language of the text, for BM25: see `known_language`.
 
     Raises:
         ConfigError: A path or value is not usable.
@@ -44,8 +45,9 @@ class TextCorpus:
         deduplicate: bool,
         on_bad_document: Literal["error", "skip"],
         max_document_mb: float,
+        language: str | None,
     ) -> None:
-        self.name = name
+        self.name, self.language = name, known_language(language)
         self.deduplicate = deduplicate
         self.root = existing_path("corpus.path", path, "file or folder")
         require(bool(pattern), "corpus.pattern", pattern, "name the files of a folder to read, e.g. *.txt")

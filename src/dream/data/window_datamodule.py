@@ -12,11 +12,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
 from dream.store.build import expected_hash, open_or_build
+from dream.store.contexts import CONTEXTS
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
-from dream.store.store import ENCODER, Store
+from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require
 from dream.utils.signals import ignore_in_worker
+
+POOL_SEED = 20_261_126  # the pool is the same for all seeds, so that runs share its log-likelihoods
 
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
@@ -37,6 +40,8 @@ class WindowStream(IterableDataset):
         document_start_fraction: share of the windows that start a document. They have their own random order. The
             other windows are drawn from all windows.
         limit: repeat the first n windows; None: all windows.
+        pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
+        scored: number of scored windows of a batch, the first ones.
         start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
         world: number of processes.
@@ -51,6 +56,8 @@ class WindowStream(IterableDataset):
         continuation_tokens: int,
         document_start_fraction: float,
         limit: int | None,
+        pool: int | None,
+        scored: int,
         start: int,
         rank: int,
         world: int,
@@ -58,6 +65,7 @@ class WindowStream(IterableDataset):
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
         self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
         self.limit, self.start, self.rank, self.world = limit, start, rank, world
+        self.pool, self.scored = pool, scored
 
     def __iter__(self) -> Iterator[WindowBatch]:
         worker = get_worker_info()
@@ -85,18 +93,23 @@ class WindowStream(IterableDataset):
 
     def examples_at(self, positions: np.ndarray) -> Examples:
         """The examples at these positions of the stream."""
-        windows = self.windows_at(positions)
+        windows = self.windows_at(positions, self.seed)
+        if self.pool:
+            batches, slots = np.divmod(positions, self.batch_size)
+            is_scored = slots < self.scored
+            turns = (batches * self.scored + slots)[is_scored]
+            windows[is_scored] = self.windows_at(permute(self.seed, turns, self.pool), POOL_SEED)
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
         return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
 
-    def windows_at(self, positions: np.ndarray) -> np.ndarray:
-        """Window ids at these positions of the stream, which interleaves two infinite permutations."""
+    def windows_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        """Window ids at these positions of an order that interleaves two infinite permutations."""
         starts_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
         is_start = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > starts_before
         starts, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
-        windows[is_start] = starts[permute(self.seed, starts_before[is_start], len(starts))]
-        windows[~is_start] = permute(self.seed, (positions - starts_before)[~is_start], len(self.store.windows))
+        windows[is_start] = starts[permute(seed, starts_before[is_start], len(starts))]
+        windows[~is_start] = permute(seed, (positions - starts_before)[~is_start], len(self.store.windows))
         return windows
 
 
@@ -108,10 +121,12 @@ class WindowDataModule(L.LightningDataModule):
         encoder_tokenizer: tokenizer for passages, contexts and continuations.
         scorer_tokenizer: tokenizer for passages, contexts and targets.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
+        scored_windows: number of scored windows of a step, the first ones; None: all.
         stores_dir: folder of the cached stores.
         batch_size: windows of a step.
         workers: number of loader processes.
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
+        scored_pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
         document_start_fraction: share of the windows that start a document.
         continuation_tokens: encoder tokens of a continuation.
         seed: seed of the order.
@@ -119,6 +134,8 @@ class WindowDataModule(L.LightningDataModule):
         context_tokens: maximum length of a context, in scorer tokens.
         min_context_tokens: minimum length of a context, in scorer tokens.
         target_tokens: scorer tokens of a target.
+        context: kind of the contexts, one of `CONTEXTS`.
+        target: what the language model is asked, one of `TARGETS`.
     """
 
     has_targets = True  # whether windows have targets that the language model predicts
@@ -129,10 +146,12 @@ class WindowDataModule(L.LightningDataModule):
         encoder_tokenizer,
         scorer_tokenizer,
         max_query_tokens: int,
+        scored_windows: int | None,
         stores_dir: str,
         batch_size: int,
         workers: int,
         limit_windows: int | None,
+        scored_pool: int | None,
         document_start_fraction: float,
         continuation_tokens: int,
         seed: int,
@@ -140,11 +159,16 @@ class WindowDataModule(L.LightningDataModule):
         context_tokens: int,
         min_context_tokens: int,
         target_tokens: int,
+        context: str,
+        target: str,
     ) -> None:
         super().__init__()
         require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
         require(workers >= 0, "data.workers", workers, "0 or more loader processes")
         require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
+        require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
+        require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
+                "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
         require(
             0 <= document_start_fraction <= 1,
             "data.document_start_fraction",
@@ -156,6 +180,8 @@ class WindowDataModule(L.LightningDataModule):
         require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
         require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
                 f"between 1 and data.context_tokens={context_tokens}")  # fmt: skip
+        require(context in CONTEXTS, "data.context", context, f"choose one of {', '.join(CONTEXTS)}")
+        require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
         self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
         self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
@@ -164,22 +190,25 @@ class WindowDataModule(L.LightningDataModule):
             document_start_fraction,
             continuation_tokens,
         )
-        self.lengths: dict[str, Any] = {
+        self.target = target
+        self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
+        self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,
             "context_tokens": context_tokens,
             "min_context_tokens": min_context_tokens,
             "target_tokens": target_tokens,
+            "context": context,
         }
         self.consumed = 0
         self._store: Store | None = None
 
     def prepare_data(self) -> None:
-        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.lengths)
+        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.cuts, target=self.target)
 
     @property
     def store_hash(self) -> str:
         """Hash of the store, without opening or building it."""
-        return expected_hash(self.corpus, *self.tokenizers, **self.lengths)
+        return expected_hash(self.corpus, *self.tokenizers, **self.cuts)
 
     @property
     def store(self) -> Store:
@@ -204,6 +233,8 @@ class WindowDataModule(L.LightningDataModule):
             self.continuation_tokens,
             self.document_start_fraction,
             self.limit_windows,
+            self.scored_pool,
+            self.scored,
             self.consumed,
             rank,
             world,

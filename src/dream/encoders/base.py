@@ -98,10 +98,14 @@ class Encoder(nn.Module):
         """Short hash of everything that an embedding depends on: weights and settings."""
         return fingerprint([self.fingerprint(), self.settings()])
 
+    def weights(self) -> dict[str, Tensor]:
+        """All weights that an embedding depends on, by name."""
+        return self.state_dict()
+
     def fingerprint(self) -> str:
         """Short hash of the weights' bytes."""
         digest = hashlib.blake2b()
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:FINGERPRINT_CHARACTERS]

@@ -13,10 +13,13 @@ from transformers import AutoTokenizer
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
+from dream.encoders.word_tokenizer import word_tokenizer
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import require
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from dream.store.store import Store
 
 
@@ -27,6 +30,16 @@ class StaticEncoder(Encoder):
     The first part makes words with similar use similar. The second part keeps different words different (random
     indexing, Kanerva et al. 2000). The initial weights are inverse document frequencies: log((passages + 1) /
     (passages with the token + 1)).
+
+    A language model's vocabulary has many tokens that a corpus lacks. They get no gradient, so they keep their initial
+    vectors, for other corpora, but are no parameters: gradients, optimizer and checkpoints contain only the rows of the
+    corpus's own tokens. Up to rounding, this gives the same weights as training all rows.
+
+    Attributes:
+        table_VD: the vectors of the V tokens of the corpus; of an opened encoder, of all tokens.
+        weight_V: a weight for each token, also for those that the corpus lacks.
+        other_VD: the vectors of the other tokens, not trained.
+        row_V: int64, the row of each token in `table_VD` followed by `other_VD`.
 
     Args:
         max_tokens: longer texts are cut, in tokens.
@@ -43,6 +56,9 @@ class StaticEncoder(Encoder):
         >>> encoder.initialize(store, scorer.token_embeddings)
     """
 
+    other_VD: Tensor
+    row_V: Tensor
+
     def __init__(self, max_tokens: int, random_width: int, token_embedding_share: float, seed: int) -> None:
         super().__init__()
         require(max_tokens > 0, "encoder.max_tokens", max_tokens, "at least 1 token")
@@ -51,12 +67,29 @@ class StaticEncoder(Encoder):
         require(0 <= share <= 1, "encoder.token_embedding_share", share, "between 0 and 1")
         self.random_width, self.token_embedding_share, self.seed = random_width, share, seed
         self.max_tokens = max_tokens
-        self.table_VD = nn.Parameter(torch.empty(0, 0))
-        self.weight_V = nn.Parameter(torch.empty(0))
+        self._set(torch.empty(0, 0), torch.empty(0))
+
+    def _set(self, table_VD: Tensor, weight_V: Tensor, used_V: Tensor | None = None) -> None:
+        """Set the weights of all tokens. `used_V`: which of them are trained; None: all."""
+        used_V = torch.ones(len(table_VD), dtype=torch.bool) if used_V is None else used_V
+        order_V = torch.cat([used_V.nonzero()[:, 0], (~used_V).nonzero()[:, 0]])
+        self.table_VD, self.weight_V = nn.Parameter(table_VD[used_V]), nn.Parameter(weight_V)
+        self.register_buffer("other_VD", table_VD[~used_V], persistent=False)
+        self.register_buffer("row_V", order_V.argsort(), persistent=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            "table_VD": torch.cat([self.table_VD.detach(), self.other_VD])[self.row_V],
+            "weight_V": self.weight_V.detach(),
+        }
 
     @property
     def width(self) -> int:  # type: ignore[override]
         return self.table_VD.shape[1]
+
+    def adopt_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Use a copy of this tokenizer that ignores case and blanks: see `word_tokenizer`."""
+        super().adopt_tokenizer(word_tokenizer(tokenizer))
 
     def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
         table_VD = token_embeddings()
@@ -72,18 +105,22 @@ class StaticEncoder(Encoder):
             random_VD = F.normalize(torch.randn(len(table_VD), self.random_width, generator=generator), dim=1)
             share = self.token_embedding_share
             table_VD = torch.cat([share**0.5 * table_VD, (1 - share) ** 0.5 * random_VD], dim=1)
-        self.table_VD = nn.Parameter(table_VD)
-        self.weight_V = nn.Parameter(torch.log((len(store.passages) + 1) / (frequency_V + 1)))
+        weight_V = torch.log((len(store.passages) + 1) / (frequency_V + 1))
+        self._set(table_VD, weight_V, used_V=frequency_V > 0)
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
-        weight_BT = self.weight_V[ids_BT] * batch.mask_BT
-        summed_BD = F.embedding_bag(ids_BT, self.table_VD, mode="sum", per_sample_weights=weight_BT)
+        row_BT, weight_BT = self.row_V[ids_BT], self.weight_V[ids_BT] * batch.mask_BT
+        is_other_BT = row_BT >= len(self.table_VD)
+        summed_BD = _weighted_sum(self.table_VD, row_BT.where(~is_other_BT, 0), weight_BT * ~is_other_BT)
+        if len(self.other_VD) and (weight_BT * is_other_BT).any():
+            row_BT = (row_BT - len(self.table_VD)).where(is_other_BT, 0)
+            summed_BD = summed_BD + _weighted_sum(self.other_VD, row_BT, weight_BT * is_other_BT)
         return F.normalize(summed_BD, dim=1)
 
     def save(self, folder: Path) -> None:
         save_file(
-            {"table": self.table_VD.detach().contiguous(), "weight": self.weight_V.detach()},
+            {name.split("_")[0]: weight.contiguous() for name, weight in self.weights().items()},
             folder / "model.safetensors",
         )
         self.tokenizer.save_pretrained(folder)
@@ -97,6 +134,10 @@ class StaticEncoder(Encoder):
         encoder.tokenizer = AutoTokenizer.from_pretrained(folder)
         encoder.max_tokens = json.loads((folder / "encoder.json").read_text())["max_tokens"]
         weights = load_file(folder / "model.safetensors")
-        encoder.table_VD = nn.Parameter(weights["table"])
-        encoder.weight_V = nn.Parameter(weights["weight"])
+        encoder._set(weights["table"], weights["weight"])
         return encoder
+
+
+def _weighted_sum(table_VD: Tensor, row_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    """summed_BD"""
+    return F.embedding_bag(row_BT, table_VD, mode="sum", per_sample_weights=weight_BT)

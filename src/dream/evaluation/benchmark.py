@@ -44,6 +44,7 @@ class Benchmark:
         max_queries: int | None = None,
     ) -> None:
         self.corpus, self.data, self.max_queries = corpus, data, max_queries
+        self.language: str | None = getattr(corpus, "language", None)  # an own corpus need not have one
         self.passage_tokens, self.passages_per_document = passage_tokens, passages_per_document
         self._labelled: dict[tuple[str, str], LabelledQueries] = {}
 

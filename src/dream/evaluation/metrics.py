@@ -86,10 +86,9 @@ class Judgements:
     def sample(self, count: int) -> "Judgements":
         """At most `count` queries, drawn at random, in their order. The draw only depends on the number of queries."""
         chosen = np.sort(permute(SAMPLE_SEED, np.arange(min(count, len(self))), len(self)))
-        take = lambda values: [values[q] for q in chosen]  # noqa: E731
-        return Judgements(
-            take(self.query_ids), take(self.queries), take(self.grades), take(self.missing), self.left_out
-        )
+        take = lambda part: [part[q] for q in chosen]  # noqa: E731
+        return Judgements(take(self.query_ids), take(self.queries), take(self.grades), take(self.missing),
+                          self.left_out)  # fmt: skip
 
 
 def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.ndarray]:

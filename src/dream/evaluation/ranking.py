@@ -15,7 +15,7 @@ Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def rank_bm25(index: BM25Index, queries: Sequence[str], passage_documents: np.ndarray, depth: int = DEPTH) -> Ranking:
-    """Rank documents by the BM25 score of their best passage.
+    """Rank documents by their BM25 score, or that of their best passage.
 
     Args:
         index: index of passages, or of whole documents.

@@ -92,8 +92,8 @@ class LanguageModelRanker:
         loglik_P = np.full(len(key_P), np.nan, dtype=np.float32)
         if cache:
             for start in range(0, len(key_P), PAIRS_PER_LOOKUP):
-                part = slice(start, start + PAIRS_PER_LOOKUP)
-                loglik_P[part] = cache.find(key_P[part], passage_P[part])
+                known = slice(start, start + PAIRS_PER_LOOKUP)
+                loglik_P[known] = cache.find(key_P[known], passage_P[known])
         new = np.flatnonzero(np.isnan(loglik_P))
         new = new[np.argsort(passage_P[new], kind="stable")]  # pairs with the same passage are scored together
         self.scorer.longest_target = max(map(len, targets), default=0)

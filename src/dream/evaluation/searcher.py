@@ -63,9 +63,9 @@ class Searcher:
 
     @property
     def bm25(self) -> BM25Index:
-        """The BM25 index of the passages. It is opened or built on first use."""
+        """The BM25 index of the documents. It is opened or built on first use."""
         if self._bm25 is None:
-            self._bm25 = BM25Index.open_or_build(self.store)
+            self._bm25 = BM25Index.open_or_build(self.store, "document")
         return self._bm25
 
     def search(self, query: str, k: int = 10, mode: str = "dense") -> list[Hit]:
@@ -97,13 +97,13 @@ class Searcher:
         return self.encoder.embed_texts(list(texts), side).float().cpu().numpy()
 
     def _rank(self, query: str, k: int, mode: str) -> Ranking:
-        documents, depth = self.store.passage_documents, max(k, DEPTH)  # fusion needs more documents than are returned
+        depth = max(k, DEPTH)  # fusion needs more documents than are returned
         rankings = []
         if mode != "dense":
-            rankings.append(rank_bm25(self.bm25, [query], documents, depth))
+            rankings.append(rank_bm25(self.bm25, [query], np.arange(len(self.store.texts)), depth))
         if mode != "bm25":
             query_QD = self.encoder.embed_queries([query])
-            rankings.append(rank_dense(self.run.index.search, query_QD, documents, depth))
+            rankings.append(rank_dense(self.run.index.search, query_QD, self.store.passage_documents, depth))
         return rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings, depth=depth)
 
     def _hit(self, row: int, score: float) -> Hit:

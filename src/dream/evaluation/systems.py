@@ -52,7 +52,7 @@ def names_of_seeds(runs: Sequence[Path], trust: Sequence[str] = ()) -> list[str]
         ConfigError: the runs differ in more than the seed, or two have the same seed.
     """
     configs = [open_config(run, trust) for run in runs]
-    for key in ("corpus.name", "encoder._target_", "objective._target_"):
+    for key in ("corpus.name", "corpus.language", "encoder._target_", "objective._target_"):
         chosen = {str(OmegaConf.select(config, key)) for config in configs}
         require(len(chosen) <= 1, "run", [str(run) for run in runs], f"runs that are compared as seeds differ in {key} "
                 f"({', '.join(sorted(chosen))}); evaluate them one by one")  # fmt: skip
@@ -200,7 +200,7 @@ class Systems:
             whose = "the language model's scores" if reranked(system) else "the dense scores"
             self._remark(f"{system}: weight {weight:.2f} on {whose}, tuned on {len(judgements):,} queries of split "
                          f"{dev} ({metric} {mean:.4f} there)")  # fmt: skip
-            fused.append(fuse(*on_split, weight, fusion.normalisation))
+            fused.append(fuse(on_split[0], on_split[1], weight, fusion.normalisation))
         return fused
 
     def _remark(self, text: str) -> None:
@@ -236,7 +236,7 @@ class Systems:
             own = open_store(run, open_config(run, self.settings.trust, self.settings.data), self.settings.data)[1]
         except DreamError:  # reported when the run's encoder is opened
             return None
-        return own if self.benchmark.takes(own) else None
+        return Store(own.path, self.benchmark.language) if self.benchmark.takes(own) else None
 
     def _embedded(self, member: Member) -> IndexHandle:
         index, embedding = self.settings.index, self.settings.embedding

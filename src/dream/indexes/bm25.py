@@ -1,19 +1,19 @@
-"""BM25 over the store's passages: a candidate source for the cold start, and the baseline of every evaluation.
+"""BM25 over the store's passages or documents: a source of candidates, and the baseline of every evaluation.
 
-The formula is bm25s' default (Lucene's BM25, k1 1.5, b 0.75): https://arxiv.org/abs/2407.03618. `words.py` splits texts
-into words.
+The formula and its constants are Lucene's, but lengths of texts are exact: https://arxiv.org/abs/2407.03618. `words.py`
+splits texts into words, as the language of the corpus requires.
 """
 
 import logging
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import bm25s
 import numpy as np
 
-from dream.indexes.words import words
+from dream.indexes.words import Analyzer
 from dream.store.store import Store
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.errors import DataError
@@ -26,7 +26,13 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG, 
 
 Unit = Literal["passage", "document"]  # a row of the index is a passage or a document
 
-LAYOUT = 3  # increase it when the words or the formula change; cached indexes are then rebuilt
+LAYOUT = 4  # increase it when the words or the formula change; cached indexes are then rebuilt
+K1, B = 1.2, 0.75  # how soon more occurrences of a word add nothing; how much long texts are penalised, 0 to 1
+
+
+def bm25_settings(language: str | None) -> str:
+    """What the scores depend on besides the texts; part of the names of caches."""
+    return f"v{LAYOUT}-{language or 'plain'}-k{K1}-b{B}"
 
 
 def passage_texts(store: Store) -> Iterator[str]:
@@ -40,15 +46,23 @@ def passage_texts(store: Store) -> Iterator[str]:
         yield text[start:end]
 
 
+class _Vocabulary(dict[str, int]):
+    """The id of each word; a new word gets the next id."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
 class _TermRows:
     """Term ids of each passage, 4 bytes per word. bm25s reads `vocab` and iterates over `ids`, one list per passage."""
 
-    def __init__(self, texts: Iterator[str]) -> None:
-        self.vocab: dict[str, int] = {}
+    def __init__(self, texts: Iterator[str], analyze: Callable[[str], list[str]]) -> None:
+        self.vocab = _Vocabulary()
         self.terms = array("i")
         self.ends = array("q")
         for text in texts:
-            self.terms.extend(self.vocab.setdefault(word, len(self.vocab)) for word in words(text))
+            self.terms.extend(map(self.vocab.__getitem__, analyze(text)))
             self.ends.append(len(self.terms))
 
     @property
@@ -71,6 +85,7 @@ class BM25Index:
     Args:
         path: folder of a built index; `open_or_build` builds it first if needed.
         unit: what the rows are: passages, or whole documents.
+        language: language of the texts and queries; None: plain words.
 
     Raises:
         DataError: the folder is not a complete index.
@@ -79,8 +94,8 @@ class BM25Index:
         >>> scores_QK, ids_QK = BM25Index.open_or_build(store).search(["who wrote Emma"], k=10)
     """
 
-    def __init__(self, path: Path, unit: Unit = "passage") -> None:
-        self.unit = unit
+    def __init__(self, path: Path, unit: Unit, language: str | None) -> None:
+        self.unit, self.analyze = unit, Analyzer(language)
         try:
             index = bm25s.BM25.load(path, mmap=True, load_corpus=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -98,19 +113,20 @@ class BM25Index:
         Building takes 4 bytes of memory for each word of the corpus, and about 50 bytes for each distinct word of each
         passage. Searching keeps only the vocabulary in memory.
         """
-        path = store.cache_folder("bm25") / f"bm25-{store.hash}-v{LAYOUT}{'' if unit == 'passage' else '-documents'}"
+        name = f"bm25-{store.hash}-{bm25_settings(store.language)}{'' if unit == 'passage' else '-documents'}"
+        path = store.cache_folder("bm25") / name
         if not verify_or_discard(path):
             documents = len(store.texts)
             texts = passage_texts(store) if unit == "passage" else (store.texts[row] for row in range(documents))
             count = len(store.passages) if unit == "passage" else documents
             log.info(f"Building the BM25 index of {count:,} {unit}s")
             bar = progress(texts, total=count, unit=unit, unit_scale=True, desc="bm25")
-            rows = _TermRows(bar)
-            index = bm25s.BM25()
+            rows = _TermRows(bar, Analyzer(store.language))
+            index = bm25s.BM25(k1=K1, b=B)
             index.index(rows, create_empty_token=False, show_progress=False)
             with new_directory(path) as unfinished:
                 index.save(unfinished, corpus=None, allow_pickle=False)
-        return cls(path, unit)
+        return cls(path, unit, store.language)
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows of each query.
@@ -129,7 +145,7 @@ class BM25Index:
 
     def _terms(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """(distinct term ids of the text's known words, how often each occurs)"""
-        known = [term for word in words(text) if (term := self.vocabulary.get(word)) is not None]
+        known = [term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None]
         return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
 
     def scores_of(self, text: str) -> np.ndarray:

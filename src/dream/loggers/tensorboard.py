@@ -9,7 +9,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 # Tab CUSTOM SCALARS: category → chart → curves. Curves of one chart have about the same range.
 LAYOUT = {
     "Does the language model teach, and the retriever learn?": {
-        "Entropy: LM posterior, retriever (nats)": ["train/posterior_entropy", "train/retriever_entropy"],
+        "Entropy: LM posterior, retriever (nats); share of uniform posteriors": [
+            "train/posterior_entropy",
+            "train/retriever_entropy",
+            "train/uniform_posteriors",
+        ],
         "Gain (nats per token), agreement": ["train/gain", "train/agreement"],
         "Dev queries": ["val/ndcg_at_10", "val/recall_at_10", "val/recall_at_100", "val/mrr_at_10"],
     },

@@ -25,7 +25,10 @@ class Candidates:
     Args:
         sim_BU: cosine of context b and candidate u by the current encoder, with gradient.
         columns_SK: for each scored window, the columns of its own K candidates in U, int64.
-        allowed_BU: whether candidate u may be a negative of window b; false if both come from the same document.
+        allowed_BU: whether candidate u is in the softmax of window b: true for the candidates of a scored window, and
+            where `negative_BU` is true.
+        negative_BU: whether candidate u may be a negative of window b; false if it comes from the window's document, or
+            is a near copy of a passage of this document.
         ids_U: passage ids.
         scores: log-likelihoods of the scored windows given their candidates, computed on first use.
     """
@@ -33,6 +36,7 @@ class Candidates:
     sim_BU: Tensor
     columns_SK: Tensor
     allowed_BU: Tensor
+    negative_BU: Tensor
     ids_U: Tensor
     scores: "CandidateScores"
 
@@ -47,7 +51,7 @@ class LossInputs:
     """The inputs of an objective for B windows.
 
     Args:
-        same_document_BB: whether two windows come from the same document.
+        same_document_BB: whether two windows come from the same document, or from documents with near copies.
         candidates: the candidates; None if the objective does not need them.
         continuation_sim_BB: cosine of the context of window b and the continuation of window c, with gradient; None if
             the objective does not need it.

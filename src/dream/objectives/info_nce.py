@@ -11,7 +11,7 @@ from dream.objectives.base import LossInputs, LossOutput, Objective
 from dream.utils.errors import require
 
 
-def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
+def contrast(candidate_sim_BU: Tensor, negative_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
              temperature: float) -> Tensor:  # fmt: skip
     """loss_b = -log softmax(sim_b / temperature) at the window's own continuation, in nats.
 
@@ -20,14 +20,14 @@ def contrast(candidate_sim_BU: Tensor, allowed_BU: Tensor, continuation_sim_BB: 
 
     Args:
         candidate_sim_BU: cosines with the candidates.
-        allowed_BU: false if candidate u comes from the document of window b.
+        negative_BU: whether candidate u is a negative of window b.
         continuation_sim_BB: cosines with the continuations.
         same_document_BB: whether two windows come from the same document.
         temperature: temperature of the softmax over cosines.
     """
-    excluded_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=allowed_BU.device)
+    excluded_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=negative_BU.device)
     logits = torch.cat([continuation_sim_BB.masked_fill(excluded_BB, -torch.inf),
-                        candidate_sim_BU.masked_fill(~allowed_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
+                        candidate_sim_BU.masked_fill(~negative_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
 
 

@@ -61,6 +61,6 @@ class MixedObjective(Objective):
         if not self.needs_continuation:
             return LossOutput(loss_S.mean(), loglik_SK)
         assert inputs.continuation_sim_BB is not None
-        contrast_B = contrast(candidates.sim_BU, candidates.allowed_BU, inputs.continuation_sim_BB,
+        contrast_B = contrast(candidates.sim_BU, candidates.negative_BU, inputs.continuation_sim_BB,
                               inputs.same_document_BB, self.temperature)  # fmt: skip
         return LossOutput(mix(loss_S, contrast_B, self.continuation), loglik_SK)

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from dream.runs.config_file import without_secrets
 from dream.utils.errors import ConfigError, DataError
 
-# Keys that affect what a run learns. They must not change during a run. Corpora are compared by their content.
+# Keys that affect what a run learns. They must not change during a run. Corpora are compared by their content; their
+# language is compared, too, because BM25's candidates depend on it.
 FIXED = ("seed", "data", "encoder", "scorer", "objective", "candidates")
 # Keys inside these sections that may change: they do not affect the result, or follow from trainer.max_steps.
 FREE = {
@@ -27,7 +28,11 @@ def changed_keys(before: dict[str, Any], now: DictConfig) -> dict[str, tuple[Any
     """Fixed keys that differ: name → (value when the run was started, value now)."""
     after = without_secrets(now)  # as the saved config is
     assert isinstance(after, dict)
-    old, new = (_flat({name: config.get(name) for name in FIXED}) for config in (before, after))
+    old, new = (
+        _flat({name: config.get(name) for name in FIXED})
+        | {"corpus.language": (config.get("corpus") or {}).get("language")}
+        for config in (before, after)
+    )
     return {
         key: (old.get(key), new.get(key))
         for key in sorted({*old, *new})

@@ -116,7 +116,7 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
                         "paths.data=FOLDER, or train again, which rebuilds it")  # fmt: skip
     with _add_remedy():
         verify(stores[0])
-    return _snapshot_of(snapshots, fingerprint), Store(stores[0])
+    return _snapshot_of(snapshots, fingerprint), Store(stores[0], cfg.corpus.get("language"))
 
 
 def _snapshot_of(snapshots: Sequence[Path], fingerprint: str) -> Path:
@@ -137,7 +137,7 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
         cfg = OmegaConf.load(file)
         assert isinstance(cfg, DictConfig)
         # Resolved, so that no interpolation can bring in a class after the check.
-        parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in OPENED}
+        parts: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in OPENED}
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{file}: not the config of a run ({' '.join(str(error).split())[:120]})") from error
     trusted = (OWN_PACKAGE, *trust)
@@ -147,6 +147,8 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
             remedy = "" if package in trusted else f"; add trust=[{package}] only if that code is yours"
             raise DataError(f"{file}: refused, because it names {target}, which is not a class that "
                             f"{' or '.join(trusted)} defines{remedy}")  # fmt: skip
+    if str(parts["corpus"].get("_target_")).partition(".")[0] == OWN_PACKAGE:
+        parts["corpus"].setdefault("language", None)  # runs of before this key counted plain words
     for name, part in parts.items():
         cfg[name] = part
     return cfg

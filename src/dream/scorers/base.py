@@ -112,7 +112,8 @@ class CausalScorer:
 
     def use(self, model: Any, store: Store) -> None:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
-        self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_target
+        self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
+        self.prompt.require_start(store.target)
         positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
         require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
@@ -148,6 +149,8 @@ class CausalScorer:
     def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
         """loglik_BK float32: log p(target | passage, context) in nats, summed over the tokens of the target.
 
+        The store says what the target is (`store.TARGETS`); if it is or has the context, nothing else is read first.
+
         Args:
             store: the store of windows and passages.
             window_ids_B: rows of the store's window table.
@@ -174,8 +177,8 @@ class CausalScorer:
         windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
         self.pairs_asked += len(windows_P)
         rows_PT = self._score(store, windows_P, candidate_ids_BK.reshape(-1, 1).cpu().numpy(), by_token=True)
-        tokens_B = [len(store.window_tokens(window, SCORER)[1]) for window in window_ids_B.tolist()]
-        mask_BT = torch.arange(rows_PT.shape[1]) < torch.tensor(tokens_B, dtype=torch.int64)[:, None]
+        tokens_B = torch.from_numpy(store.scored_counts(window_ids_B.cpu().numpy()))
+        mask_BT = torch.arange(rows_PT.shape[1]) < tokens_B[:, None]
         loglik_BKT = torch.from_numpy(rows_PT).view(*candidate_ids_BK.shape, rows_PT.shape[1])
         return loglik_BKT.to(candidate_ids_BK.device), mask_BT.to(candidate_ids_BK.device)
 
@@ -202,7 +205,7 @@ class CausalScorer:
                 f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
-        scope = f"{self.fingerprint}-{store.hash}"
+        scope = f"{self.fingerprint}-{store.scoring_hash}"
         if self._cache is None or scope != self._scope:
             if self._cache is not None:
                 self._cache.close()
@@ -255,16 +258,16 @@ class CausalScorer:
         """Tokens of a passage, cut to `max_passage_tokens`. Empty for the null passage, -1."""
         if passage_id < 0:
             return np.empty(0, dtype=np.int64)
-        return store.passage_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
+        return store.read_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
 
     def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray) -> tuple[list, list[int]]:
         """(token ids of each pair, number of target tokens of each pair)"""
         sequences, targets = [], []
         for window, ids_M in zip(windows_P.tolist(), passages_PM.tolist(), strict=True):
-            context, target = store.window_tokens(window, SCORER)
+            given, scored = store.scored_tokens(window)
             passages = [self.passage(store, passage_id) for passage_id in ids_M]
-            sequences.append(self.prompt.join_passages(passages, context, target))
-            targets.append(len(target))
+            sequences.append(self.prompt.join_passages(passages, given, scored))
+            targets.append(len(scored))
         return sequences, targets
 
     @property
@@ -290,8 +293,7 @@ class CausalScorer:
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
     """Maximum number of tokens of a sequence with this number of passages and a window of the store."""
-    _, context, _, _ = store.manifest["lengths"]
-    return prompt.overhead(passages) + passages * scoring.max_passage_tokens + context + store.longest_target
+    return prompt.overhead(passages) + passages * scoring.max_passage_tokens + sum(store.longest_window)
 
 
 def _checksums(model: Any) -> list[int]:

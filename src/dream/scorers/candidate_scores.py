@@ -14,7 +14,7 @@ from torch import Tensor
 from dream.scorers.attention.injection import Heads, InBatchAttention, Mass, WeightedAttention, injectable, plain
 from dream.scorers.base import CausalScorer
 from dream.store.ragged import pad_tokens
-from dream.store.store import SCORER, Store
+from dream.store.store import Store
 from dream.utils.timing import Timer
 
 
@@ -107,20 +107,21 @@ class CandidateScores:
 
     def _weighted(self, row: int, weights_K: Tensor, heads: Heads, mass: Mass) -> Tensor:
         scorer = self.scorer
-        context, target = self.store.window_tokens(int(self.window_ids_S[row]), SCORER)
+        given, scored = self.store.scored_tokens(int(self.window_ids_S[row]))
         passages = [scorer.passage(self.store, passage_id) for passage_id in self.candidate_ids_SK[row].tolist()]
-        memory, owner_T = read_passages(scorer, passages, context[:-1])
-        window = torch.from_numpy(np.concatenate([context[-1:], target]).astype(np.int64)).to(scorer.device)
+        ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, given, scored)).to(scorer.device)
+        window = ids_T[len(ids_T) - len(scored) - 1 :]  # the row that predicts the first scored token, and these tokens
+        memory, owner_T = read_passages(scorer, passages, ids_T[: len(ids_T) - len(window)])
         attend = WeightedAttention(owner_T, weights_K, heads, mass)
-        return self._mean_loglik(window, len(target), past_key_values=memory, use_cache=True, attend=attend)
+        return self._mean_loglik(window, len(scored), past_key_values=memory, use_cache=True, attend=attend)
 
     def _in_batch(self, row: int, attend: InBatchAttention) -> Tensor:
         scorer = self.scorer
-        context, target = self.store.window_tokens(int(self.window_ids_S[row]), SCORER)
+        given, scored = self.store.scored_tokens(int(self.window_ids_S[row]))
         nothing = np.empty(0, dtype=np.int64)
-        window = torch.from_numpy(scorer.prompt.join(nothing, context, target)).to(scorer.device)
+        window = torch.from_numpy(scorer.prompt.join(nothing, given, scored)).to(scorer.device)
         places = torch.arange(len(window) - 1, device=scorer.device) + attend.mask_UT.shape[1]
-        return self._mean_loglik(window, len(target), position_ids=places[None], use_cache=False, attend=attend)
+        return self._mean_loglik(window, len(scored), position_ids=places[None], use_cache=False, attend=attend)
 
     def _mean_loglik(self, window_T: Tensor, targets: int, **how: Any) -> Tensor:
         self.scorer.forwards += 1
@@ -149,9 +150,13 @@ class CandidateScores:
 
 
 @torch.no_grad()
-def read_passages(scorer: CausalScorer, passages: list[np.ndarray], *context: np.ndarray) -> tuple[Any, Tensor]:
-    """(keys and values of passages and context; owner_T: the passage of each token). Call it inside `injectable`."""
-    ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, *context)).to(scorer.device)
+def read_passages(scorer: CausalScorer, passages: list[np.ndarray], ids_T: Tensor) -> tuple[Any, Tensor]:
+    """(keys and values of ids_T; owner_T: the passage of each token). Call it inside `injectable`.
+
+    Args:
+        passages: token ids of the passages.
+        ids_T: a prompt that begins with these passages, or its first tokens.
+    """
     owner_T = torch.from_numpy(scorer.prompt.owners(passages, len(ids_T))).to(scorer.device)
     memory = scorer.model.base_model(input_ids=ids_T[None], use_cache=True, attend=plain).past_key_values
     return memory, owner_T

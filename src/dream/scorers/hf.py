@@ -42,7 +42,8 @@ class HFScorer(CausalScorer):
     ) -> None:
         source = Pretrained(KEY, name, trust_remote_code)
         config = source.config()
-        _require_causal(source, config)
+        if reason := why_not_causal(config):
+            raise source.refuse(reason, REMEDY)
         tokenizer = source.tokenizer()
         if rows := getattr(config.get_text_config(), "vocab_size", None):
             source.require_rows(tokenizer, rows, special_ids(scoring["template"], tokenizer))
@@ -54,12 +55,12 @@ class HFScorer(CausalScorer):
         self.open(self.name, store, self.trust_remote_code)
 
 
-def _require_causal(source: Pretrained, config: Any) -> None:
-    """Raise ConfigError if tokens of the model can attend to later tokens."""
+def why_not_causal(config: Any) -> str:
+    """Why a model with this config cannot be a scorer; empty if it can. Its tokens must not see later tokens."""
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
-        raise source.refuse(f"{kind} is no causal language model", REMEDY)
+        return f"{kind} is no causal language model"
     masked = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None) is not None
     if getattr(config, "is_encoder_decoder", False) or (masked and not getattr(config, "is_decoder", False)):
-        raise source.refuse(f"{kind} reads a text in both directions, so it sees the target that it should predict",
-                            REMEDY)  # fmt: skip
+        return f"{kind} reads a text in both directions, so it sees the target that it should predict"
+    return ""

@@ -30,7 +30,7 @@ class Prompt:
     """
 
     def __init__(self, template: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        pieces = list(template)
+        self.template = pieces = list(template)
         require(pieces.count(PASSAGE) == 1, KEY, pieces, f"{PASSAGE} must stand in it once")
         require(pieces.count(CONTEXT) == 1 and pieces[-1] == CONTEXT, KEY, pieces, f"{CONTEXT} must be its last piece")
         literals = [_tokenise(piece, tokenizer) for piece in pieces if piece not in (PASSAGE, CONTEXT)]
@@ -41,6 +41,12 @@ class Prompt:
     def overhead(self, passages: int = 1) -> int:
         """Number of tokens that are not part of passages, context or target."""
         return len(self.before_passage) + passages * len(self.before_context)
+
+    def require_start(self, target: str) -> None:
+        """Raise ConfigError if the first scored token would have no token before it. `target`: see `store.TARGETS`."""
+        starts = target == "continuation" or self.overhead() > 0
+        require(starts, KEY, self.template, f"with data.target={target} something must precede the context; write e.g. "
+                "'\\n\\n' before {context}")  # fmt: skip
 
     def join(self, passage: np.ndarray, *window: np.ndarray) -> np.ndarray:
         """Token ids of the whole sequence, int64. The window is one array, or its context and its target."""

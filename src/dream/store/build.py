@@ -13,15 +13,16 @@ import numpy as np
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy, by_reason
 from dream.corpora.base import Corpus, Document
-from dream.store.cut import Batch, cut_leads, cut_passages, cut_windows
+from dream.store.cut import Batch, cut_leads, cut_passages
 from dream.store.document_ids import DocumentIds, text_hash
 from dream.store.parallel import one_ahead, parallel_tokenizers
 from dream.store.ragged import ArrayWriter
 from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
 from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
+from dream.store.windows import WindowCutter
 from dream.utils.atomic_io import fingerprint, write_json
 from dream.utils.cached_folders import new_directory, verify_or_discard
-from dream.utils.errors import ConfigError, DataError
+from dream.utils.errors import DataError
 from dream.utils.logging import get_logger
 from dream.utils.runtime import progress
 
@@ -44,8 +45,10 @@ def open_or_build(
     context_tokens: int,
     min_context_tokens: int,
     target_tokens: int,
+    context: str = "span",
+    target: str = "continuation",
 ) -> Store:
-    """Open the store of this corpus, these tokenizers and lengths. It is built if it does not exist yet.
+    """Open the store of this corpus, these tokenizers and cuts. It is built if it does not exist yet.
 
     Args:
         folder: Folder of all stores.
@@ -55,15 +58,18 @@ def open_or_build(
         passage_tokens: Maximum length of a passage, in encoder tokens.
         context_tokens: Maximum length of a window's context, in scorer tokens.
         min_context_tokens: Minimum length of a context, in scorer tokens.
-        target_tokens: Exact length of a window's target, in scorer tokens.
+        target_tokens: Length of a window's target, in scorer tokens.
+        context: Kind of the contexts, one of `contexts.CONTEXTS`.
+        target: What the language model is asked: see `Store`. The files do not depend on it.
 
     Raises:
         DataError: The corpus is empty, cannot be read, or has a bad document that its policy does not skip.
-        ConfigError: No document is long enough for a window.
+        ConfigError: No document is long enough for a window, or the corpus has no contexts of this kind.
     """
     tokenizers = [encoder_tokenizer, scorer_tokenizer]
     lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
-    return _open_or_build(folder, corpus, tokenizers, {"lengths": lengths})
+    store = _open_or_build(folder, corpus, tokenizers, _cuts(lengths, context))
+    return Store(store.path, store.language, target)
 
 
 def open_or_build_passages(
@@ -85,11 +91,16 @@ def open_or_build_passages(
 
 def expected_hash(
     corpus: Corpus, encoder_tokenizer: "PreTrainedTokenizerFast", scorer_tokenizer: "PreTrainedTokenizerFast", *,
-    passage_tokens: int, context_tokens: int, min_context_tokens: int, target_tokens: int,
+    passage_tokens: int, context_tokens: int, min_context_tokens: int, target_tokens: int, context: str = "span",
 ) -> str:  # fmt: skip
     """The hash of the store that `open_or_build` would open or build."""
     lengths = [passage_tokens, context_tokens, min_context_tokens, target_tokens]
-    return fingerprint(_describe(corpus, [encoder_tokenizer, scorer_tokenizer], {"lengths": lengths}))
+    return fingerprint(_describe(corpus, [encoder_tokenizer, scorer_tokenizer], _cuts(lengths, context)))
+
+
+def _cuts(lengths: list[int], context: str) -> dict[str, Any]:
+    """The part of a store's description that says how documents are cut."""
+    return {"lengths": lengths} | ({} if context == "span" else {"context": context})
 
 
 def _describe(corpus: Corpus, tokenizers: list["PreTrainedTokenizerFast"], cuts: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +123,7 @@ def _open_or_build(
         builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
         with new_directory(path) as unfinished:
             builder.build(unfinished, corpus)
-    store = Store(path)
+    store = Store(path, getattr(corpus, "language", None))  # an own corpus need not have one
     if refused := store.manifest["refused"]:
         log.info(f"  bad documents left out of corpus {corpus.name}: {by_reason(refused)}; listed with file and line "
                  f"in {path / REFUSED}")  # fmt: skip
@@ -122,6 +133,8 @@ def _open_or_build(
 class _Builder:
     def __init__(self, tokenizers: list[BatchTokenizer], description: dict) -> None:
         self.description = description
+        self.passage_tokens, *windows = description["lengths"]
+        self.cut_windows = WindowCutter(description.get("context", "span"), *windows)
         self.sides = tokenizers
         self.same = tokenizers[ENCODER].fingerprint == tokenizers[SCORER].fingerprint
         self.document_frequency = np.zeros(tokenizers[ENCODER].vocabulary, dtype=np.int64)
@@ -231,14 +244,10 @@ class _Builder:
         self._write_strings("id", [document.id for document in documents])
         self._write_strings("title", [document.title for document in documents])
         batch = Batch(texts, tokens)
-        passage_tokens, context, min_context, target = self.description["lengths"]
         leads = self.description.get("passages_per_document")
         cut_text: Any = partial(cut_leads, count=leads) if leads else cut_passages
-        passages = batch.table(ENCODER, partial(cut_text, longest=passage_tokens), PASSAGE)
-        cut = partial(cut_windows, context=context, min_context=min_context, target=target)
-        windows = batch.table(SCORER, cut, WINDOW) if target else np.empty(0, WINDOW)
-        # The encoder's tokenizer may drop characters. Windows without encoder tokens are left out.
-        windows = windows[(np.diff(windows["tokens"], axis=2) > 0).all(axis=(1, 2))]
+        passages = batch.table(ENCODER, partial(cut_text, longest=self.passage_tokens), PASSAGE)
+        windows = self.cut_windows(batch, documents)
         self.without_window += len(documents) - len(np.unique(windows["document"]))
         if not leads:
             self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
@@ -276,11 +285,7 @@ class _Builder:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
             raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so there are no candidates from "
                             "other documents; split it: corpus=text corpus.split_by=lines or blank_lines")  # fmt: skip
-        lengths = self.description["lengths"]
-        if not rows["windows"] and lengths[3]:
-            raise ConfigError("data.target_tokens", lengths[3], f"no document of corpus {corpus.name} has "
-                              f"{lengths[2] + lengths[3]} tokens, so there is no window; lower it or "
-                              "data.min_context_tokens")  # fmt: skip
+        self.cut_windows.require_enough(rows["windows"], self.document_rows, corpus.name)
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dream.store.tokens import Tokens
 
+SHORTEST_TARGET = 8  # tokens
 SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unicode space is at or below U+3000
 
 
@@ -105,6 +106,25 @@ def cut_windows(
     return windows
 
 
+def cut_beginning(
+    first: int, last: int, boundaries: Boundaries, context: int, min_context: int, target: int
+) -> list[tuple[int, int, int]]:
+    """At most one (start, middle, end), as in `cut_windows`: the context is the beginning of [first, last).
+
+    If the document is shorter than context and target, the target is shorter, but not below `shortest_target`.
+    """
+    most = last - first - shortest_target(target)
+    if most < min_context:
+        return []
+    middle = boundaries.back(first + min(context, most), first + min_context)
+    return [(first, middle, min(middle + target, last))]
+
+
+def shortest_target(target: int) -> int:
+    """Tokens of the shortest target of a window whose context is a beginning, a title, a sentence or a heading."""
+    return min(target, SHORTEST_TARGET)
+
+
 class Batch:
     """A concatenated batch of documents.
 
@@ -125,9 +145,39 @@ class Batch:
 
         Documents and tokens are counted from the beginning of the batch, characters from the beginning of the document.
         """
+        boundaries = Boundaries(self.sides[side], self.is_space)
+        bounds = pairwise(self.sides[side].bounds.tolist())
+        return self._rows(side, [cut(first, last, boundaries) for first, last in bounds], dtype)
+
+    def window_table(
+        self, side: int, contexts: Sequence[Sequence[tuple[int, int]]], longest: int, min_context: int, target: int,
+        dtype: np.dtype,
+    ) -> np.ndarray:  # fmt: skip
+        """Rows of the window table for contexts that are given as ranges of characters.
+
+        Contexts with less than `min_context` or more than `longest` tokens are left out. A target has `target` tokens.
+        At a document's end it can be shorter, but not below `shortest_target`.
+
+        Args:
+            contexts: for each document, (first character, end) of its contexts, counted from its beginning.
+        """
+        tokens = self.sides[side]
+        solid_before_T = self.solid_before[tokens.starts_T]
+        windows: list[list[tuple[int, int, int]]] = []
+        for document, ranges in enumerate(contexts):
+            at = self.solid_before[np.array(ranges, dtype=np.int64).reshape(-1, 2) + self.bounds[document]]
+            last = int(tokens.bounds[document + 1])
+            rows = np.searchsorted(solid_before_T, at, side="left").tolist()
+            windows.append([
+                (start, middle, min(middle + target, last))
+                for start, middle in rows
+                if min_context <= middle - start <= longest and last - middle >= shortest_target(target)
+            ])  # fmt: skip
+        return self._rows(side, windows, dtype)
+
+    def _rows(self, side: int, ranges: Sequence[Sequence[tuple]], dtype: np.dtype) -> np.ndarray:
+        """Rows of a store table from the token ranges of each document."""
         native = self.sides[side]
-        boundaries = Boundaries(native, self.is_space)
-        ranges = [cut(first, last, boundaries) for first, last in pairwise(native.bounds.tolist())]
         rows = np.zeros(sum(map(len, ranges)), dtype=dtype)
         if len(rows):
             rows["document"] = np.repeat(np.arange(len(ranges)), [len(cuts) for cuts in ranges])

@@ -4,18 +4,24 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dream.batch import TokenBatch
+from dream.store.contexts import OPENINGS
 from dream.store.ragged import Strings, gather_tokens
 from dream.utils.errors import DataError
 
 ENCODER, SCORER = 0, 1  # the two sides of every token range
 
 PASSAGE = np.dtype([("document", "<i8"), ("characters", "<i8", 2), ("tokens", "<i8", (2, 2))])
+# What the language model is asked about a window with context x and continuation y, given a passage d: log p(y | d, x),
+# log p(x | d), or log p(x, y | d).
+TARGETS = ("continuation", "context", "both")
+
 WINDOW = np.dtype([("document", "<i8"), ("characters", "<i8", 3), ("tokens", "<i8", (2, 3))])
 
 
@@ -26,13 +32,15 @@ class Store:
 
     Args:
         path: The directory.
+        language: Language of the corpus, for BM25; None: unknown. The files do not depend on it.
+        target: One of `TARGETS`: the tokens of a window whose log-likelihood the language model gives.
 
     Raises:
         DataError: The directory is not a complete store.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, language: str | None = None, target: str = "continuation") -> None:
+        self.path, self.language, self.target = path, language, target
         try:
             self.manifest = json.loads((path / "manifest.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -54,12 +62,19 @@ class Store:
         return np.memmap(file, dtype=dtype, mode="r")
 
     def __reduce__(self):
-        return Store, (self.path,)
+        return Store, (self.path, self.language, self.target)
 
     @property
-    def longest_target(self) -> int:
-        """Length of a window's target, in scorer tokens."""
-        return self.manifest["lengths"][3]
+    def longest_window(self) -> tuple[int, int]:
+        """Maximum numbers of tokens of `scored_tokens`: (given, scored)."""
+        _, context, _, continuation = self.manifest["lengths"]
+        return {"continuation": (context, continuation), "context": (0, context),
+                "both": (0, context + continuation)}[self.target]  # fmt: skip
+
+    @property
+    def scoring_hash(self) -> str:
+        """Hash of everything in the store that log-likelihoods depend on: `hash`, and what is asked."""
+        return self.hash if self.target == "continuation" else f"{self.hash}-{self.target}"
 
     @cached_property
     def texts(self) -> Strings:
@@ -77,6 +92,24 @@ class Store:
     def passage_documents(self) -> np.ndarray:
         """Document row of each passage; int64, (passages,), in memory."""
         return np.ascontiguousarray(self.passages["document"])
+
+    @cached_property
+    def readings(self) -> np.ndarray:
+        """The part of each passage that is read in training: rows like those of `passages`.
+
+        If the language model is asked for a title or a beginning, passages are read without it. Then a document's first
+        passage can be a candidate of its own window: the model has to understand it and cannot copy from it. A passage
+        that consists only of the title or beginning is read as it is.
+        """
+        if self.target != "context" or self.manifest.get("context") not in OPENINGS or not len(self.windows):
+            return self.passages
+        rows = np.array(self.passages)
+        firsts = np.searchsorted(self.passage_documents, self.windows["document"], side="left")
+        middles, ends = self.windows["tokens"][:, :, 1], rows["tokens"][firsts, :, 1]
+        longer = (middles < ends).all(1)
+        rows["tokens"][firsts[longer], :, 0] = middles[longer]
+        rows["characters"][firsts[longer], 0] = self.windows["characters"][longer, 1]
+        return rows
 
     @cached_property
     def document_start_windows(self) -> np.ndarray:
@@ -103,6 +136,18 @@ class Store:
         start, middle, end = row["characters"]
         return text[start:middle], text[middle:end]
 
+    def scored_text(self, window_id: int) -> tuple[str, str]:
+        """(text of the window that the language model reads first, text whose log-likelihood it gives)"""
+        return self._asked(*self.window_text(window_id))
+
+    def _asked(self, context: Any, continuation: Any) -> tuple[Any, Any]:
+        if self.target == "continuation":
+            return context, continuation
+        if self.target == "context":
+            return context[:0], context
+        both = context + continuation if isinstance(context, str) else np.concatenate([context, continuation])
+        return context[:0], both
+
     def passage_tokens(self, passage_id: int, side: int) -> np.ndarray:
         start, end = self.passages["tokens"][passage_id, side]
         return self.tokens[side][start:end]
@@ -112,17 +157,34 @@ class Store:
         start, middle, end = self.windows["tokens"][window_id, side]
         return self.tokens[side][start:middle], self.tokens[side][middle:end]
 
+    def read_tokens(self, passage_id: int, side: int) -> np.ndarray:
+        """Tokens of the part of a passage that is read in training: see `readings`."""
+        start, end = self.readings["tokens"][passage_id, side]
+        return self.tokens[side][start:end]
+
+    def scored_tokens(self, window_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """(scorer ids that the language model reads first, ids whose log-likelihood it gives): see `TARGETS`."""
+        return self._asked(*self.window_tokens(window_id, SCORER))
+
+    def scored_counts(self, window_ids_B: np.ndarray) -> np.ndarray:
+        """Number of tokens of each window whose log-likelihood the language model gives; int64."""
+        start_B, middle_B, end_B = self.windows["tokens"][window_ids_B, SCORER].T
+        return {"continuation": end_B - middle_B, "context": middle_B - start_B, "both": end_B - start_B}[self.target]
+
     def continuation(self, window_id: int, longest: int) -> np.ndarray:
         """The first `longest` encoder ids of the document's text, from the beginning of the window's target."""
         middle = self.windows["tokens"][window_id, ENCODER, 1]
         last_passage = np.searchsorted(self.passage_documents, self.windows["document"][window_id], side="right") - 1
         return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
 
-    def passage_batch(self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int) -> TokenBatch:
-        """The first `longest` encoder tokens of each passage."""
+    def passage_batch(
+        self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int, training: bool = False
+    ) -> TokenBatch:
+        """The first `longest` encoder tokens of each passage; in training, of its part in `readings`."""
         if isinstance(passage_ids, torch.Tensor):
             passage_ids = passage_ids.cpu().numpy()
-        starts_B, ends_B = self.passages["tokens"][np.asarray(passage_ids, dtype=np.int64), ENCODER].T
+        table = self.readings if training else self.passages
+        starts_B, ends_B = table["tokens"][np.asarray(passage_ids, dtype=np.int64), ENCODER].T
         return gather_tokens(self.tokens[ENCODER], starts_B, ends_B, longest, self.pad_ids[ENCODER])
 
     def rows_of(self, document_ids: Sequence[str]) -> dict[str, int]:

@@ -30,7 +30,7 @@ def decomposed(tmp_path_factory):
             words = text.split()
             long = normalize("NFD", " ".join(words[place % len(words)] for place in range(7, 60 + number)))
             lines.write(json.dumps({"_id": f"d{number}", "text": long}) + "\n")
-    return JsonlCorpus("decomposed", str(file), "_id", "title", ["text"], False, None, None, "error", 32)
+    return JsonlCorpus("decomposed", str(file), "_id", "title", ["text"], False, None, None, "error", 32, None)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream.indexes.bm25 import BM25Index
+from dream.indexes.bm25 import BM25Index, bm25_settings
 from dream.scorers.attention.injection import Heads, RecordedAttention, injectable
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import read_passages
@@ -113,8 +113,8 @@ class HeadFinder:
             DreamError: no window has a sufficiently helpful passage.
         """
         settings = [LAYOUT, self.windows, self.scanned, self.candidates, self.gain, self.rows, self.uninformative,
-                    self.seed]  # fmt: skip
-        name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.hash, settings])}"
+                    self.seed, bm25_settings(store.language)]  # fmt: skip
+        name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.scoring_hash, settings])}"
         folder = store.cache_folder("heads") / name
         if not verify_or_discard(folder):
             scorer.require_room(store, self.candidates, "objective.finder.candidates", self.candidates)
@@ -159,10 +159,11 @@ class HeadFinder:
             draws = [uniform(self.seed, 1 + k, chosen_S) for k in range(self.candidates)]
             found_SK = np.take_along_axis(found_SK, np.stack(draws, axis=1).argsort(1), axis=1)
             loglik_SK = scorer.loglik(store, torch.from_numpy(chosen_S), torch.from_numpy(found_SK)).cpu()
-            for window_id, passages, loglik_K in zip(chosen_S.tolist(), found_SK.tolist(), loglik_SK, strict=True):
+            counts_S = store.scored_counts(chosen_S).tolist()
+            rows = zip(chosen_S.tolist(), found_SK.tolist(), loglik_SK, counts_S, strict=True)
+            for window_id, passages, loglik_K, tokens in rows:
                 helpful = int(loglik_K.argmax())
                 others = (loglik_K.sum() - loglik_K[helpful]) / (len(loglik_K) - 1)
-                tokens = len(store.window_tokens(window_id, SCORER)[1])
                 if float(loglik_K[helpful] - others) / tokens >= self.gain:
                     yield window_id, passages, helpful
 
@@ -170,8 +171,8 @@ class HeadFinder:
         self, scorer: CausalScorer, store: Store, window_id: int, passage_ids: list[int], helpful: int
     ) -> dict[int, Tensor]:
         """score_H by layer, for one window. See the class."""
-        context, target = store.window_tokens(window_id, SCORER)
-        asked = np.concatenate([context, target]) if self.rows == "window" else context
+        context, _ = store.window_tokens(window_id, SCORER)
+        asked = np.concatenate(store.scored_tokens(window_id)) if self.rows == "window" else context
         nothing: Any = scorer.tokenizer(self.uninformative, add_special_tokens=False)["input_ids"]
         passages = [scorer.passage(store, passage_id) for passage_id in passage_ids]
         with_question = passage_attention(scorer, passages, asked)
@@ -189,7 +190,8 @@ def passage_attention(scorer: CausalScorer, passages: list[np.ndarray], rows: np
     """mass_HK by layer: each head's attention to each passage, mean over `rows` (token ids after the passages)."""
     asked = torch.from_numpy(rows.astype(np.int64)).to(scorer.device)
     with scorer.no_autocast(), injectable(scorer.model):
-        memory, owner_T = read_passages(scorer, passages)
+        prompt_T = torch.from_numpy(scorer.prompt.join_passages(passages)).to(scorer.device)
+        memory, owner_T = read_passages(scorer, passages, prompt_T)
         recorded = RecordedAttention(owner_T, len(passages))
         scorer.model.base_model(input_ids=asked[None], past_key_values=memory, use_cache=True, attend=recorded)
     return recorded.mass_of_layer

@@ -12,7 +12,7 @@ from dream.indexes.bm25 import BM25Index
 from dream.scorers.base import CausalScorer
 from dream.scorers.pretraining.curriculum import neighbour_passages, random_passages, uniform
 from dream.store.permutation import permute
-from dream.store.store import SCORER, Store
+from dream.store.store import Store
 from dream.utils.runtime import progress
 
 NEIGHBOURS, RANDOM = 10, 2
@@ -55,8 +55,7 @@ def measure_gain(scorer: CausalScorer, store: Store, index: BM25Index, windows: 
         null_B1 = np.full((len(chosen_B), 1), -1)
         candidates = torch.from_numpy(np.concatenate([neighbours_BK, random_BK, null_B1], axis=1))
         loglik_BK = scorer.loglik(store, torch.from_numpy(chosen_B), candidates).cpu().double().numpy()
-        tokens_B = np.array([len(store.window_tokens(window, SCORER)[1]) for window in chosen_B])
-        rows.append(loglik_BK / tokens_B[:, None])
+        rows.append(loglik_BK / store.scored_counts(chosen_B)[:, None])
         bar.update(len(chosen_B))
     bar.close()
     per_token_BK = np.concatenate(rows)

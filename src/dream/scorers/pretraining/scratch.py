@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
-from dream.indexes.bm25 import BM25Index
+from dream.indexes.bm25 import BM25Index, bm25_settings
 from dream.scorers.base import CausalScorer, Scoring, longest_sequence
 from dream.scorers.pretraining.curriculum import SHARES, SPAN_TOKENS, CopyCurriculum
 from dream.scorers.pretraining.gain import measure_gain
@@ -73,6 +73,7 @@ class ScratchScorer(CausalScorer):
         description = {
             "layout": LAYOUT,
             "store": store.hash,
+            "neighbours": bm25_settings(store.language),
             "architecture": self.architecture,
             "training": self.training.description(),
             "passages": PASSAGES,
@@ -93,6 +94,7 @@ class ScratchScorer(CausalScorer):
         self.open(str(folder), store)
 
     def _pretrain(self, store: Store, folder: Path, training: Path) -> None:
+        store = Store(store.path, store.language)  # the weights do not depend on what is asked later (data.target)
         model = self._new_model(store)
         index = BM25Index.open_or_build(store)
         settings = self.training

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
+from dream.encoders.word_tokenizer import WORD_OR_SIGN
 from dream.store.build import parallel_tokenizers, sample_texts
 from dream.utils.atomic_io import fingerprint
 from dream.utils.cached_folders import new_directory, verify_or_discard
@@ -16,10 +17,6 @@ log = get_logger(__name__)
 BOS, SEP, PAD = "<bos>", "<sep>", "<pad>"
 TOKENIZATION = 3  # increase it when the pipeline below changes; cached tokenizers are then trained again
 SAMPLE_MEGABYTES = 30  # maximum size of the training text, spread over the corpus
-# Retrieval needs the same tokens for a word everywhere: after a space, a bracket or an underscore, in upper and lower
-# case, composed (NFC) and decomposed (NFD). White space is dropped, because a language model hardly needs it. In this
-# pattern, \w includes combining marks. ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
-WORD_OR_SIGN = Regex(r"[^\W_]+(?:[\x{200c}\x{200d}]+[^\W_]+)*|[^\w\s]|_")
 
 
 def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Path:
@@ -39,6 +36,8 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Pa
     if not verify_or_discard(path):
         log.info(f"Training a tokenizer with {vocabulary:,} tokens on corpus {corpus.name}")
         tokenizer = Tokenizer(models.BPE())
+        # Retrieval needs the same tokens for a word everywhere: after a space, a bracket or an underscore, in upper and
+        # lower case, composed (NFC) and decomposed (NFD). White space is dropped: a language model hardly needs it.
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
