@@ -68,7 +68,8 @@ def by_lucene(texts: list[str], queries: list[str]) -> list[list[int]]:
     import jnius_config
 
     [package] = importlib.util.find_spec("pyserini").submodule_search_locations  # type: ignore[union-attr,misc]
-    jnius_config.set_classpath(str(next(Path(package).glob("resources/jars/*fatjar.jar"))))
+    if not jnius_config.vm_running:  # else an earlier call has set the path
+        jnius_config.set_classpath(str(next(Path(package).glob("resources/jars/*fatjar.jar"))))
     from jnius import autoclass, cast
 
     def lucene(name: str) -> Any:
