@@ -131,6 +131,7 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         workers=0,
         limit_windows=None,
         scored_pool=None,
+        questions=None,
         scored_windows=0,
         document_start_fraction=0.5,
         continuation_tokens=128,

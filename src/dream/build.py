@@ -19,6 +19,7 @@ from dream.module import RetrieverModule
 from dream.objectives.base import Objective
 from dream.runs.agreement import identity
 from dream.runs.layout import INDEX, LAST
+from dream.scorers.questions import open_or_write
 from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
 from dream.utils.errors import require
@@ -106,6 +107,8 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     load_scorer = _loader(text.scorer, store)
     if objective.needs_candidates:
         scorer = load_scorer()
+        if text.data.questions:
+            store.ask(open_or_write(scorer, store, text.data.tokenizers, text.data.questions))
         text.candidates.prepare(store, index)
         objective.prepare(scorer, store, text.candidates.k)
     text.encoder.initialize(store, lambda: load_scorer().token_embeddings())

@@ -33,6 +33,7 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "workers": 0,
         "limit_windows": None,
         "scored_pool": None,
+        "questions": None,
         "scored_windows": 2,
         "document_start_fraction": 0.5,
         "continuation_tokens": 16,

@@ -108,7 +108,9 @@ def panels(store: Store, window_ids_B: Tensor, outputs: dict[str, Tensor]) -> di
             f"{HEADINGS[kind]}: posterior entropy {entropy_S[s]:.2f} of at most {most:.2f} nats, "
             f"gain {gain_S[s]:.2f} nats per token"
         )
-        window = Window(*store.scored_text(window_id), _name(store, int(store.windows["document"][window_id])))
+        window = Window(
+            *store.scored_text(window_id), _name(store, int(store.window_rows(np.array([window_id]))["document"][0]))
+        )
         shown[kind] = candidate_table(heading, window, rows)
     return shown
 
@@ -135,7 +137,7 @@ def choose(store: Store, window_ids: list[int], posterior_SK: Tensor, retriever_
 
 def _alike(store: Store, one: int, other: int) -> bool:
     """Whether two windows have the same document, or at least half of their content words in common."""
-    if store.windows["document"][one] == store.windows["document"][other]:
+    if len(np.unique(store.window_rows(np.array([one, other]))["document"])) == 1:
         return True
     first_text, second_text = (" ".join(store.window_text(window)) for window in (one, other))
     return alike(first_text, second_text, SAME_WORDS)

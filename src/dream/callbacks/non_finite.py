@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +104,7 @@ class NonFiniteGuard(L.Callback):
                 })  # fmt: skip
         return {
             "window_id": window_id,
-            "document": store.document_names[int(store.windows["document"][window_id])],
+            "document": store.document_names[int(store.window_rows(np.array([window_id]))["document"][0])],
             "context": context[-CHARACTERS:],
             "target": target[:CHARACTERS],
             "candidates": candidates,

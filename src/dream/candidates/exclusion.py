@@ -16,7 +16,7 @@ def excluded(ids_BM: np.ndarray, windows: WindowBatch, store: Store, mode: str) 
         mode: `document` excludes all passages of the window's own document (like REALM's trivial candidates,
             https://arxiv.org/abs/2002.08909). `overlap` excludes only passages with text that the language model is
             asked for, because it would copy it: see `excluded_ranges`. `auto`: `document` if the language model is
-            asked for the continuation, otherwise `overlap`.
+            asked for the continuation or for questions, otherwise `overlap`.
     """
     first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), store, mode)
     return (ids_BM < 0) | ((ids_BM >= first_B[:, None]) & (ids_BM < end_B[:, None]))
@@ -27,15 +27,20 @@ def excluded_ranges(window_ids_B: np.ndarray, store: Store, mode: str) -> tuple[
 
     They are one range, because a document's passages have consecutive ids in text order. With `overlap` these are the
     passages that overlap or touch the window (context and continuation). If the language model is asked only for the
-    context, they are the passages whose part that is read overlaps the context.
+    context, they are the passages whose part that is read overlaps the context. No passage contains a question.
     """
-    windows = store.windows[window_ids_B]
+    windows = store.window_rows(window_ids_B)
+    is_question_B = windows["characters"][:, 0] < 0
     first_B = np.searchsorted(store.passage_documents, windows["document"], side="left")
     end_B = np.searchsorted(store.passage_documents, windows["document"], side="right")
+    end_B = np.where(is_question_B, first_B, end_B)
     if excludes_document(mode, store):
         return first_B, end_B
     found = np.empty((2, len(windows)), dtype=np.int64)
     for b, (start, middle, end) in enumerate(windows["characters"]):
+        if is_question_B[b]:
+            found[:, b] = 0
+            continue
         own = store.readings["characters"][first_B[b] : end_B[b]]
         if store.target == "context":
             found[:, b] = np.searchsorted(own[:, 1], start, side="right"), np.searchsorted(own[:, 0], middle, "left")
@@ -46,7 +51,7 @@ def excluded_ranges(window_ids_B: np.ndarray, store: Store, mode: str) -> tuple[
 
 def excludes_document(mode: str, store: Store) -> bool:
     """Whether no passage of a window's own document can be a candidate."""
-    return mode == "document" or (mode == "auto" and store.target == "continuation")
+    return mode == "document" or (mode == "auto" and (store.target == "continuation" or store.questions is not None))
 
 
 def fewest_allowed(store: Store, mode: str, enough: int) -> int:

@@ -94,14 +94,20 @@ class WindowStream(IterableDataset):
     def examples_at(self, positions: np.ndarray) -> Examples:
         """The examples at these positions of the stream."""
         windows = self.windows_at(positions, self.seed)
-        if self.pool:
+        if self.pool or self.store.questions:
             batches, slots = np.divmod(positions, self.batch_size)
             is_scored = slots < self.scored
-            turns = (batches * self.scored + slots)[is_scored]
-            windows[is_scored] = self.windows_at(permute(self.seed, turns, self.pool), POOL_SEED)
+            windows[is_scored] = self.scored_windows_at((batches * self.scored + slots)[is_scored])
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
-        return windows, self.store.windows["document"][windows].astype(np.int64), contexts, continuations
+        return windows, self.store.window_rows(windows)["document"].astype(np.int64), contexts, continuations
+
+    def scored_windows_at(self, turns: np.ndarray) -> np.ndarray:
+        """Window ids of these turns: questions if the store has them, otherwise windows of the pool."""
+        if self.store.questions:
+            return len(self.store.windows) + permute(self.seed, turns, len(self.store.questions))
+        assert self.pool
+        return self.windows_at(permute(self.seed, turns, self.pool), POOL_SEED)
 
     def windows_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
         """Window ids at these positions of an order that interleaves two infinite permutations."""
@@ -127,6 +133,8 @@ class WindowDataModule(L.LightningDataModule):
         workers: number of loader processes.
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
         scored_pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
+        questions: take the scored windows in turn from questions about this many passages, written by the language
+            model; None: windows of documents.
         document_start_fraction: share of the windows that start a document.
         continuation_tokens: encoder tokens of a continuation.
         seed: seed of the order.
@@ -152,6 +160,7 @@ class WindowDataModule(L.LightningDataModule):
         workers: int,
         limit_windows: int | None,
         scored_pool: int | None,
+        questions: int | None,
         document_start_fraction: float,
         continuation_tokens: int,
         seed: int,
@@ -169,6 +178,9 @@ class WindowDataModule(L.LightningDataModule):
         require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
         require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
                 "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
+        require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
+        require(questions is None or (target == "context" and scored_pool is None), "data.questions", questions,
+                "the LM is asked for the question itself: set data.target=context and data.scored_pool=null")  # fmt: skip
         require(
             0 <= document_start_fraction <= 1,
             "data.document_start_fraction",
@@ -191,6 +203,7 @@ class WindowDataModule(L.LightningDataModule):
             continuation_tokens,
         )
         self.target = target
+        self.questions = questions
         self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
         self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dream.batch import TokenBatch
 from dream.store.contexts import OPENINGS
+from dream.store.questions import Questions
 from dream.store.ragged import Strings, gather_tokens
 from dream.utils.errors import DataError
 
@@ -34,12 +35,14 @@ class Store:
         path: The directory.
         language: Language of the corpus, for BM25; None: unknown. The files do not depend on it.
         target: One of `TARGETS`: the tokens of a window whose log-likelihood the language model gives.
+        questions: Folder of questions about passages, see `ask`.
 
     Raises:
         DataError: The directory is not a complete store.
     """
 
-    def __init__(self, path: Path, language: str | None = None, target: str = "continuation") -> None:
+    def __init__(self, path: Path, language: str | None = None, target: str = "continuation",
+                 questions: Path | None = None) -> None:  # fmt: skip
         self.path, self.language, self.target = path, language, target
         try:
             self.manifest = json.loads((path / "manifest.json").read_text())
@@ -54,6 +57,14 @@ class Store:
             for side, name in enumerate(["encoder_ids", "encoder_ids" if same else "scorer_ids"])
         ]
         self.pad_ids: list[int] = self.manifest["pad_ids"]
+        self.questions = Questions(questions) if questions else None
+
+    def ask(self, questions: Questions) -> None:
+        """Add questions as windows: their ids follow those of the windows that are pieces of documents.
+
+        A question is a context, its continuation is the passage that it was written about, and no passage overlaps it.
+        """
+        self.questions = questions
 
     def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
         file = self.path / f"{name}.bin"
@@ -62,19 +73,22 @@ class Store:
         return np.memmap(file, dtype=dtype, mode="r")
 
     def __reduce__(self):
-        return Store, (self.path, self.language, self.target)
+        return Store, (self.path, self.language, self.target, self.questions and self.questions.path)
 
     @property
     def longest_window(self) -> tuple[int, int]:
         """Maximum numbers of tokens of `scored_tokens`: (given, scored)."""
         _, context, _, continuation = self.manifest["lengths"]
+        if self.questions:
+            context = max(context, self.questions.counts(SCORER).max(initial=0))
         return {"continuation": (context, continuation), "context": (0, context),
                 "both": (0, context + continuation)}[self.target]  # fmt: skip
 
     @property
     def scoring_hash(self) -> str:
         """Hash of everything in the store that log-likelihoods depend on: `hash`, and what is asked."""
-        return self.hash if self.target == "continuation" else f"{self.hash}-{self.target}"
+        parts = [self.hash, *([self.target] if self.target != "continuation" else [])]
+        return "-".join([*parts, *([self.questions.hash] if self.questions else [])])
 
     @cached_property
     def texts(self) -> Strings:
@@ -129,8 +143,26 @@ class Store:
         row = self.passages[passage_id]
         return self.texts[int(row["document"])][slice(*row["characters"])]
 
+    def window_rows(self, window_ids_B: np.ndarray) -> np.ndarray:
+        """Rows of the window table. A question has its passage's document and tokens, and no characters (-1)."""
+        if not self.questions:
+            return self.windows[window_ids_B]
+        is_piece = window_ids_B < len(self.windows)
+        rows = np.zeros(len(window_ids_B), dtype=WINDOW)
+        rows[is_piece] = self.windows[window_ids_B[is_piece]]
+        passages = self.passages[self.questions.passages_Q[window_ids_B[~is_piece] - len(self.windows)]]
+        rows["document"][~is_piece], rows["characters"][~is_piece] = passages["document"], -1
+        rows["tokens"][~is_piece] = passages["tokens"][:, :, [0, 0, 1]]
+        return rows
+
+    def _question(self, window_id: int) -> int | None:
+        """Number of the question with this window id; None for a piece of a document."""
+        return window_id - len(self.windows) if self.questions and window_id >= len(self.windows) else None
+
     def window_text(self, window_id: int) -> tuple[str, str]:
         """(context, target)"""
+        if (question := self._question(window_id)) is not None:
+            return self.questions.texts[question], ""  # type: ignore[union-attr]
         row = self.windows[window_id]
         text = self.texts[int(row["document"])]
         start, middle, end = row["characters"]
@@ -154,6 +186,9 @@ class Store:
 
     def window_tokens(self, window_id: int, side: int) -> tuple[np.ndarray, np.ndarray]:
         """(context ids, target ids)"""
+        if (question := self._question(window_id)) is not None:
+            ids = self.questions.tokens(question, side)  # type: ignore[union-attr]
+            return ids, ids[:0]
         start, middle, end = self.windows["tokens"][window_id, side]
         return self.tokens[side][start:middle], self.tokens[side][middle:end]
 
@@ -168,13 +203,17 @@ class Store:
 
     def scored_counts(self, window_ids_B: np.ndarray) -> np.ndarray:
         """Number of tokens of each window whose log-likelihood the language model gives; int64."""
-        start_B, middle_B, end_B = self.windows["tokens"][window_ids_B, SCORER].T
-        return {"continuation": end_B - middle_B, "context": middle_B - start_B, "both": end_B - start_B}[self.target]
+        start_B, middle_B, end_B = self.window_rows(window_ids_B)["tokens"][:, SCORER].T
+        counts = {"continuation": end_B - middle_B, "context": middle_B - start_B, "both": end_B - start_B}[self.target]
+        for b in np.flatnonzero(window_ids_B >= len(self.windows)):
+            counts[b] = len(self.window_tokens(int(window_ids_B[b]), SCORER)[0])
+        return counts
 
     def continuation(self, window_id: int, longest: int) -> np.ndarray:
         """The first `longest` encoder ids of the document's text, from the beginning of the window's target."""
-        middle = self.windows["tokens"][window_id, ENCODER, 1]
-        last_passage = np.searchsorted(self.passage_documents, self.windows["document"][window_id], side="right") - 1
+        row = self.window_rows(np.array([window_id]))[0]
+        middle = row["tokens"][ENCODER, 1]
+        last_passage = np.searchsorted(self.passage_documents, row["document"], side="right") - 1
         return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
 
     def passage_batch(

@@ -1,0 +1,129 @@
+"""Lets the language model write a question about each of some passages. The questions replace labelled queries.
+
+The prompt shows examples of passages with a question (as InPars does, Bonifacio et al. 2022,
+https://arxiv.org/abs/2202.05144), then the passage. The continuation is greedy, up to the end of the line. A small
+model writes many bad questions. They do little harm, because it then also judges how likely each question is given
+each candidate, and a bad question fits no passage better than another.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dream.scorers.base import CausalScorer
+from dream.store.permutation import permute
+from dream.store.questions import TEXTS, Questions, save_tokens
+from dream.store.store import SCORER, Store
+from dream.utils.atomic_io import fingerprint
+from dream.utils.cached_folders import unfinished_directory, verify_or_discard
+from dream.utils.logging import get_logger
+from dream.utils.runtime import progress
+
+log = get_logger(__name__)
+
+EXAMPLES = (
+    ("Mitochondria use aerobic respiration to generate ATP, the cell's source of chemical energy.",
+     "what do mitochondria do in a cell"),
+    ("Scrub the cast iron pan with steel wool, wash it with warm soapy water, dry it and rub it with oil.",
+     "how to remove rust from cast iron"),
+    ('def area(r): """Return the area of a circle with radius r.""" return math.pi * r ** 2',
+     "compute the area of a circle from its radius"),
+)  # fmt: skip
+HEAD = "".join(f"Passage: {passage}\nQuestion: {question}\n\n" for passage, question in EXAMPLES) + "Passage:"
+TAIL = "\nQuestion:"
+MOST_TOKENS = 16  # of a question
+FEWEST_WORDS = 2
+BATCH = 64  # passages that are continued together
+SEED = 20_261_127  # the passages are the same for all seeds of a run, so that runs share the questions
+
+
+def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, count: int) -> Questions:
+    """The questions about `count` passages of the store (or about all passages), written if they are not cached.
+
+    Questions of fewer than two words, and copies of an example, are left out. An interruption loses one batch.
+
+    Args:
+        scorer: the language model, loaded.
+        store: the store of the corpus.
+        tokenizers: of the encoder and of the scorer, as in the store.
+        count: number of passages.
+    """
+    settings = [scorer.fingerprint, store.hash, count, HEAD, TAIL, MOST_TOKENS, scorer.scoring.max_passage_tokens]
+    path = store.cache_folder("questions") / f"{store.path.name.rpartition('-')[0]}-{fingerprint(settings)}"
+    if not verify_or_discard(path):
+        passages = permute(SEED, np.arange(min(count, len(store.passages))), len(store.passages))
+        log.info(f"The language model writes questions about {len(passages):,} passages, once for this corpus")
+        with unfinished_directory(path) as folder:
+            written = _write(scorer, store, passages, folder / "written.jsonl")
+            kept = {passage: text for passage, text in written.items() if _is_usable(text)}
+            lines = [json.dumps({"passage": passage, "question": text}) for passage, text in kept.items()]
+            (folder / TEXTS).write_text("\n".join(lines) + "\n", "utf-8")
+            save_tokens(folder, list(kept), list(kept.values()), tokenizers)
+    questions = Questions(path)
+    log.info(f"{len(questions):,} questions, e.g. {', '.join(questions.texts[:3])}")
+    return questions
+
+
+def _write(scorer: CausalScorer, store: Store, passages: np.ndarray, file: Path) -> dict[int, str]:
+    """Text by passage. The file holds what is written so far, also by an interrupted run."""
+    written = {row["passage"]: row["question"] for row in _complete_rows(file)}
+    left = [int(passage) for passage in passages if int(passage) not in written]
+    left.sort(key=lambda passage: len(scorer.passage(store, passage)))  # batches of similar length need less padding
+    with progress(total=len(passages), initial=len(written), unit="question", desc="writing questions") as bar:
+        for start in range(0, len(left), BATCH):
+            batch = left[start : start + BATCH]
+            texts = _continue(scorer, [store.passage_tokens(passage, SCORER) for passage in batch])
+            with file.open("a", encoding="utf-8") as lines:
+                rows = zip(batch, texts, strict=True)
+                lines.writelines(json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in rows)
+            written |= dict(zip(batch, texts, strict=True))
+            bar.update(len(batch))
+    return {int(passage): written[int(passage)] for passage in passages}
+
+
+def _complete_rows(file: Path) -> list[dict]:
+    """Rows of the file; a last line that was cut off by an interruption is removed."""
+    if not file.exists():
+        return []
+    lines = file.read_bytes().splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith(b"\n")]
+    file.write_bytes(b"".join(complete))
+    return [json.loads(line) for line in complete]
+
+
+@torch.no_grad()
+def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
+    """What the model writes after each passage, up to the end of the line."""
+    tokenizer = scorer.tokenizer
+    head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (HEAD, TAIL))
+    rows = [[*head, *passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
+    length = max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):  # padding on the left, so that all rows are continued at the same position
+        ids[row, length - len(tokens) :] = torch.tensor(tokens)
+        mask[row, length - len(tokens) :] = 1
+    with scorer.no_autocast():
+        continued = scorer.model.generate(
+            input_ids=ids.to(scorer.device), attention_mask=mask.to(scorer.device), max_new_tokens=MOST_TOKENS,
+            do_sample=False, eos_token_id=_ends_of_line(tokenizer), pad_token_id=0,
+        )  # fmt: skip
+    texts = tokenizer.batch_decode(continued[:, length:], skip_special_tokens=True)
+    return [text.partition("\n")[0].strip() for text in texts]
+
+
+def _ends_of_line(tokenizer) -> list[int]:
+    """Ids of all tokens with a line break, and of the token that ends a text."""
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    vocabulary = tokenizer.get_vocab()
+    broken = [
+        token_id for token, token_id in vocabulary.items() if "\u010a" in token or "\n" in token or token == "<0x0A>"
+    ]
+    return [*ends, *broken] or [0]
+
+
+def _is_usable(text: str) -> bool:
+    return len(text.split()) >= FEWEST_WORDS and text not in {question for _, question in EXAMPLES}

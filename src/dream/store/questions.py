@@ -1,0 +1,50 @@
+"""Questions that a language model has written about passages. They are windows that are not pieces of documents."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dream.store.tokens import BatchTokenizer
+
+TEXTS, TOKENS = "questions.jsonl", "tokens.npz"
+
+
+class Questions:
+    """Read-only view of a folder of questions. The folder's name is a hash of everything that they depend on.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        passages_Q: the passage that each question was written about.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.hash = path, path.name
+        self.texts = [json.loads(line)["question"] for line in (path / TEXTS).read_text("utf-8").splitlines()]
+        with np.load(path / TOKENS, allow_pickle=False) as arrays:
+            self.passages_Q = arrays["passages"]
+            self.ids = [arrays["encoder_ids"], arrays["scorer_ids"]]
+            self.bounds = [arrays["encoder_bounds"], arrays["scorer_bounds"]]
+
+    def __len__(self) -> int:
+        return len(self.passages_Q)
+
+    def tokens(self, number: int, side: int) -> np.ndarray:
+        """Token ids of a question, for the encoder (side 0) or the scorer (side 1)."""
+        start, end = self.bounds[side][number : number + 2]
+        return self.ids[side][start:end]
+
+    def counts(self, side: int) -> np.ndarray:
+        """Number of tokens of each question."""
+        return np.diff(self.bounds[side])
+
+
+def save_tokens(folder: Path, passages: Sequence[int], texts: list[str], tokenizers: Sequence) -> None:
+    """Tokenise the questions with both tokenizers, and write the file of tokens."""
+    sides = [BatchTokenizer(tokenizer)(texts) for tokenizer in tokenizers]
+    np.savez(folder / TOKENS, passages=np.asarray(passages, dtype=np.int64),
+             encoder_ids=sides[0].ids_T, encoder_bounds=sides[0].bounds,
+             scorer_ids=sides[1].ids_T, scorer_bounds=sides[1].bounds)  # fmt: skip
