@@ -99,19 +99,19 @@ def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
     """What the model writes after each passage, up to the end of the line."""
     tokenizer = scorer.tokenizer
     head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (HEAD, TAIL))
-    rows = [[*head, *passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
-    length = max(map(len, rows))
-    ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):  # padding on the left, so that all rows are continued at the same position
-        ids[row, length - len(tokens) :] = torch.tensor(tokens)
-        mask[row, length - len(tokens) :] = 1
+    rows = [[*passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
+    longest = max(map(len, rows))
+    ids = torch.tensor([head + [0] * (longest - len(row)) + row for row in rows], device=scorer.device)
+    padding = [[1] * len(head) + [0] * (longest - len(row)) + [1] * len(row) for row in rows]
     with scorer.no_autocast():
+        # The examples are read once, not once a passage.
+        cache = scorer.model(input_ids=ids[:1, : len(head)], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(rows))
         continued = scorer.model.generate(
-            input_ids=ids.to(scorer.device), attention_mask=mask.to(scorer.device), max_new_tokens=MOST_TOKENS,
-            do_sample=False, eos_token_id=_ends_of_line(tokenizer), pad_token_id=0,
+            input_ids=ids, attention_mask=torch.tensor(padding, device=scorer.device), past_key_values=cache,
+            max_new_tokens=MOST_TOKENS, do_sample=False, eos_token_id=_ends_of_line(tokenizer), pad_token_id=0,
         )  # fmt: skip
-    texts = tokenizer.batch_decode(continued[:, length:], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(continued[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.partition("\n")[0].strip() for text in texts]
 
 
