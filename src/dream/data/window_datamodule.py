@@ -216,7 +216,8 @@ class WindowDataModule(L.LightningDataModule):
         self._store: Store | None = None
 
     def prepare_data(self) -> None:
-        self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.cuts, target=self.target)
+        if self._store is None:  # Lightning calls it again, but questions belong to the store that is open
+            self._store = open_or_build(self.stores_dir, self.corpus, *self.tokenizers, **self.cuts, target=self.target)
 
     @property
     def store_hash(self) -> str:
