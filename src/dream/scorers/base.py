@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from dream.scorers.batching import NO_TARGET, TOKENS_PER_FORWARD, PairBatching, left_aligned
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.loglik_cache import LoglikCache
+from dream.scorers.packing import Packing, can_pack
 from dream.scorers.prompt import Prompt, special_ids
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
@@ -120,6 +121,7 @@ class CausalScorer:
                 f"{self.longest} tokens, but the model reads {positions}; lower it, or data.context_tokens or "
                 "data.target_tokens")  # fmt: skip
         self.model = model.eval().requires_grad_(False)
+        self.packs = can_pack(self.model, self.longest)
         self.keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.weights_fingerprint = fingerprint(_checksums(self.model))
         self.to(self.device)
@@ -136,6 +138,7 @@ class CausalScorer:
             torch.compile(function, dynamic=True) if self.compiles else function
             for function in (self._pair_loglik, self._row_loglik)
         )
+        self._packing = Packing(self.model, self.compiles) if self.packs else None
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
         how = [str(dtype), self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
@@ -220,36 +223,53 @@ class CausalScorer:
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
     ) -> np.ndarray:
         """loglik_P of the pairs of windows and prompts with M passages; or loglik_PT, see `score_sequences`."""
-        return self.score_sequences(*self._sequences(store, windows_P, passages_PM), by_token)
+        sequences, targets, shared = self._sequences(store, windows_P, passages_PM)
+        return self.score_sequences(sequences, targets, by_token, shared)
 
     @torch.no_grad()
-    def score_sequences(self, sequences: list[np.ndarray], targets: list[int], by_token: bool = False) -> np.ndarray:
+    def score_sequences(self, sequences: list[np.ndarray], targets: list[int], by_token: bool = False,
+                        shared: list[int] | None = None) -> np.ndarray:  # fmt: skip
         """Score sequences with the model. Returns loglik_P float32, or loglik_PT of target tokens, 0 after the last.
 
         Args:
             sequences: token ids of each pair; its target is at the end.
             targets: number of target tokens of each pair.
             by_token: whether to return one value for each target token.
+            shared: number of first tokens of each pair that other pairs may have, too. They are computed once.
         """
         tokens = max(targets, default=0)
         loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
         if not sequences:
             return loglik_P
-        order, scores = [], []
+        score = self._score_packed if self._packing else self._score_padded
+        with self.no_autocast():
+            order, scores = zip(*score(sequences, targets, by_token, shared or [0] * len(sequences)), strict=True)
+        self.forwards += len(scores)
+        self.pairs_scored += len(sequences)
+        loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
+        return loglik_P
+
+    def _score_packed(self, sequences: list[np.ndarray], targets: list[int], by_token: bool, shared: list[int]
+                      ) -> Iterator[tuple[np.ndarray, Tensor]]:  # fmt: skip
+        """Yield (numbers of the pairs, their scores) of each pack."""
+        for pairs, pack in self._packing.packs(sequences, shared, targets, self.token_budget):
+            loglik_R = self._packing.score(pack.to(self.device))
+            tokens_P = torch.tensor([targets[pair] for pair in pairs], device=self.device)
+            inside_PT = torch.arange(max(targets), device=self.device) < tokens_P[:, None]
+            loglik_PT = loglik_R.new_zeros(inside_PT.shape).masked_scatter(inside_PT, loglik_R)
+            yield pairs, loglik_PT if by_token else loglik_PT.sum(1)
+
+    def _score_padded(self, sequences: list[np.ndarray], targets: list[int], by_token: bool, shared: list[int]
+                      ) -> Iterator[tuple[np.ndarray, Tensor]]:  # fmt: skip
+        """Yield (numbers of the pairs, their scores) of each batch of padded pairs. Nothing is shared."""
         forward = self._rows if by_token else self._sums
         batching = PairBatching(self.most_tokens, self.longest_target)
         for pairs in batching.forwards(np.array([len(sequence) for sequence in sequences]), self.token_budget):
             # A single row would be compiled a second time: inductor treats a size of 1 as a constant.
             rows = pairs if len(pairs) > 1 else pairs.repeat(2)
             batch = batching.pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
-            order.append(pairs)
-            with self.no_autocast():
-                scored = forward(*batch.to(self.device))[: len(pairs)]
-            scores.append(left_aligned(scored, batch.labels_PR[: len(pairs)], tokens) if by_token else scored)
-        self.forwards += len(scores)
-        self.pairs_scored += len(sequences)
-        loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
-        return loglik_P
+            scored = forward(*batch.to(self.device))[: len(pairs)]
+            yield pairs, left_aligned(scored, batch.labels_PR[: len(pairs)], max(targets)) if by_token else scored
 
     def passage(self, store: Store, passage_id: int) -> np.ndarray:
         """Tokens of a passage, cut to `max_passage_tokens`. Empty for the null passage, -1."""
@@ -257,15 +277,17 @@ class CausalScorer:
             return np.empty(0, dtype=np.int64)
         return store.passage_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
 
-    def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray) -> tuple[list, list[int]]:
-        """(token ids of each pair, number of target tokens of each pair)"""
-        sequences, targets = [], []
+    def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray
+                   ) -> tuple[list[np.ndarray], list[int], list[int]]:  # fmt: skip
+        """(token ids, number of target tokens, number of tokens before the context) of each pair"""
+        sequences, targets, shared = [], [], []
         for window, ids_M in zip(windows_P.tolist(), passages_PM.tolist(), strict=True):
             context, target = store.window_tokens(window, SCORER)
             passages = [self.passage(store, passage_id) for passage_id in ids_M]
             sequences.append(self.prompt.join_passages(passages, context, target))
             targets.append(len(target))
-        return sequences, targets
+            shared.append(len(sequences[-1]) - len(context) - len(target))
+        return sequences, targets, shared
 
     @property
     def token_budget(self) -> int:

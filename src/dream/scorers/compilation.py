@@ -3,7 +3,11 @@
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,3 +53,34 @@ def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
     require(floating, key, choice, "choose auto, bfloat16, float16 or float32")
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+@contextmanager
+def compiled_layers(model: Any, compiles: bool) -> Iterator[None]:
+    """In this context, the model's repeated layers are compiled, if `compiles`.
+
+    They have one class, so one of them is compiled, and all use the result. This takes seconds where the whole model
+    takes minutes.
+    """
+    layers = _repeated_layers(model) if compiles else []
+    for layer in layers:
+        layer.forward = partial(_run_compiled, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+_run_compiled = torch.compile(_run_layer, dynamic=True)
+
+
+def _repeated_layers(model: Any) -> list[Any]:
+    """The longest list of modules of one class."""
+    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    return max(alike, key=len, default=[])
