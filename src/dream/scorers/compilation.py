@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from dream.scorers.int8 import eight_bit_problem
 from dream.utils.errors import require
 from dream.utils.runtime import has_fast_bfloat16
+
+INT8 = "int8"  # 8-bit linear layers: see int8.py
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:
@@ -40,17 +43,21 @@ def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
 
     Args:
         key: config key, for the error.
-        choice: `auto` or the name of a floating-point type of torch.
+        choice: `auto`, `int8` (everything but the linear layers is float32), or a floating-point type of torch.
         device: the model's device.
 
     Raises:
-        ConfigError: there is no such type.
+        ConfigError: there is no such type, or no 8-bit products on this device.
     """
+    if choice == INT8:
+        reason = eight_bit_problem() if device.type == "cpu" else f"is for CPUs, not for {device.type}"
+        require(not reason, key, choice, f"{reason}; choose auto")
+        return torch.float32
     if choice == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device.type) else torch.float32
     dtype = getattr(torch, choice, None)
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    require(floating, key, choice, "choose auto, bfloat16, float16 or float32")
+    require(floating, key, choice, "choose auto, bfloat16, float16, float32 or int8")
     assert isinstance(dtype, torch.dtype)
     return dtype
 

@@ -6,6 +6,7 @@ depend on the other tokens of a forward. Products are summed exactly, in integer
 Shapes: T tokens, I inputs, O outputs.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,3 +57,15 @@ def to_int8(model: Any) -> None:
                 setattr(module, name, Int8Linear(child.weight.detach(), child.bias))
             elif isinstance(child, Conv1D):  # GPT-2's layers have transposed weights
                 setattr(module, name, Int8Linear(child.weight.detach().T.contiguous(), child.bias))
+
+
+@cache
+def eight_bit_problem() -> str:
+    """Why 8-bit products cannot be used on this CPU; empty if they can."""
+    weight_OI = torch.linspace(-1, 1, 64 * 32).view(64, 32)
+    try:
+        product = Int8Linear(weight_OI, None)(weight_OI)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return "needs 8-bit matrix products, which this processor or this build of torch lacks"
+    right = torch.allclose(product, weight_OI @ weight_OI.T, atol=0.2)
+    return "" if right else "needs 8-bit matrix products, which are wrong on this processor"

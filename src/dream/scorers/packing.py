@@ -95,12 +95,23 @@ class Packing:
 
     Example:
         >>> packing = Packing(model, compiles=False)
-        >>> scores = [packing.score(pack) for _, pack in packing.packs(sequences, shared, targets, token_budget=4096)]
+        >>> for pairs, loglik_P in packing.scores(sequences, targets, shared, by_token=False, token_budget=4096): ...
     """
 
     def __init__(self, model: Any, compiles: bool) -> None:
         self.model, self.compiles = model, compiles
         self._chosen = torch.compile(_chosen_loglik, dynamic=True) if compiles else _chosen_loglik
+
+    def scores(self, sequences: list[np.ndarray], targets: list[int], shared: list[int], by_token: bool,
+               token_budget: int) -> Iterator[tuple[np.ndarray, Tensor]]:  # fmt: skip
+        """Yield (numbers of the pairs, their loglik_P or loglik_PT) of each pack: see `score_sequences`."""
+        device, most = self.model.device, max(targets)
+        for pairs, pack in self.packs(sequences, shared, targets, token_budget):
+            loglik_R = self.score(pack.to(device))
+            tokens_P = torch.tensor([targets[pair] for pair in pairs], device=device)
+            inside_PT = torch.arange(most, device=device) < tokens_P[:, None]
+            loglik_PT = loglik_R.new_zeros(inside_PT.shape).masked_scatter(inside_PT, loglik_R)
+            yield pairs, loglik_PT if by_token else loglik_PT.sum(1)
 
     def packs(
         self, sequences: Sequence[np.ndarray], shared: Sequence[int], targets: Sequence[int], token_budget: int
