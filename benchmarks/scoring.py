@@ -124,7 +124,7 @@ def read_tokens(sequences: list[np.ndarray], shared: list[int]) -> int:
 
 
 def compare(plain, scorers: dict, pairs: tuple[list, list[int], list[int]], sample: int) -> dict:
-    """Alternate between all. Returns medians of the seconds a pair, the scores, and float32's largest relative error."""
+    """Measure all in turn. Returns medians of the seconds a pair, the scores, and the first scorer's largest error."""
     sequences, targets, shared = pairs
     runs = {name: lambda scorer=scorer: scorer.score_sequences(sequences, targets, shared=shared)
             for name, scorer in scorers.items()}  # fmt: skip

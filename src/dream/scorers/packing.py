@@ -21,6 +21,9 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from dream.scorers.attention.injection import plain
 from dream.scorers.compilation import compiled_layers
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 NAME = "dream_packed"
 ROUND_TO = 8  # tokens: lengths of the padded attention, so that its memory is aligned
@@ -160,25 +163,27 @@ def can_pack(model: Any, longest: int) -> bool:
     if any(tokens is not None and tokens < longest for tokens in reach):
         return False
     draw, most = np.random.default_rng(0), len(model.get_input_embeddings().weight)
-    lengths, targets = [3, 4, 2, 3], [2, 3, 1, 2]
-    beginnings = [draw.integers(most, size=min(size, longest - 4)) for size in (6, 3, 6, 3)]
-    sequences = [np.concatenate([beginnings[pair % 2], draw.integers(most, size=lengths[pair])]) for pair in range(4)]
+    texts = [draw.integers(most, size=size) for size in (6, 3, 3, 4, 2, 3)]
+    sequences = [np.concatenate([texts[pair % 2], texts[2 + pair]])[-longest:] for pair in range(4)]
+    targets, shared = (
+        [2, 3, 1, 2],
+        [len(sequence) - len(text) for sequence, text in zip(sequences, texts[2:], strict=True)],
+    )
     try:
-        packing = Packing(model, compiles=False)
-        shared = [len(beginnings[pair % 2]) for pair in range(4)]
-        ((_, pack),) = packing.packs(sequences, shared, targets, token_budget=4096)
-        packed_R = packing.score(pack.to(model.device))
-        expected_R = torch.cat([_alone(model, sequence, target)
-                                for sequence, target in zip(sequences, targets, strict=True)])  # fmt: skip
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        ((pairs, packed_PT),) = Packing(model, compiles=False).scores(sequences, targets, shared, True, 4096)
+        expected_PT = torch.stack([_alone(model, sequences[pair], targets[pair], 3) for pair in pairs])
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        log.debug(f"this model cannot share passages: {error}")
         return False
-    return torch.allclose(packed_R, expected_R, rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE)
+    return torch.allclose(packed_PT, expected_PT, rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE)
 
 
 @torch.no_grad()
-def _alone(model: Any, sequence: np.ndarray, target: int) -> Tensor:
+def _alone(model: Any, sequence: np.ndarray, target: int, tokens: int) -> Tensor:
+    """loglik_T of the target tokens of one sequence, 0 after the last."""
     ids_1T = torch.from_numpy(sequence)[None].to(model.device)
-    return _chosen_loglik(model(input_ids=ids_1T, use_cache=False).logits[0, -target - 1 : -1], ids_1T[0, -target:])
+    logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, -target - 1 : -1]
+    return torch.nn.functional.pad(_chosen_loglik(logits_TV, ids_1T[0, -target:]), (0, tokens - target))
 
 
 def _chosen_loglik(logits_RV: Tensor, labels_R: Tensor) -> Tensor:
