@@ -138,7 +138,7 @@ def test_fingerprint_covers_what_the_log_likelihoods_depend_on(llama, store, tmp
         ({"template": ["{bos}", "{context}"]}, "must stand in it once"),
         ({"max_passage_tokens": 0}, "scorer.scoring.max_passage_tokens=0"),
         ({"max_passage_tokens": 500}, "the model reads 128"),
-        ({"dtype": "int8"}, "scorer.scoring.dtype=int8"),
+        ({"dtype": "int4"}, "scorer.scoring.dtype=int4"),
         ({"compile": "maybe"}, "scorer.scoring.compile=maybe"),
         ({"tokens_per_forward": 0}, "scorer.scoring.tokens_per_forward=0"),
     ],

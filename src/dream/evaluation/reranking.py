@@ -96,7 +96,6 @@ class LanguageModelRanker:
                 loglik_P[known] = cache.find(key_P[known], passage_P[known])
         new = np.flatnonzero(np.isnan(loglik_P))
         new = new[np.argsort(passage_P[new], kind="stable")]  # pairs with the same passage are scored together
-        self.scorer.longest_target = max(map(len, targets), default=0)
         options = {"total": len(new), "unit": " pairs", "desc": "language model", "disable": not len(new)}
         with progress(leave=False, **options) as bar:
             for start in range(0, len(new), PAIRS_PER_CHUNK):
@@ -113,7 +112,9 @@ class LanguageModelRanker:
         texts = [self.store.passage_tokens(passage, SCORER) for passage in passage_P]
         cut = [tokens[: self.scorer.scoring.max_passage_tokens].astype(np.int64) for tokens in texts]
         sequences = [self.scorer.prompt.join(*pair) for pair in zip(cut, targets, strict=True)]
-        return self.scorer.score_sequences(sequences, [len(target) for target in targets])
+        lengths = [len(target) for target in targets]
+        shared = [len(sequence) - length for sequence, length in zip(sequences, lengths, strict=True)]
+        return self.scorer.score_sequences(sequences, lengths, shared=shared)
 
     def _targets(self, queries: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each query."""

@@ -4,7 +4,6 @@ Shapes: B windows, K candidates of a window, P pairs, M passages in a prompt, T 
 V vocabulary, D width of the embeddings.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from dream.scorers.batching import NO_TARGET, TOKENS_PER_FORWARD, PairBatching, left_aligned
-from dream.scorers.compilation import wants_compilation, weight_dtype
+from dream.scorers.batching import TOKENS_PER_FORWARD, PairBatching
+from dream.scorers.compilation import INT8, wants_compilation, weight_dtype
+from dream.scorers.int8 import to_int8
 from dream.scorers.loglik_cache import LoglikCache
+from dream.scorers.packing import Packing, can_pack
+from dream.scorers.padding import Padding
 from dream.scorers.prompt import Prompt, special_ids
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
@@ -34,7 +36,7 @@ class Scoring:
         template: pieces of the prompt before the target: see `Prompt`.
         max_passage_tokens: longer passages are cut at their end.
         tokens_per_forward: maximum number of tokens of one forward, with padding; `auto`: depends on the device.
-        dtype: type of the weights: `auto`, bfloat16, float16 or float32.
+        dtype: type of the weights: `auto`, bfloat16, float16, float32 or int8.
         compile: whether to use torch.compile: `auto`, true or false.
 
     Raises:
@@ -60,11 +62,10 @@ class Scoring:
 class CausalScorer:
     """Scores pairs of window and passage with a causal language model that is frozen and in eval mode.
 
-    Sequences are padded on the right. With causal attention, no token attends to later tokens. So models of any family
-    need no mask and no position ids, and the fast causal kernels can be used. Pairs of similar length are scored
-    together. The padded length of a pair depends only on that pair, so in float32 on a CPU its log-likelihood is
-    bitwise the same in every batch. In bfloat16, torch may choose another kernel for forwards of very few pairs. Their
-    log-likelihoods then differ by rounding.
+    Pairs with the same passage share its computation: see `Packing`. A log-likelihood then differs by rounding if it is
+    scored together with other pairs. The same pairs give bitwise the same values, so a resumed run repeats the
+    uninterrupted one. Models that cannot share (convolutions, short sliding windows) score pairs one by one: see
+    `Padding`.
 
     Subclasses define `load(store)`, which calls `open` or `use`.
 
@@ -121,7 +122,7 @@ class CausalScorer:
                 f"{self.longest} tokens, but the model reads {positions}; lower it, or data.context_tokens or "
                 "data.target_tokens")  # fmt: skip
         self.model = model.eval().requires_grad_(False)
-        self.keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.packs = can_pack(self.model, self.longest)
         self.weights_fingerprint = fingerprint(_checksums(self.model))
         self.to(self.device)
 
@@ -132,13 +133,14 @@ class CausalScorer:
             return self
         dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
         self.model.to(self.device, dtype)
+        if self.scoring.dtype == INT8:
+            to_int8(self.model)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
-        self._sums, self._rows = (
-            torch.compile(function, dynamic=True) if self.compiles else function
-            for function in (self._pair_loglik, self._row_loglik)
-        )
+        padding = Padding(self.model, PairBatching(self.most_tokens, self.longest_target), self.compiles)
+        self._forwards = Packing(self.model, self.compiles) if self.packs else padding
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
-        how = [str(dtype), self.device.type, self.compiles, torch.__version__]
+        kind = INT8 if self.scoring.dtype == INT8 else str(dtype)
+        how = [kind, self.packs, self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
         return self
 
@@ -223,32 +225,28 @@ class CausalScorer:
         self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray, by_token: bool = False
     ) -> np.ndarray:
         """loglik_P of the pairs of windows and prompts with M passages; or loglik_PT, see `score_sequences`."""
-        return self.score_sequences(*self._sequences(store, windows_P, passages_PM), by_token)
+        sequences, targets, shared = self._sequences(store, windows_P, passages_PM)
+        return self.score_sequences(sequences, targets, by_token, shared)
 
     @torch.no_grad()
-    def score_sequences(self, sequences: list[np.ndarray], targets: list[int], by_token: bool = False) -> np.ndarray:
+    def score_sequences(self, sequences: list[np.ndarray], targets: list[int], by_token: bool = False,
+                        shared: list[int] | None = None) -> np.ndarray:  # fmt: skip
         """Score sequences with the model. Returns loglik_P float32, or loglik_PT of target tokens, 0 after the last.
 
         Args:
             sequences: token ids of each pair; its target is at the end.
             targets: number of target tokens of each pair.
             by_token: whether to return one value for each target token.
+            shared: number of first tokens of each pair that other pairs may have, too. They are computed once.
         """
         tokens = max(targets, default=0)
         loglik_P = np.zeros((len(sequences), tokens) if by_token else len(sequences), dtype=np.float32)
         if not sequences:
             return loglik_P
-        order, scores = [], []
-        forward = self._rows if by_token else self._sums
-        batching = PairBatching(self.most_tokens, self.longest_target)
-        for pairs in batching.forwards(np.array([len(sequence) for sequence in sequences]), self.token_budget):
-            # A single row would be compiled a second time: inductor treats a size of 1 as a constant.
-            rows = pairs if len(pairs) > 1 else pairs.repeat(2)
-            batch = batching.pad([sequences[pair] for pair in rows], [targets[pair] for pair in rows])
-            order.append(pairs)
-            with self.no_autocast():
-                scored = forward(*batch.to(self.device))[: len(pairs)]
-            scores.append(left_aligned(scored, batch.labels_PR[: len(pairs)], tokens) if by_token else scored)
+        shared = shared or [0] * len(sequences)
+        with self.no_autocast():
+            parts = self._forwards.scores(sequences, targets, shared, by_token, self.token_budget)
+            order, scores = zip(*parts, strict=True)
         self.forwards += len(scores)
         self.pairs_scored += len(sequences)
         loglik_P[np.concatenate(order)] = torch.cat(scores).cpu().numpy()
@@ -260,35 +258,23 @@ class CausalScorer:
             return np.empty(0, dtype=np.int64)
         return store.read_tokens(passage_id, SCORER)[: self.scoring.max_passage_tokens]
 
-    def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray) -> tuple[list, list[int]]:
-        """(token ids of each pair, number of target tokens of each pair)"""
-        sequences, targets = [], []
+    def _sequences(self, store: Store, windows_P: np.ndarray, passages_PM: np.ndarray
+                   ) -> tuple[list[np.ndarray], list[int], list[int]]:  # fmt: skip
+        """(token ids, number of target tokens, number of tokens before the context) of each pair"""
+        sequences, targets, shared = [], [], []
         for window, ids_M in zip(windows_P.tolist(), passages_PM.tolist(), strict=True):
             given, scored = store.scored_tokens(window)
             passages = [self.passage(store, passage_id) for passage_id in ids_M]
             sequences.append(self.prompt.join_passages(passages, given, scored))
             targets.append(len(scored))
-        return sequences, targets
+            shared.append(len(sequences[-1]) - len(given) - len(scored))
+        return sequences, targets, shared
 
     @property
     def token_budget(self) -> int:
         """Maximum number of tokens of one forward, with padding."""
         budget = self.scoring.tokens_per_forward
         return TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
-
-    def _pair_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """loglik_P. It is compiled as one graph, so float32 log-probabilities of the vocabulary are never in memory."""
-        return self._row_loglik(ids_PT, rows_R, labels_PR).sum(1)
-
-    def _row_loglik(self, ids_PT: Tensor, rows_R: Tensor, labels_PR: Tensor) -> Tensor:
-        """loglik_PR of the labels, 0 for the label `NO_TARGET`."""
-        if self.keeps_rows:
-            logits_PRV = self.model(input_ids=ids_PT, logits_to_keep=rows_R, use_cache=False).logits
-        else:
-            logits_PRV = self.model(input_ids=ids_PT, use_cache=False).logits[:, rows_R]
-        is_target_PR = labels_PR != NO_TARGET
-        chosen_PR = logits_PRV.gather(2, (labels_PR * is_target_PR)[..., None])[..., 0].float()
-        return (chosen_PR - logits_PRV.float().logsumexp(2)) * is_target_PR
 
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:

@@ -3,12 +3,19 @@
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dream.scorers.int8 import eight_bit_problem
 from dream.utils.errors import require
 from dream.utils.runtime import has_fast_bfloat16
+
+INT8 = "int8"  # 8-bit linear layers: see int8.py
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:
@@ -36,16 +43,51 @@ def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
 
     Args:
         key: config key, for the error.
-        choice: `auto` or the name of a floating-point type of torch.
+        choice: `auto`, `int8` (everything but the linear layers is float32), or a floating-point type of torch.
         device: the model's device.
 
     Raises:
-        ConfigError: there is no such type.
+        ConfigError: there is no such type, or no 8-bit products on this device.
     """
+    if choice == INT8:
+        reason = eight_bit_problem() if device.type == "cpu" else f"is for CPUs, not for {device.type}"
+        require(not reason, key, choice, f"{reason}; choose auto")
+        return torch.float32
     if choice == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device.type) else torch.float32
     dtype = getattr(torch, choice, None)
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    require(floating, key, choice, "choose auto, bfloat16, float16 or float32")
+    require(floating, key, choice, "choose auto, bfloat16, float16, float32 or int8")
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+@contextmanager
+def compiled_layers(model: Any, compiles: bool) -> Iterator[None]:
+    """In this context, the model's repeated layers are compiled, if `compiles`.
+
+    They have one class, so one of them is compiled, and all use the result. This takes seconds where the whole model
+    takes minutes.
+    """
+    layers = _repeated_layers(model) if compiles else []
+    for layer in layers:
+        layer.forward = partial(_run_compiled, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+_run_compiled = torch.compile(_run_layer, dynamic=True)
+
+
+def _repeated_layers(model: Any) -> list[Any]:
+    """The longest list of modules of one class."""
+    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    return max(alike, key=len, default=[])
