@@ -180,7 +180,7 @@ class WindowDataModule(L.LightningDataModule):
                 "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
         require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
         require(questions is None or (target == "context" and scored_pool is None), "data.questions", questions,
-                "the LM is asked for the question itself: set data.target=context and data.scored_pool=null")  # fmt: skip
+                "set data.target=context and data.scored_pool=null: the LM is asked for the question")  # fmt: skip
         require(
             0 <= document_start_fraction <= 1,
             "data.document_start_fraction",

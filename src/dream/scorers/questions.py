@@ -51,7 +51,15 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
         tokenizers: of the encoder and of the scorer, as in the store.
         count: number of passages.
     """
-    settings = [scorer.fingerprint, store.hash, count, HEAD, TAIL, MOST_TOKENS, scorer.scoring.max_passage_tokens]
+    settings = [
+        scorer.weights_fingerprint,
+        store.hash,
+        count,
+        HEAD,
+        TAIL,
+        MOST_TOKENS,
+        scorer.scoring.max_passage_tokens,
+    ]
     path = store.cache_folder("questions") / f"{store.path.name.rpartition('-')[0]}-{fingerprint(settings)}"
     if not verify_or_discard(path):
         passages = permute(SEED, np.arange(min(count, len(store.passages))), len(store.passages))
