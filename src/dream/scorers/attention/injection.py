@@ -3,8 +3,8 @@
 Every model that uses `AttentionInterface` works without patches. Its forward passes the keyword argument `attend` to
 the function registered here, which calls it in every layer to compute the attention. Batches have one sequence.
 
-Shapes: B sequences, H heads, R rows (queries of the attention), T tokens (keys of the attention), K passages, U texts, D width
-of a head.
+Shapes: B sequences, H heads, R rows (queries of the attention), T tokens (keys of the attention), K passages, U texts,
+D width of a head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
