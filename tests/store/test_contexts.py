@@ -49,7 +49,7 @@ def build(tmp_path, tokenizer):
     def make(documents: list[tuple[str, str]], kind: str, target: str = "continuation", **lengths) -> Store:
         path = tmp_path / "corpus.jsonl"
         path.write_text("".join(json.dumps({"title": title, "text": text}) + "\n" for title, text in documents))
-        corpus = JsonlCorpus("hand", str(path), "_id", "title", ["title", "text"], False, None, None, "error", 32)
+        corpus = JsonlCorpus("hand", str(path), "_id", "title", ["title", "text"], False, None, None, "error", 32, None)
         cuts = {"passage_tokens": 24, "context_tokens": 30, "min_context_tokens": 2, "target_tokens": 10} | lengths
         return open_or_build(tmp_path / "stores", corpus, tokenizer, tokenizer, **cuts, context=kind, target=target)
 
