@@ -19,6 +19,7 @@ from dream.store.questions import TEXTS, Questions, save_tokens
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
 from dream.utils.cached_folders import unfinished_directory, verify_or_discard
+from dream.utils.errors import require
 from dream.utils.logging import get_logger
 from dream.utils.runtime import progress
 
@@ -50,7 +51,13 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
         store: the store of the corpus.
         tokenizers: of the encoder and of the scorer, as in the store.
         count: number of passages.
+
+    Raises:
+        ConfigError: the model has too few positions for the prompt.
     """
+    prompt = len(_ids(scorer, HEAD)) + scorer.scoring.max_passage_tokens + len(_ids(scorer, TAIL)) + MOST_TOKENS
+    require(prompt <= scorer.most_tokens, "data.questions", count, f"the prompt that asks for a question has up to "
+            f"{prompt} tokens, but the model reads {scorer.most_tokens}; take another scorer, or null")  # fmt: skip
     settings = [
         scorer.weights_fingerprint,
         store.hash,
@@ -67,11 +74,12 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
         with unfinished_directory(path) as folder:
             written = _write(scorer, store, passages, folder / "written.jsonl")
             kept = {passage: text for passage, text in written.items() if _is_usable(text)}
-            lines = [json.dumps({"passage": passage, "question": text}) for passage, text in kept.items()]
-            (folder / TEXTS).write_text("\n".join(lines) + "\n", "utf-8")
+            require(bool(kept), "data.questions", count, "the model wrote no question; take another scorer, or null")
+            lines = [json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in kept.items()]
+            (folder / TEXTS).write_text("".join(lines), "utf-8")
             save_tokens(folder, list(kept), list(kept.values()), tokenizers)
     questions = Questions(path)
-    log.info(f"{len(questions):,} questions, e.g. {', '.join(questions.texts[:3])}")
+    log.info(f"{len(questions):,} questions, e.g. {'; '.join(questions.texts[:3])}")
     return questions
 
 
@@ -106,7 +114,7 @@ def _complete_rows(file: Path) -> list[dict]:
 def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
     """What the model writes after each passage, up to the end of the line."""
     tokenizer = scorer.tokenizer
-    head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (HEAD, TAIL))
+    head, tail = _ids(scorer, HEAD), _ids(scorer, TAIL)
     rows = [[*passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
     longest = max(map(len, rows))
     ids = torch.tensor([head + [0] * (longest - len(row)) + row for row in rows], device=scorer.device)
@@ -121,6 +129,10 @@ def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
         )  # fmt: skip
     texts = tokenizer.batch_decode(continued[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.partition("\n")[0].strip() for text in texts]
+
+
+def _ids(scorer: CausalScorer, text: str) -> list[int]:
+    return scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _ends_of_line(tokenizer) -> list[int]:

@@ -1,0 +1,144 @@
+"""Questions that the language model writes. Run: pytest tests/scorers/test_questions.py"""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from tests.commands.test_train import fit
+from tests.random_models import SCORING, save_random_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dream.candidates.exclusion import excluded_ranges
+from dream.scorers import questions as asking
+from dream.scorers.hf import HFScorer
+from dream.store.store import ENCODER, SCORER, Store
+from dream.utils.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **sizes)
+    torch.manual_seed(0)
+    return save_random_model(LlamaForCausalLM(config), tokenizer, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def asked(store):
+    """A store of its own, so that questions are not added to the shared one."""
+    return Store(store.path, target="context")
+
+
+@pytest.fixture
+def scorer(folder, asked):
+    scorer = HFScorer(None, folder, SCORING, False, 0)
+    scorer.load(asked)
+    return scorer
+
+
+@pytest.fixture(autouse=True)
+def one_word_is_enough(monkeypatch):
+    """The tiny model writes no blanks."""
+    monkeypatch.setattr(asking, "FEWEST_WORDS", 1)
+
+
+@pytest.fixture
+def written(scorer, asked, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "cache_folder", lambda self, kind: tmp_path / kind)
+    return lambda count: asking.open_or_write(scorer, asked, (tokenizer, tokenizer), count)
+
+
+@torch.no_grad()
+def by_hand(scorer, store, passage) -> str:
+    """Greedy continuation of the prompt, one token at a time, without a cache."""
+    ids = scorer.tokenizer(asking.HEAD, add_special_tokens=False)["input_ids"]
+    ids = ids + scorer.passage(store, passage).tolist()
+    ids = ids + scorer.tokenizer(asking.TAIL, add_special_tokens=False)["input_ids"]
+    new: list[int] = []
+    while len(new) < asking.MOST_TOKENS:
+        new.append(int(scorer.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+        if new[-1] in asking._ends_of_line(scorer.tokenizer):
+            break
+    return scorer.tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
+
+
+def test_questions_are_the_greedy_continuations_of_the_prompt(written, scorer, asked):
+    questions = written(12)
+    assert 0 < len(questions) <= 12
+    assert len(set(questions.passages_Q.tolist())) == len(questions)
+    for number, passage in enumerate(questions.passages_Q.tolist()):
+        assert questions.texts[number] == by_hand(scorer, asked, passage)
+
+
+def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer, monkeypatch, tmp_path):
+    monkeypatch.setattr(asking, "BATCH", 4)
+    whole = written(10).texts
+    for done in (tmp_path / "questions").iterdir():
+        done.rename(tmp_path / f"{done.name}.whole")
+    calls = itertools.count()
+
+    def stops_after_one(*arguments, write=asking._continue):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "_continue", stops_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            written(10)
+    (left,) = (tmp_path / "questions").iterdir()
+    assert len((left / "written.jsonl").read_text().splitlines()) == 4
+    with (left / "written.jsonl").open("a") as file:
+        file.write('{"passage": 3, "quest')  # a kill while a line was written
+    assert written(10).texts == whole
+    monkeypatch.setattr(asking, "_continue", lambda *_: pytest.fail("the cached questions should be used"))
+    assert written(10).texts == whole
+
+
+def test_a_question_is_a_window_without_overlap(written, scorer, asked):
+    pieces = len(asked.windows)
+    scope = asked.scoring_hash
+    asked.ask(written(12))
+    assert asked.scoring_hash != scope
+    ids = np.array([3, pieces, pieces + 1])
+    rows = asked.window_rows(ids)
+    passages = asked.questions.passages_Q[:2]
+    assert rows["document"].tolist() == [asked.windows["document"][3], *asked.passages["document"][passages]]
+    first, end = excluded_ranges(ids, asked, "auto")
+    assert (end - first).tolist()[1:] == [0, 0]
+    assert end[0] > first[0]
+    assert asked.window_text(pieces) == (asked.questions.texts[0], "")
+    assert asked.scored_counts(ids)[1] == len(asked.questions.tokens(0, SCORER))
+    start, stop = asked.passages["tokens"][passages[0], ENCODER]
+    assert np.array_equal(asked.continuation(pieces, stop - start), asked.tokens[ENCODER][start:stop])
+    loglik = scorer.loglik(asked, torch.tensor([pieces]), torch.tensor([[5, -1]]))
+    assert torch.isfinite(loglik).all()
+
+
+def test_runs_score_questions_and_resume_exactly(config, folder):
+    overrides = ["data.questions=12", "data.target=context", f"scorer.name={folder}", "logger=csv",
+                 "candidates.scored_windows=2", "trainer.max_steps=4"]  # fmt: skip
+    whole, weights = fit(config("whole", *overrides))
+    assert sorted(whole.steps) == [1, 2, 3, 4]
+    (checkpoint,) = Path(config("whole", *overrides).paths.run).glob("every/*step=2*")
+    rest, resumed = fit(config("rest", *overrides), str(checkpoint))
+    assert rest.steps == {step: whole.steps[step] for step in (3, 4)}
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_impossible_settings_are_refused(written, scorer, config):
+    scorer.most_tokens = 40
+    with pytest.raises(ConfigError, match=r"data\.questions=12: the prompt that asks"):
+        written(12)
+    with pytest.raises(InstantiationException, match=r"data\.questions=12: set data\.target=context"):
+        fit(config("run", "data.questions=12"))
+
+
+def test_lines_of_a_folder_are_questions_and_passages(written, tmp_path):
+    questions = written(5)
+    rows = [json.loads(line) for line in (questions.path / "questions.jsonl").read_text().splitlines()]
+    assert [row["passage"] for row in rows] == questions.passages_Q.tolist()
