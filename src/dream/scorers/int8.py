@@ -17,6 +17,18 @@ WEIGHT_LEVELS = 127
 INPUT_LEVELS, INPUT_ZERO = 63, 64  # 7 bits: with 8, processors without VNNI would overflow
 
 
+@torch.library.custom_op("dream::int8_product", mutates_args=())
+def _product(levels_TI: Tensor, packed: Tensor, scale_O: Tensor, zero_O: Tensor) -> Tensor:
+    """y_TO float32. Inductor compiles the operator of torch only with constant weights, so it is hidden from it."""
+    return torch.ops.onednn.qlinear_pointwise(levels_TI, 1.0, INPUT_ZERO, packed, scale_O, zero_O, None, 1.0, 0,
+                                              torch.float32, "none", [], "")  # fmt: skip
+
+
+@_product.register_fake
+def _(levels_TI: Tensor, packed: Tensor, scale_O: Tensor, zero_O: Tensor) -> Tensor:
+    return levels_TI.new_empty(len(levels_TI), len(scale_O), dtype=torch.float32)
+
+
 class Int8Linear(nn.Module):
     """y = x W' + b with 8-bit x and W. It has no gradient.
 
@@ -38,9 +50,7 @@ class Int8Linear(nn.Module):
         x_TI = x.flatten(0, -2).float()
         range_T1 = x_TI.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         levels_TI = ((x_TI * (INPUT_LEVELS / range_T1)).round() + INPUT_ZERO).to(torch.uint8)
-        y_TO = torch.ops.onednn.qlinear_pointwise(levels_TI, 1.0, INPUT_ZERO, self.packed, self.scale_O, self.zero_O,
-                                                  None, 1.0, 0, torch.float32, "none", [], "")  # fmt: skip
-        y_TO = y_TO * range_T1
+        y_TO = _product(levels_TI, self.packed, self.scale_O, self.zero_O) * range_T1
         y_TO = y_TO if self.bias_O is None else y_TO + self.bias_O
         return y_TO.to(x.dtype).unflatten(0, x.shape[:-1])
 
