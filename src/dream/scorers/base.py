@@ -203,6 +203,11 @@ class CausalScorer:
         require(longest <= self.most_tokens, key, value, f"{passages} passages are read at once, up to {longest} "
                 f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
 
+    def require_gradient(self) -> None:
+        """Check that the model can be differentiated. Raises ConfigError if it has 8-bit layers."""
+        require(self.scoring.dtype != INT8, "scorer.scoring.dtype", INT8,
+                "8-bit layers have no gradient, which this objective needs; choose auto")  # fmt: skip
+
     def _open_cache(self, store: Store) -> LoglikCache:
         scope = f"{self.fingerprint}-{store.hash}"
         if self._cache is None or scope != self._scope:
