@@ -3,11 +3,11 @@
     python benchmarks/scoring.py scorer=hf scorer.name=... corpus=... [dtypes=float32,int8] [windows=32] [passages=32]
 
 The pairs are those of a step whose windows are neighbours: the best BM25 passages of a window, and windows of the same
-documents. Passages have 64 to 96 tokens, targets 8 to 48. The baseline is a plain loop of transformers: pairs sorted by
-length, batches of 16, float32, only the rows of the target go through the vocabulary. It scores `plain_pairs=128` of
-the pairs, others in each round.
-Each round measures all in turn; printed are medians. With one thread, time is the processor's time of this process, so
-other processes disturb less. Other overrides are those of dream-train.
+documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets 8 to 48. The baseline is a plain loop
+of transformers: pairs sorted by length, batches of 16, float32, only the rows of the target go through the vocabulary.
+It scores `plain_pairs=128` of the pairs, others in each round. Each round measures all in turn; printed are medians of
+the rounds. With one thread, time is the processor's time of this process, so other processes disturb less. Other
+overrides are those of dream-train.
 """
 
 import statistics
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 ROUNDS, BATCH = 5, 16
 PASSAGE_TOKENS, TARGET_TOKENS = (64, 96), (8, 48)
-OPTIONS = {"dtypes": "float32,int8", "windows": "32", "passages": "32", "plain_pairs": "128"}
+OPTIONS = {"dtypes": "float32,int8", "windows": "32", "passages": "32", "plain_pairs": "128", "context": "12"}
 KEYS = ("scorer.scoring.template", "scorer.scoring.compile", "scorer.scoring.tokens_per_forward", "data.context_tokens")
 
 
@@ -56,6 +56,7 @@ def sequences_of(scorer, store, windows_W: np.ndarray, passages_K: np.ndarray) -
     sequences, targets, shared = [], [], []
     for window in windows_W.tolist():
         context, target = store.window_tokens(window, SCORER)
+        context = context[len(context) - min(len(context), int(OPTIONS["context"])) :]
         target = target[: draw.integers(TARGET_TOKENS[0], TARGET_TOKENS[1] + 1)]
         for passage, longest in zip(passages_K.tolist(), longest_K.tolist(), strict=True):
             tokens = store.passage_tokens(passage, SCORER)[:longest]

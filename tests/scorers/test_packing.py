@@ -22,9 +22,13 @@ from transformers import (
 )
 
 from dream.scorers.batching import PairBatching
+from dream.scorers.candidate_scores import CandidateScores
 from dream.scorers.hf import HFScorer
+from dream.scorers.int8 import eight_bit_problem
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
+from dream.utils.errors import ConfigError
+from dream.utils.timing import Timer
 
 VOCABULARY = 90
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -204,3 +208,16 @@ def test_eight_bits_are_close_and_have_their_own_cache(tokenizer, store, tmp_pat
     assert not torch.equal(expected, found)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
     torch.testing.assert_close(eight.token_embeddings(), exact.token_embeddings())
+
+
+def test_eight_bits_are_refused_where_they_cannot_be_used(llama_folder, store, monkeypatch):
+    with pytest.raises(ConfigError, match="scorer.scoring.dtype=int8: is for CPUs, not for meta"):
+        load(llama_folder, store, dtype="int8").to("meta")
+    scores = CandidateScores(load(llama_folder, store, dtype="int8"), store, WINDOWS, CANDIDATES, Timer())
+    with pytest.raises(ConfigError, match="scorer.scoring.dtype=int8: 8-bit layers have no gradient"):
+        scores.in_batch(torch.ones(3, 1), torch.tensor([3]), False)
+    monkeypatch.setattr("dream.scorers.int8._product", lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel")))
+    eight_bit_problem.cache_clear()
+    with pytest.raises(ConfigError, match="scorer.scoring.dtype=int8: needs 8-bit matrix products"):
+        load(llama_folder, store, dtype="int8")
+    eight_bit_problem.cache_clear()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dream.scorers.batching import TOKENS_PER_FORWARD, PairBatching
 from dream.scorers.compilation import INT8, wants_compilation, weight_dtype
-from dream.scorers.int8 import to_int8
+from dream.scorers.int8 import input_levels, to_int8
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
@@ -139,7 +139,7 @@ class CausalScorer:
         padding = Padding(self.model, PairBatching(self.most_tokens, self.longest_target), self.compiles)
         self._forwards = Packing(self.model, self.compiles) if self.packs else padding
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
-        kind = INT8 if self.scoring.dtype == INT8 else str(dtype)
+        kind = f"{INT8} {input_levels()}" if self.scoring.dtype == INT8 else str(dtype)
         how = [kind, self.packs, self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
         return self
@@ -205,6 +205,11 @@ class CausalScorer:
         longest = longest_sequence(self.prompt, self.scoring, store, passages)
         require(longest <= self.most_tokens, key, value, f"{passages} passages are read at once, up to {longest} "
                 f"tokens, but the model reads {self.most_tokens}; take fewer, or another scorer")  # fmt: skip
+
+    def require_gradient(self) -> None:
+        """Check that the model can be differentiated. Raises ConfigError if it has 8-bit layers."""
+        require(self.scoring.dtype != INT8, "scorer.scoring.dtype", INT8,
+                "8-bit layers have no gradient, which this objective needs; choose auto")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
         scope = f"{self.fingerprint}-{store.scoring_hash}"

@@ -81,6 +81,7 @@ class CandidateScores:
             heads: the heads that use the weights, by layer.
             mass: sum of a row's attention to all passages: see `reweigh`.
         """
+        self.scorer.require_gradient()
         with self.timer("score"), self.scorer.no_autocast(), injectable(self.scorer.model):
             loglik = lambda row, weights_K: self._weighted(row, weights_K, heads, mass)  # noqa: E731
             return _differentiable(loglik, weights_SK, self.scorer.device)
@@ -96,6 +97,7 @@ class CandidateScores:
             distinct_U: passage ids of the texts.
             value_norm: see `InBatchAttention`.
         """
+        self.scorer.require_gradient()
         if not len(weights_SU):
             return weights_SU.sum(1)
         with self.timer("score"), self.scorer.no_autocast():

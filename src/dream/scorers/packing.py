@@ -4,8 +4,9 @@ A pack is one sequence without padding: M beginnings, then N endings, each of wh
 matrix products, which take most of the time, read the pack as it is. Only the attention needs the structure: a
 beginning attends to itself, and an ending attends to its beginning and to itself.
 
-Shapes: M beginnings, N endings (one for each pair), T tokens of the pack, P tokens of the longest beginning, S tokens
-of the longest ending, R target tokens, H heads, D width of a head.
+Shapes: M beginnings, N endings (one for each pair), T tokens of the pack, R target tokens, H heads, G heads of keys and
+values, D width of a head. Within the attention: B beginnings or endings, Q queries of all heads that share their keys,
+K keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from dream.scorers.attention.injection import plain
+from dream.scorers.attention.injection import probabilities
 from dream.scorers.compilation import compiled_layers
 from dream.utils.logging import get_logger
 
@@ -31,53 +31,65 @@ CHECK_TOLERANCE = 1e-3  # relative; a model that reads a pack wrongly differs by
 
 
 @dataclass
+class Part:
+    """Indices for the attention of the beginnings or of the endings. They are padded with 0.
+
+    Args:
+        query_BGQ: rows of the queries, which have shape (T · H, D).
+        key_BGK: rows of the keys and values, which have shape (T · G, D).
+        mask_B1QK: true if a query attends to a key.
+    """
+
+    query_BGQ: Tensor
+    key_BGK: Tensor
+    mask_B1QK: Tensor
+
+
+@dataclass
 class Pack:
     """The tensors of one forward. Positions of the pack are rows of its T tokens.
 
     Args:
         ids_1T: token ids.
         places_1T: position of each token in its own sequence.
-        beginnings_MP: positions of the tokens of each beginning, padded with 0.
-        endings_NS: positions of the tokens of each ending, padded with 0.
-        owner_N: beginning of each ending.
-        order_T: for each token of the pack, its place in the flat (M·P + N·S) results of the attention.
-        mask_N1SK: what a token of an ending attends to: P tokens of its beginning, then S of the ending itself.
         rows_R: positions whose logits predict a target token.
         labels_R: the target tokens.
+        order_TH: for each head of a token, its row in the results of the attention, (all B, G and Q · D).
+        beginnings: they attend to themselves.
+        endings: they attend to their beginning and to themselves.
     """
 
     ids_1T: Tensor
     places_1T: Tensor
-    beginnings_MP: Tensor
-    endings_NS: Tensor
-    owner_N: Tensor
-    order_T: Tensor
-    mask_N1SK: Tensor
     rows_R: Tensor
     labels_R: Tensor
+    order_TH: Tensor
+    beginnings: Part
+    endings: Part
 
     def to(self, device: torch.device) -> "Pack":
         """The pack on the device."""
-        return Pack(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return _to(self, device)
+
+
+def _to(record: Any, device: torch.device) -> Any:
+    values = [getattr(record, field.name) for field in fields(record)]
+    return type(record)(*(value.to(device) if isinstance(value, Tensor) else _to(value, device) for value in values))
 
 
 class PackedAttention:
-    """Computes the attention of a pack: see `Attend`."""
+    """Computes the attention of a pack: see `Attend`. Heads that share keys are rows of one matrix product."""
 
     def __init__(self, pack: Pack) -> None:
-        self.beginnings_MP, self.endings_NS, self.owner_N = pack.beginnings_MP, pack.endings_NS, pack.owner_N
-        self.order_T, self.mask_N1SK = pack.order_T, pack.mask_N1SK
+        self.beginnings, self.endings, self.order_TH = pack.beginnings, pack.endings, pack.order_TH
 
     def __call__(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> Tensor:
-        kwargs.pop("sliding_window", None)  # it is longer than any sequence: see `can_pack`
-        parts_THD = [part[0].transpose(0, 1) for part in (query, key, value)]
-        query_M, key_M, value_M = (part_THD[self.beginnings_MP].transpose(1, 2) for part_THD in parts_THD)
-        query_N, key_N, value_N = (part_THD[self.endings_NS].transpose(1, 2) for part_THD in parts_THD)
-        key_N = torch.cat([key_M[self.owner_N], key_N], 2)
-        value_N = torch.cat([value_M[self.owner_N], value_N], 2)
-        read_M = plain(module, query_M, key_M, value_M, None, **kwargs)
-        read_N = plain(module, query_N, key_N, value_N, self.mask_N1SK, **kwargs)
-        return torch.cat([read_M.flatten(0, 1), read_N.flatten(0, 1)])[self.order_T][None]
+        query, key, value = (part[0].transpose(0, 1).flatten(0, 1) for part in (query, key, value))
+        read = []
+        for part in (self.beginnings, self.endings):
+            attention_BGQK = probabilities(query[part.query_BGQ], key[part.key_BGK], part.mask_B1QK, **kwargs)
+            read.append((attention_BGQK.to(value.dtype) @ value[part.key_BGK]).flatten(0, 2))
+        return torch.cat(read)[self.order_TH][None]
 
 
 def _registered(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *,
@@ -103,6 +115,9 @@ class Packing:
 
     def __init__(self, model: Any, compiles: bool) -> None:
         self.model, self.compiles = model, compiles
+        config = model.config.get_text_config()
+        self.heads = config.num_attention_heads
+        self.groups = self.heads // (getattr(config, "num_key_value_heads", None) or self.heads)
         self._chosen = torch.compile(_chosen_loglik, dynamic=True) if compiles else _chosen_loglik
 
     def scores(self, sequences: list[np.ndarray], targets: list[int], shared: list[int], by_token: bool,
@@ -132,7 +147,7 @@ class Packing:
                 for sequence, cut, target in zip(sequences, shared, targets, strict=True)]  # fmt: skip
         for pairs in _grouped(sequences, cuts, targets, token_budget):
             yield np.array(pairs), _pack([sequences[pair] for pair in pairs], [cuts[pair] for pair in pairs],
-                                         [targets[pair] for pair in pairs])  # fmt: skip
+                                         [targets[pair] for pair in pairs], self.heads, self.groups)  # fmt: skip
 
     @torch.no_grad()
     def score(self, pack: Pack) -> Tensor:
@@ -172,7 +187,7 @@ def can_pack(model: Any, longest: int) -> bool:
     try:
         ((pairs, packed_PT),) = Packing(model, compiles=False).scores(sequences, targets, shared, True, 4096)
         expected_PT = torch.stack([_alone(model, sequences[pair], targets[pair], 3) for pair in pairs])
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+    except Exception as error:  # models of any family; what fails here is scored one by one
         log.debug(f"this model cannot share passages: {error}")
         return False
     return torch.allclose(packed_PT, expected_PT, rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE)
@@ -223,36 +238,61 @@ def _grouped(
         yield pack
 
 
-def _pack(sequences: Sequence[np.ndarray], cuts: Sequence[int], targets: Sequence[int]) -> Pack:
-    """The tensors of a pack. The last token of each sequence is only a label."""
+def _pack(
+    sequences: Sequence[np.ndarray], cuts: Sequence[int], targets: Sequence[int], heads: int, groups: int
+) -> Pack:
+    """The tensors of a pack. The last token of each sequence is only a label.
+
+    Args:
+        sequences: token ids of each pair.
+        cuts: length of each pair's beginning.
+        targets: number of target tokens of each pair.
+        heads: H.
+        groups: number of heads that share their keys, H / G.
+    """
     number_of: dict[bytes, int] = {}
     owner_N = [number_of.setdefault(sequence[:cut].tobytes(), len(number_of))
                for sequence, cut in zip(sequences, cuts, strict=True)]  # fmt: skip
-    beginnings = [np.frombuffer(text, dtype=np.int64) for text in number_of]
-    endings = [sequence[cut:-1] for sequence, cut in zip(sequences, cuts, strict=True)]
-    read = np.array([len(text) for text in beginnings])[owner_N]
-    ends = sum(map(len, beginnings)) + np.cumsum([len(text) for text in endings])
-    beginnings_MP, endings_NS = _positions(beginnings, 0), _positions(endings, int(ends[0]) - len(endings[0]))
-    size, length = beginnings_MP.shape[1], endings_NS.shape[1]
-    mask_NSK = torch.ones(len(endings), length, size + length, dtype=torch.bool)
-    mask_NSK[:, :, :size] = (torch.arange(size) < torch.from_numpy(read)[:, None])[:, None]
-    mask_NSK[:, :, size:] = torch.ones(length, length, dtype=torch.bool).tril()
-    inside = [number * size + np.arange(len(text)) for number, text in enumerate(beginnings)]
-    inside += [beginnings_MP.numel() + number * length + np.arange(len(text)) for number, text in enumerate(endings)]
-    places = [np.arange(len(text)) for text in beginnings]
-    places += [start + np.arange(len(text)) for start, text in zip(read, endings, strict=True)]
-    rows = [np.arange(end - target, end) for end, target in zip(ends, targets, strict=True)]
+    texts = [np.frombuffer(text, dtype=np.int64) for text in number_of]
+    beginnings = len(texts)
+    texts += [sequence[cut:-1] for sequence, cut in zip(sequences, cuts, strict=True)]
+    lengths = torch.tensor([len(text) for text in texts])
+    ends = lengths.cumsum(0)
+    starts, first = (ends - lengths), [0] * beginnings + list(cuts)
+    places = [start + np.arange(len(text)) for start, text in zip(first, texts, strict=True)]
+    rows = [np.arange(end - target, end) for end, target in zip(ends[beginnings:].tolist(), targets, strict=True)]
     labels = [sequence[len(sequence) - target :] for sequence, target in zip(sequences, targets, strict=True)]
-    flat = [torch.from_numpy(np.concatenate(parts)) for parts in (beginnings + endings, places, inside, rows, labels)]
-    ids_T, places_T, order_T, rows_R, labels_R = flat
-    return Pack(ids_T[None], places_T[None], beginnings_MP, endings_NS, torch.tensor(owner_N), order_T,
-                mask_NSK[:, None], rows_R, labels_R)  # fmt: skip
+    ids_T, places_T, rows_R, labels_R = (
+        torch.from_numpy(np.concatenate(part)) for part in (texts, places, rows, labels)
+    )
+    nothing = torch.zeros(beginnings, dtype=torch.int64)
+    parts, order, before = [], [], 0
+    for part, prefix in ((slice(None, beginnings), nothing), (slice(beginnings, None), torch.tensor(owner_N))):
+        read = lengths[prefix] * (part.start is not None)
+        made, inside_BS, rows_BHS = _part(starts[part], lengths[part], starts[prefix], read, heads, groups)
+        order.append((before + rows_BHS.transpose(1, 2))[inside_BS])
+        parts.append(made)
+        before += made.query_BGQ.numel()
+    return Pack(ids_T[None], places_T[None], rows_R, labels_R, torch.cat(order), *parts)
 
 
-def _positions(texts: Sequence[np.ndarray], start: int) -> Tensor:
-    """(texts, longest text): positions of the tokens of texts that follow one another, padded with 0."""
-    ends = start + np.cumsum([len(text) for text in texts])
-    rows = [torch.arange(end - len(text), end) for end, text in zip(ends.tolist(), texts, strict=True)]
-    padded = pad_sequence(rows, batch_first=True)
-    longest = max(ROUND_TO, -(-padded.shape[1] // ROUND_TO) * ROUND_TO)
-    return torch.nn.functional.pad(padded, (0, longest - padded.shape[1]))
+def _part(starts_B: Tensor, lengths_B: Tensor, starts_of_prefix_B: Tensor, lengths_of_prefix_B: Tensor,
+          heads: int, groups: int) -> tuple[Part, Tensor, Tensor]:  # fmt: skip
+    """(part, inside_BS: true for tokens, rows_BHS: the row of each token's head in the part's results)"""
+    own_BS, inside_BS = _positions(starts_B, lengths_B)
+    prefix_BP, inside_BP = _positions(starts_of_prefix_B, lengths_of_prefix_B)
+    texts, size = own_BS.shape
+    query_BGQ = (own_BS[:, None] * heads + torch.arange(heads)[:, None]).view(texts, heads // groups, groups * size)
+    shared = heads // groups
+    key_BGK = torch.cat([prefix_BP, own_BS], 1)[:, None] * shared + torch.arange(shared)[:, None]
+    causal_BSS = torch.ones(size, size, dtype=torch.bool).tril().expand(texts, size, size)
+    mask_BSK = torch.cat([inside_BP[:, None].expand(-1, size, -1), causal_BSS], 2)
+    rows_BHS = torch.arange(texts * heads * size).view(texts, heads, size)
+    return Part(query_BGQ, key_BGK, mask_BSK.repeat(1, groups, 1)[:, None]), inside_BS, rows_BHS
+
+
+def _positions(starts_B: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(positions of the tokens of each text, padded with 0; true for tokens), both of shape (B, longest text)"""
+    columns = torch.arange(-(-int(lengths_B.max()) // ROUND_TO) * ROUND_TO)
+    inside_BS = columns < lengths_B[:, None]
+    return (starts_B[:, None] + columns) * inside_BS, inside_BS

@@ -3,8 +3,8 @@
 Every model that uses `AttentionInterface` works without patches. Its forward passes the keyword argument `attend` to
 the function registered here, which calls it in every layer to compute the attention. Batches have one sequence.
 
-Shapes: B sequences, H heads, R rows (queries of the attention), T tokens (keys of the attention), K passages, U texts,
-D width of a head.
+Shapes: H heads, R rows (queries of the attention), T tokens (keys of the attention), K passages, U texts, D width of a
+head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,9 +188,9 @@ def plain(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    attention_BHRT = probabilities(query, key, mask, softcap=softcap, **kwargs)
-    return (attention_BHRT.to(value.dtype) @ value).transpose(1, 2)
+    key, value = key[0].repeat_interleave(groups, 0), value[0].repeat_interleave(groups, 0)
+    attention_HRT = probabilities(query[0], key, mask, softcap=softcap, **kwargs)
+    return (attention_HRT.to(value.dtype) @ value).transpose(0, 1)[None]
 
 
 def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None = None,
