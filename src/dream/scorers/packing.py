@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -87,9 +88,16 @@ class PackedAttention:
         query, key, value = (part[0].transpose(0, 1).flatten(0, 1) for part in (query, key, value))
         read = []
         for part in (self.beginnings, self.endings):
-            attention_BGQK = probabilities(query[part.query_BGQ], key[part.key_BGK], part.mask_B1QK, **kwargs)
-            read.append((attention_BGQK.to(value.dtype) @ value[part.key_BGK]).flatten(0, 2))
+            gathered = query[part.query_BGQ], key[part.key_BGK], value[part.key_BGK]
+            read.append(_attend(*gathered, part.mask_B1QK, **kwargs).flatten(0, 2))
         return torch.cat(read)[self.order_TH][None]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float | None = None,
+            softcap: float | None = None, **_: Any) -> Tensor:  # fmt: skip
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return probabilities(query, key, mask, scaling=scaling, softcap=softcap).to(value.dtype) @ value
 
 
 def _registered(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *,
@@ -166,8 +174,7 @@ class Packing:
 def can_pack(model: Any, longest: int) -> bool:
     """Whether the model scores packs like single sequences. It scores a small pack of random tokens both ways.
 
-    False for models whose attention cannot be replaced, which have convolutions or other states, or which compute
-    positions in another way. Also if a sliding window is shorter than the longest sequence.
+    False for models with other attention, convolutions or positions, or with a sliding window shorter than `longest`.
 
     Args:
         model: a causal language model with float32 or float64 weights.
@@ -198,7 +205,7 @@ def _alone(model: Any, sequence: np.ndarray, target: int, tokens: int) -> Tensor
     """loglik_T of the target tokens of one sequence, 0 after the last."""
     ids_1T = torch.from_numpy(sequence)[None].to(model.device)
     logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, -target - 1 : -1]
-    return torch.nn.functional.pad(_chosen_loglik(logits_TV, ids_1T[0, -target:]), (0, tokens - target))
+    return pad(_chosen_loglik(logits_TV, ids_1T[0, -target:]), (0, tokens - target))
 
 
 def _chosen_loglik(logits_RV: Tensor, labels_R: Tensor) -> Tensor:
@@ -243,12 +250,7 @@ def _pack(
 ) -> Pack:
     """The tensors of a pack. The last token of each sequence is only a label.
 
-    Args:
-        sequences: token ids of each pair.
-        cuts: length of each pair's beginning.
-        targets: number of target tokens of each pair.
-        heads: H.
-        groups: number of heads that share their keys, H / G.
+    `cuts` has the length of each pair's beginning; `heads` is H; `groups` is H / G, the heads that share their keys.
     """
     number_of: dict[bytes, int] = {}
     owner_N = [number_of.setdefault(sequence[:cut].tobytes(), len(number_of))
