@@ -6,6 +6,7 @@ pytest tests/callbacks/test_candidate_panels.py
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -95,7 +96,10 @@ def test_the_chosen_windows_differ(store) -> None:
 
 def test_near_copies_are_shown_once(store) -> None:
     texts = [("red green", "blue"), ("red green", "black"), ("one two", "three")]
-    windows = SimpleNamespace(windows={"document": [1, 2, 3]}, window_text=lambda window: texts[window])
+    rows = {"document": np.array([1, 2, 3])}
+    windows = SimpleNamespace(
+        window_rows=lambda ids: {"document": rows["document"][ids]}, window_text=lambda window: texts[window]
+    )
     posterior_SK = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]])
     assert choose(windows, [0, 1, 2], posterior_SK, 1 - posterior_SK) == {"disagreement": 0, "confident": 2}
 
@@ -157,7 +161,7 @@ def test_words_of_the_target_are_bold_in_candidates() -> None:
     row = Row(1, 1, "The learning_rate of THE step & a Step", "d")
     html = markdown_to_safe_html(candidate_table("h", Window("c", "of the step rate", "d"), [row]))
     assert "The learning_<strong>rate</strong> of THE <strong>step</strong> &amp; a <strong>Step</strong>" in html
-    assert bold("x < y", {"y"}) == "x &lt; y"
+    assert bold("x < y", {"z"}) == "x &lt; y"
 
 
 def test_the_excerpt_has_most_words_of_the_target() -> None:

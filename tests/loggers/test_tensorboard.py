@@ -39,7 +39,7 @@ def test_the_layout(tmp_path) -> None:
 @pytest.mark.parametrize(
     "curves",
     [
-        {"train/posterior_entropy", "train/retriever_entropy"},
+        {"train/posterior_entropy", "train/retriever_entropy", "train/uniform_posteriors"},
         {"train/gain", "train/agreement"},
         {"index/age_fraction", "index/overlap_at_10"},
         {"val/ndcg_at_10", "val/recall_at_10", "val/recall_at_100", "val/mrr_at_10"},
