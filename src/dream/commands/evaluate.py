@@ -102,15 +102,20 @@ def _evaluate(cfg: DictConfig, folder: Path) -> float:
     about = {"corpus": name, "split": split, "queries": len(labelled), "documents": documents,
              "runs": [str(run.resolve()) for run in runs], "names": names, "seconds": compared.seconds}  # fmt: skip
     outputs.write_per_query(folder / "per_query.jsonl", results, judgements.query_ids)
-    outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
-    _show(results, title, folder)
+    _write_and_show(results, title, folder, about)
     if copies is not None:
-        once = Results.of(rows_of(values_once, seeds), metric, names[settings.baseline], sampling, [copies.note()])
-        title = f"{title}; near copies count as one document"
-        outputs.write_results(folder / "near_copies", once, title, about)
-        _show(once, title, folder / "near_copies")
+        rows, baseline = rows_of(values_once, seeds), names[settings.baseline]
+        once = Results.of(rows, metric, baseline, sampling, [copies.note()])
+        _write_and_show(once, f"{title}; near copies count as one document", folder / "near_copies", about)
     return results.mean(names[settings.systems[-1]], metric)
+
+
+def _write_and_show(results: "Results", title: str, folder: Path, about: dict[str, Any]) -> None:
+    from dream.evaluation import outputs
+
+    outputs.write_results(folder, results, title, about)
+    _show(results, title, folder)
 
 
 def _evaluate_on_windows(
@@ -124,9 +129,8 @@ def _evaluate_on_windows(
     results, windows, about = held_out_windows.compare(settings, runs, corpus, cfg.windows)
     title = f"{about['windows']:,} sentences of corpus {about['corpus']}, {about['candidates']} passages each"
     outputs.write_per_query(folder / "per_query.jsonl", results, windows.judgements.query_ids)
-    outputs.write_results(folder, results, title, about)
     save_config(cfg, folder / "evaluation.yaml")
-    _show(results, title, folder)
+    _write_and_show(results, title, folder, about)
     return results.mean(list(results.rows)[-1], settings.metric)
 
 

@@ -172,28 +172,8 @@ class WindowDataModule(L.LightningDataModule):
         target: str,
     ) -> None:
         super().__init__()
-        require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
-        require(workers >= 0, "data.workers", workers, "0 or more loader processes")
-        require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
-        require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
-        require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
-                "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
-        require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
-        require(questions is None or (target == "context" and scored_pool is None), "data.questions", questions,
-                "set data.target=context and data.scored_pool=null: the LM is asked for the question")  # fmt: skip
-        require(
-            0 <= document_start_fraction <= 1,
-            "data.document_start_fraction",
-            document_start_fraction,
-            "between 0 and 1",
-        )
-        require(continuation_tokens > 0, "data.continuation_tokens", continuation_tokens, "at least 1 token")
-        require(passage_tokens > 0, "data.passage_tokens", passage_tokens, "at least 1 token")
-        require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
-        require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
-                f"between 1 and data.context_tokens={context_tokens}")  # fmt: skip
-        require(context in CONTEXTS, "data.context", context, f"choose one of {', '.join(CONTEXTS)}")
-        require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
+        _check_order(batch_size, workers, limit_windows, scored_pool, questions, document_start_fraction, target)
+        _check_cuts(continuation_tokens, passage_tokens, context_tokens, min_context_tokens, target_tokens, context)
         self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
         self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
@@ -263,3 +243,35 @@ class WindowDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.consumed = state_dict["consumed"]
+
+
+def _check_order(batch_size: int, workers: int, limit_windows: int | None, scored_pool: int | None,
+                 questions: int | None, document_start_fraction: float, target: str) -> None:  # fmt: skip
+    """Raise ConfigError if a setting of the order of windows is impossible."""
+    require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
+    require(workers >= 0, "data.workers", workers, "0 or more loader processes")
+    require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
+    require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
+    require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
+            "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
+    require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
+    require(questions is None or (target == "context" and scored_pool is None), "data.questions", questions,
+            "set data.target=context and data.scored_pool=null: the LM is asked for the question")  # fmt: skip
+    require(
+        0 <= document_start_fraction <= 1,
+        "data.document_start_fraction",
+        document_start_fraction,
+        "between 0 and 1",
+    )
+    require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
+
+
+def _check_cuts(continuation_tokens: int, passage_tokens: int, context_tokens: int, min_context_tokens: int,
+                target_tokens: int, context: str) -> None:  # fmt: skip
+    """Raise ConfigError if a length or the kind of the contexts is impossible."""
+    require(continuation_tokens > 0, "data.continuation_tokens", continuation_tokens, "at least 1 token")
+    require(passage_tokens > 0, "data.passage_tokens", passage_tokens, "at least 1 token")
+    require(target_tokens > 0, "data.target_tokens", target_tokens, "at least 1 token")
+    require(0 < min_context_tokens <= context_tokens, "data.min_context_tokens", min_context_tokens,
+            f"between 1 and data.context_tokens={context_tokens}")  # fmt: skip
+    require(context in CONTEXTS, "data.context", context, f"choose one of {', '.join(CONTEXTS)}")
