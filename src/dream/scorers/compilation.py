@@ -12,10 +12,27 @@ from typing import Any
 import torch
 
 from dream.scorers.int8 import eight_bit_problem
+from dream.utils.atomic_io import fingerprint
 from dream.utils.errors import require
-from dream.utils.runtime import has_fast_bfloat16
+from dream.utils.runtime import has_fast_bfloat16, project_root
 
 INT8 = "int8"  # 8-bit linear layers: see int8.py
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables that forbid instructions which the processor has
+
+
+def kernel_cache() -> Path:
+    """Folder of the kernels that torch compiles: one for each kind of processor.
+
+    torch does not check this. A kernel compiled for AVX-512 and run with AVX2 gave NaN, and the reverse a crash.
+    """
+    chosen = torch.backends.cpu.get_cpu_capability()
+    features = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    limits = [os.environ.get(name, "") for name in LIMITS]
+    return project_root() / "data" / "inductor" / f"{chosen.lower()}-{fingerprint([chosen, features, limits])}"
+
+
+# Only the first run on a kind of processor compiles. torch reads the variable when it compiles the first kernel.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache()))
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:

@@ -34,9 +34,6 @@ def project_root() -> Path:
 
 OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
 
-# Kernels compiled by torch are cached, so only the first run on a machine compiles them.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / "data" / "inductor"))
-
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # at INFO, it logs each build that it tries to load
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # after a resume
