@@ -12,10 +12,18 @@ from tests.commands.test_train import fit
 from tests.random_models import SCORING, save_random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import dream
 from dream.candidates.exclusion import excluded_ranges
+from dream.commands.train import train
+from dream.evaluation.fusion import hybrid
+from dream.evaluation.labelled_queries import HeldOutQuestions, LabelledQueries
+from dream.evaluation.metrics import Ranking
+from dream.indexes.bm25 import BM25Index
 from dream.scorers import questions as asking
 from dream.scorers.hf import HFScorer
+from dream.store.questions import HELD_OUT, Questions
 from dream.store.store import ENCODER, SCORER, Store
+from dream.utils.atomic_io import read_checked_json
 from dream.utils.errors import ConfigError
 
 
@@ -138,7 +146,39 @@ def test_impossible_settings_are_refused(written, scorer, config):
         fit(config("run", "data.questions=12"))
 
 
-def test_lines_of_a_folder_are_questions_and_passages(written, tmp_path):
-    questions = written(5)
-    rows = [json.loads(line) for line in (questions.path / "questions.jsonl").read_text().splitlines()]
-    assert [row["passage"] for row in rows] == questions.passages_Q.tolist()
+def test_one_question_of_six_is_held_out(written):
+    questions = written(20)
+    lines = (questions.path / "questions.jsonl").read_text().splitlines()
+    rows = [(row["question"], row["passage"]) for row in map(json.loads, lines)]
+    trained = list(zip(questions.texts, questions.passages_Q.tolist(), strict=True))
+    assert trained + questions.held_out == rows
+    assert len(questions.held_out) == len(rows) // HELD_OUT > 0
+    assert len(questions) == len(questions.counts(SCORER)) == len(trained)
+
+
+@pytest.mark.parametrize("split", ["dev", "none"])
+def test_held_out_questions_choose_the_weight_of_the_hybrid(config, folder, capsys, split):
+    """With labels, the table is about them; without, about the held-out questions."""
+    cfg = config("run", "data.questions=60", "data.target=context", f"scorer.name={folder}",
+                 "candidates.scored_windows=2", "trainer.max_steps=3", f"evaluation.report_split={split}")  # fmt: skip
+    train(cfg)
+    summary = read_checked_json(Path(cfg.paths.run) / "summary.json")
+    printed = capsys.readouterr().out
+    assert ("held-out questions of the language model" in printed) == (split == "none")
+    retriever = dream.load(cfg.paths.run)
+    weight = retriever.run.hybrid_weight
+    assert weight == summary["hybrid/weight"]
+    store = Store(retriever.store.path, "english", "context")
+    (questions,) = (Path(cfg.paths.data) / "questions").iterdir()
+    store.ask(Questions(questions))
+    held_out = LabelledQueries(HeldOutQuestions(store), store, "any")
+    lexical = held_out.by_bm25(BM25Index.open_or_build(store, "document"))
+    dense = held_out.by_encoder(retriever.encoder, retriever.run.index)
+    scores = {trial: held_out.score(hybrid(lexical, dense, trial))["ndcg_at_10"] for trial in np.linspace(0, 1, 21)}
+    assert scores[weight] == max(scores.values())
+    if split == "none":
+        assert summary["hybrid/ndcg_at_10"] == pytest.approx(scores[weight])
+    text = held_out.queries[0]
+    fused = hybrid(*(Ranking(r.rows_QR[:1], r.score_QR[:1]) for r in (lexical, dense)), weight)
+    found = [hit.id for hit in retriever.search(text, k=5, mode="hybrid")]
+    assert found == [store.document_names[row] for row in fused.rows_QR[0, :5]]

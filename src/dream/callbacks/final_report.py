@@ -7,8 +7,9 @@ import lightning as L
 import torch
 
 from dream.callbacks.index_refresh import IndexRefresh
-from dream.evaluation.labelled_queries import LabelledQueries
-from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.fusion import choose_weight, hybrid
+from dream.evaluation.labelled_queries import HeldOutQuestions, LabelledQueries
+from dream.evaluation.metrics import Ranking
 from dream.evaluation.results import flat_summary, summary_table
 from dream.indexes.bm25 import BM25Index
 from dream.runs.layout import CHECKPOINT_PATTERNS, UNTRAINED_ENCODER, UNTRAINED_SCORES
@@ -25,9 +26,12 @@ class FinalReport(L.Callback):
 
     Before training, it ranks by BM25 over whole documents, and by the untrained encoder. A resumed run reads the
     untrained encoder's scores from the run's folder instead. After training, it ranks by the trained encoder and by the
-    hybrid of BM25 and the trained encoder (reciprocal rank fusion). All metrics are in the run's summary, e.g.
-    `bm25/ndcg_at_10`, and in the loggers, e.g. `report/bm25/ndcg_at_10`. Without labels or without `IndexRefresh` there
-    is no table.
+    hybrid of BM25 and the trained encoder. All metrics are in the run's summary, e.g. `bm25/ndcg_at_10`, and in the
+    loggers, e.g. `report/bm25/ndcg_at_10`.
+
+    If the language model has written questions, those that were not trained on choose the weight of the dense scores in
+    the hybrid (`hybrid/weight`). Without labels, the table is about these questions. Without questions, the hybrid is
+    reciprocal rank fusion. With neither, or without `IndexRefresh`, there is no table.
 
     Order: after `IndexRefresh`, so that the last snapshot belongs to the trained encoder.
 
@@ -40,6 +44,7 @@ class FinalReport(L.Callback):
         self.split, self.keep_untrained = split, keep_untrained
         self.scores: dict[str, dict[str, float]] = {}
         self.queries: LabelledQueries | None = None
+        self.questions: LabelledQueries | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Rank before training: Lightning restores a checkpoint after this hook, so the weights are untrained."""
@@ -50,20 +55,25 @@ class FinalReport(L.Callback):
         corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         refresh = next((callback for callback in callbacks if isinstance(callback, IndexRefresh)), None)
-        if refresh is None or self.split not in corpus.splits():
+        held_out = HeldOutQuestions(pl_module.store)
+        if refresh is None or not (self.split in corpus.splits() or held_out.questions):
             return
-        self.queries = LabelledQueries(corpus, pl_module.store, self.split)
-        fingerprint = pl_module.encoder.fingerprint()
-        belongs_to = {"store": pl_module.store.hash, "split": self.split, "encoder_fingerprint": fingerprint}
+        self.questions = LabelledQueries(held_out, pl_module.store, held_out.name) if held_out.questions else None
+        self.queries = self.questions
+        if self.split in corpus.splits():
+            self.queries = LabelledQueries(corpus, pl_module.store, self.split)
+        assert self.queries is not None
+        belongs_to = {"store": pl_module.store.hash, "split": self.queries.name, "queries": len(self.queries),
+                      "encoder_fingerprint": pl_module.encoder.fingerprint()}  # fmt: skip
         stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to) if trainer.is_global_zero else None
         stored = trainer.strategy.broadcast(stored)  # all processes must take the same path
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
             refresh.refresh(trainer, pl_module, prune=False)
         systems = "BM25" if stored else "BM25 and the untrained encoder"
-        log.info(f"Ranking the {len(self.queries):,} queries of split {self.split} by {systems}")
-        index = BM25Index.open_or_build(pl_module.store, "document")
-        self.bm25 = self._add("bm25", self.queries.by_bm25(index))
+        log.info(f"Ranking the {len(self.queries):,} {self._kind} by {systems}")
+        self.index = BM25Index.open_or_build(pl_module.store, "document")
+        self.bm25 = self._add("bm25", self.queries.by_bm25(self.index))
         if stored is None:
             self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
             if trainer.is_global_zero:
@@ -76,15 +86,31 @@ class FinalReport(L.Callback):
             return
         pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
-        self._add("hybrid", reciprocal_rank_fusion([self.bm25, trained]))
+        weight = self._weight(pl_module)
+        self._add("hybrid", hybrid(self.bm25, trained, weight))
         documents = pl_module.store.manifest["counts"]["documents"]
-        title = f"{len(self.queries):,} held-out queries of split {self.split}, all {documents:,} documents"
+        title = f"{len(self.queries):,} held-out {self._kind}, all {documents:,} documents"
         if trainer.is_global_zero:
             log_table(summary_table(self.scores, title))
-        flat = flat_summary(self.scores)
+        flat = flat_summary(self.scores) | ({} if weight is None else {"hybrid/weight": weight})
         trainer.callback_metrics.update({name: torch.tensor(v, dtype=torch.float64) for name, v in flat.items()})
         for logger in trainer.loggers:
             logger.log_metrics({f"report/{name}": value for name, value in flat.items()}, step=trainer.global_step)
+
+    @property
+    def _kind(self) -> str:
+        assert self.queries is not None
+        return self.queries.name if self.queries is self.questions else f"queries of split {self.split}"
+
+    def _weight(self, pl_module: Any) -> float | None:
+        """The weight of the dense scores that is best for the held-out questions. None without questions."""
+        if self.questions is None:
+            return None
+        dense = self.questions.by_encoder(pl_module.encoder, pl_module.index)
+        weight = choose_weight(self.questions.by_bm25(self.index), dense, self.questions.judgements)
+        log.info(f"Hybrid: {weight:.2f} · trained encoder + {1 - weight:.2f} · BM25 is best for the "
+                 f"{len(self.questions):,} held-out questions")  # fmt: skip
+        return weight
 
     def _add(self, system: str, ranking: Ranking) -> Ranking:
         assert self.queries is not None

@@ -1,6 +1,6 @@
-"""Fusion of two rankings by a weighted sum of scores, and rankings whose first documents are ranked again.
+"""Fusion of BM25 with a dense ranking, and rankings whose first documents are ranked again.
 
-Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion, which needs no labels, is in `metrics`.
+Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion is in `metrics`.
 """
 
 from collections.abc import Callable
@@ -8,10 +8,30 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metrics
+from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metrics, reciprocal_rank_fusion
 
+STEP = 0.05  # difference between the weights of the dense scores that are tried without labels
 Normalisation = Literal["minmax", "zscore"]
 NORMALISATIONS = get_args(Normalisation)
+
+
+def hybrid(lexical: Ranking, dense: Ranking, weight: float | None, depth: int = DEPTH) -> Ranking:
+    """Fuse BM25 with the dense ranking of a run.
+
+    Args:
+        lexical: BM25's ranking.
+        dense: the dense ranking of the same queries.
+        weight: the run's weight of the dense scores: see `choose_weight`. None: reciprocal rank fusion.
+        depth: documents to rank for each query.
+    """
+    if weight is None:
+        return reciprocal_rank_fusion([lexical, dense], depth=depth)
+    return weighted_sum(lexical, dense, weight, "minmax", depth)
+
+
+def choose_weight(lexical: Ranking, dense: Ranking, judgements: Judgements) -> float:
+    """The weight of `hybrid` with the highest nDCG@10 on these queries."""
+    return tune_weight(lambda weight: hybrid(lexical, dense, weight), judgements, "ndcg_at_10", STEP)[0]
 
 
 def weighted_sum(

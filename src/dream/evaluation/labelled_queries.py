@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from dream.corpora.base import Corpus
+from dream.corpora.base import Labels
 from dream.encoders.base import Encoder
 from dream.evaluation.metrics import Judgements, Ranking, mean_metrics, per_query_metrics
 from dream.evaluation.ranking import rank_bm25, rank_dense
@@ -19,6 +20,33 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 EXAMPLES = 3  # ids in a message
+
+
+class HasLabels(Protocol):
+    """A corpus with labels, or anything else that has them."""
+
+    name: str
+
+    def labels(self, split: str) -> Labels:
+        """Queries and grades of one split."""
+        ...
+
+
+class HeldOutQuestions:
+    """The held-out questions of a store as labels: only the passage that a question was written about is relevant."""
+
+    name = "questions of the language model"
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.questions = store.questions.held_out if store.questions else []
+
+    def labels(self, split: str) -> Labels:
+        """All questions. The split has no meaning."""
+        names, documents = self.store.document_names, self.store.passage_documents
+        rows = [(f"question-{number}", *row) for number, row in enumerate(self.questions)]
+        return Labels({name: text for name, text, _ in rows},
+                      {name: {names[int(documents[passage])]: 1} for name, _, passage in rows})  # fmt: skip
 
 
 class LabelledQueries:
@@ -39,7 +67,7 @@ class LabelledQueries:
         DataError: no query has a relevant document, or none of the relevant documents is in the store.
     """
 
-    def __init__(self, corpus: Corpus, store: Store, split: str, most: int | None = None) -> None:
+    def __init__(self, corpus: HasLabels, store: Store, split: str, most: int | None = None) -> None:
         self.name, self.store = split, store
         self.judgements = Judgements.of(corpus.labels(split), store)
         if not len(self.judgements):

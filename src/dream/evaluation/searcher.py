@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dream.encoders.base import Side
-from dream.evaluation.metrics import DEPTH, Ranking, reciprocal_rank_fusion
+from dream.evaluation.fusion import hybrid
+from dream.evaluation.metrics import DEPTH, Ranking
 from dream.evaluation.ranking import rank_bm25, rank_dense
 from dream.indexes.bm25 import BM25Index
 from dream.runs.load import open_run
@@ -74,7 +75,7 @@ class Searcher:
         Args:
             query: text of the query.
             k: number of documents to return.
-            mode: `dense` (the trained encoder), `bm25`, or `hybrid` (both, by reciprocal rank fusion).
+            mode: `dense` (the trained encoder), `bm25`, or `hybrid` (both: see `fusion.hybrid`).
 
         Raises:
             ConfigError: there is no such mode, or k is below 1.
@@ -104,7 +105,10 @@ class Searcher:
         if mode != "bm25":
             query_QD = self.encoder.embed_queries([query])
             rankings.append(rank_dense(self.run.index.search, query_QD, self.store.passage_documents, depth))
-        return rankings[0] if len(rankings) == 1 else reciprocal_rank_fusion(rankings, depth=depth)
+        if mode != "hybrid":
+            return rankings[0]
+        lexical, dense = rankings
+        return hybrid(lexical, dense, self.run.hybrid_weight, depth)
 
     def _hit(self, row: int, score: float) -> Hit:
         return Hit(self.store.document_names[row], self.store.titles[row], self.store.texts[row], score)

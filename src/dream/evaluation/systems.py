@@ -11,15 +11,15 @@ from omegaconf import OmegaConf
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.evaluation.benchmark import Benchmark
-from dream.evaluation.fusion import Normalisation, mix_top, replace_top, tune_weight, weighted_sum
-from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
+from dream.evaluation.fusion import Normalisation, hybrid, mix_top, replace_top, tune_weight, weighted_sum
+from dream.evaluation.metrics import Ranking
 from dream.evaluation.reranking import LanguageModelRanker, open_ranker
 from dream.evaluation.settings import EvaluationSettings
 from dream.evaluation.system_names import FUSIONS, OF_A_RUN, Reranked, dense_part, reranked, untuned
 from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle, IndexSnapshot
 from dream.runs.layout import CONFIG, ENCODER
-from dream.runs.load import open_config, open_encoder, open_store
+from dream.runs.load import hybrid_weight, open_config, open_encoder, open_store
 from dream.store.store import Store
 from dream.utils.errors import DreamError, require
 from dream.utils.logging import get_logger
@@ -126,6 +126,7 @@ class Systems:
         self.settings, self.runs, self.benchmark = settings, runs, benchmark
         self.device = settings.torch_device
         self.store = self._own_store(runs[0]) if runs else None
+        self.is_own_corpus = self.store is not None
         self.seconds: dict[str, float] = {}
         self.remarks: list[str] = []
         self._kept: dict[tuple[str, str], list[Ranking]] = {}
@@ -157,7 +158,7 @@ class Systems:
             return self._dense(system, split)
         pairs = lambda name: [(self._bm25(name), one) for one in self._dense(dense, name)]  # noqa: E731
         if kind == "hybrid":
-            return [reciprocal_rank_fusion(pair) for pair in pairs(split)]
+            return [hybrid(*pair, weight) for pair, weight in zip(pairs(split), self._weights(dense), strict=True)]
         return self._weighted(system, pairs, weighted_sum, split)
 
     def _bm25(self, split: str) -> Ranking:
@@ -202,6 +203,19 @@ class Systems:
                          f"{dev} ({metric} {mean:.4f} there)")  # fmt: skip
             fused.append(fuse(on_split[0], on_split[1], weight, fusion.normalisation))
         return fused
+
+    def _weights(self, dense: str) -> list[float | None]:
+        """For each ranking of a dense system: the weight that its run has chosen for this corpus."""
+        if dense not in OF_A_RUN:
+            return [None]
+        chosen = dense == "run" and self.is_own_corpus
+        weights = [hybrid_weight(run) if chosen else None for run in self.runs]
+        if any(weight is not None for weight in weights):
+            shown = ", ".join("none" if weight is None else f"{weight:.2f}" for weight in weights)
+            self._remark(
+                f"hybrid: weight {shown} on the dense scores, chosen in training on questions of the language model"
+            )
+        return weights
 
     def _remark(self, text: str) -> None:
         """Add a remark once: another system may rank this one again."""

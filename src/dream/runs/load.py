@@ -34,6 +34,7 @@ class FinishedRun:
     encoder: Encoder
     store: Store
     index: IndexHandle
+    hybrid_weight: float | None  # of the dense scores in the hybrid with BM25; None: it was not chosen
 
 
 def open_run(
@@ -60,7 +61,7 @@ def open_run(
     index = IndexHandle(instantiate(cfg.index), folder / INDEX)
     with _add_remedy():
         index.open(snapshot, store, encoder.width, encoder.fingerprint())
-    return FinishedRun(cfg, encoder, store, index)
+    return FinishedRun(cfg, encoder, store, index, hybrid_weight(folder))
 
 
 def open_encoder(
@@ -103,12 +104,8 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
     if not snapshots:
         raise DataError(f"{folder / INDEX}: no index snapshot; resume the run with dream-train ckpt=last")
-    belongs_to = folder / ENCODER / BELONGS_TO
-    try:
-        content = json.loads(belongs_to.read_text())
-        store_hash, fingerprint = content["store"], content["encoder_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{belongs_to}: cannot be read; this is not the encoder folder that the run wrote") from error
+    content = _belongs_to(folder)
+    store_hash, fingerprint = content["store"], content["encoder_fingerprint"]
     places = [*([Path(data) / STORES] if data else []), Path(cfg.data.stores_dir)]
     stores = [path for place in places for path in place.glob(f"*-{store_hash}") if path.is_dir()]
     if not stores:
@@ -117,6 +114,20 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
     with _add_remedy():
         verify(stores[0])
     return _snapshot_of(snapshots, fingerprint), Store(stores[0], cfg.corpus.get("language"))
+
+
+def hybrid_weight(folder: Path) -> float | None:
+    """Weight of the dense scores in the hybrid with BM25. None if the run had no held-out questions to choose it."""
+    return _belongs_to(folder).get("hybrid_weight")
+
+
+def _belongs_to(folder: Path) -> dict[str, Any]:
+    file = folder / ENCODER / BELONGS_TO
+    try:
+        content = json.loads(file.read_text())
+        return content | {key: content[key] for key in ("store", "encoder_fingerprint")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read; this is not the encoder folder that the run wrote") from error
 
 
 def _snapshot_of(snapshots: Sequence[Path], fingerprint: str) -> Path:

@@ -105,7 +105,9 @@ class Run:
         module: Any = trainer.lightning_module
         with new_directory(self.folder / ENCODER, replace=True) as unfinished:
             module.encoder.save(unfinished)
-            belongs_to = {"encoder_fingerprint": module.encoder.fingerprint(), "store": module.store.hash}
+            weight = trainer.callback_metrics.get("hybrid/weight")
+            belongs_to = {"encoder_fingerprint": module.encoder.fingerprint(), "store": module.store.hash,
+                          "hybrid_weight": None if weight is None else weight.item()}  # fmt: skip
             write_json(unfinished / BELONGS_TO, belongs_to)
         self.summary = self._summarize(trainer, module)
         write_checked_json(self.folder / SUMMARY, self.summary)

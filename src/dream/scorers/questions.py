@@ -79,7 +79,9 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
             (folder / TEXTS).write_text("".join(lines), "utf-8")
             save_tokens(folder, list(kept), list(kept.values()), tokenizers)
     questions = Questions(path)
-    log.info(f"{len(questions):,} questions, e.g. {'; '.join(questions.texts[:3])}")
+    log.info(
+        f"{len(questions):,} questions, and {len(questions.held_out):,} held out, e.g. {'; '.join(questions.texts[:3])}"
+    )
     return questions
 
 

@@ -9,28 +9,35 @@ import numpy as np
 from dream.store.tokens import BatchTokenizer
 
 TEXTS, TOKENS = "questions.jsonl", "tokens.npz"
+HELD_OUT = 6  # one question of six is not trained on: they choose the weight of the hybrid with BM25
 
 
 class Questions:
     """Read-only view of a folder of questions. The folder's name is a hash of everything that they depend on.
 
     Args:
-        path: the folder.
+        path: the folder. The order of its questions is random.
 
     Attributes:
-        passages_Q: the passage that each question was written about.
+        texts: the questions to train on.
+        passages_Q: the passage that each of them was written about.
+        held_out: (question, passage) of those that are not trained on.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.hash = path, path.name
-        self.texts = [json.loads(line)["question"] for line in (path / TEXTS).read_text("utf-8").splitlines()]
+        texts = [json.loads(line)["question"] for line in (path / TEXTS).read_text("utf-8").splitlines()]
+        trained = len(texts) - len(texts) // HELD_OUT
         with np.load(path / TOKENS, allow_pickle=False) as arrays:
-            self.passages_Q = arrays["passages"]
+            passages_Q = arrays["passages"]
             self.ids = [arrays["encoder_ids"], arrays["scorer_ids"]]
             self.bounds = [arrays["encoder_bounds"], arrays["scorer_bounds"]]
 
+        self.texts, self.passages_Q = texts[:trained], passages_Q[:trained]
+        self.held_out = list(zip(texts[trained:], passages_Q[trained:].tolist(), strict=True))
+
     def __len__(self) -> int:
-        return len(self.passages_Q)
+        return len(self.texts)
 
     def tokens(self, number: int, side: int) -> np.ndarray:
         """Token ids of a question, for the encoder (side 0) or the scorer (side 1)."""
@@ -39,7 +46,7 @@ class Questions:
 
     def counts(self, side: int) -> np.ndarray:
         """Number of tokens of each question."""
-        return np.diff(self.bounds[side])
+        return np.diff(self.bounds[side])[: len(self)]
 
 
 def save_tokens(folder: Path, passages: Sequence[int], texts: list[str], tokenizers: Sequence) -> None:
