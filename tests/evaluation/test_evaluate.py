@@ -24,6 +24,7 @@ from dream.evaluation.searcher import Searcher
 from dream.evaluation.system_names import short_names
 from dream.evaluation.systems import find_runs
 from dream.indexes.exact import ExactIndex
+from dream.utils.cached_folders import new_directory
 from dream.utils.errors import ConfigError, DataError
 
 
@@ -43,6 +44,20 @@ def test_a_run_on_its_own_corpus_gives_the_figures_of_its_own_table(config, worl
     assert "Means over 50 queries. 0 further queries" in printed
     assert "hybrid_weighted: weight" in printed
     assert "tuned on 30 queries of split dev" in printed
+
+
+def test_the_hybrid_takes_the_weight_that_the_run_has_chosen(config, world, tmp_path, capsys):
+    """Weight 0 is BM25's order, and weight 1 the encoder's."""
+    for weight, same in ((0.0, "bm25"), (1.0, "run")):
+        run = shutil.copytree(world / "logs/sweep/0", tmp_path / f"weight-{weight}")
+        with new_directory(run / "encoder", replace=True) as unfinished:
+            shutil.copytree(world / "logs/sweep/0/encoder", unfinished, dirs_exist_ok=True)
+            content = json.loads((unfinished / "belongs_to.json").read_text()) | {"hybrid_weight": weight}
+            (unfinished / "belongs_to.json").write_text(json.dumps(content))
+        evaluate(config("systems=[bm25,run,hybrid]", f"run={run}"))
+        flat = results(tmp_path)["flat"]
+        assert flat["hybrid/ndcg_at_10"] == pytest.approx(flat[f"{same}/ndcg_at_10"])
+        assert f"hybrid: weight {weight:.2f} on the dense scores" in capsys.readouterr().out
 
 
 def test_every_file_has_the_same_figures(config, tmp_path):

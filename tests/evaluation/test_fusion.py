@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dream.evaluation.fusion import tune_weight, weighted_sum
-from dream.evaluation.metrics import Judgements, Ranking
+from dream.evaluation.fusion import choose_weight, hybrid, tune_weight, weighted_sum
+from dream.evaluation.metrics import Judgements, Ranking, reciprocal_rank_fusion
 
 
 def test_weighted_fusion_by_hand():
@@ -29,3 +29,14 @@ def test_of_equally_good_weights_the_lowest_is_chosen():
 
     assert tune_weight(fuse, judgements, "ndcg_at_10", 0.25) == (0.5, 1.0)
     assert tune_weight(lambda _: fuse(0), judgements, "ndcg_at_10", 0.5) == (0.0, pytest.approx(1 / np.log2(3)))
+
+
+def test_the_hybrid_of_a_run():
+    """Document 2 is relevant. BM25 has it first, the dense ranking last: all the weight goes to BM25."""
+    lexical = Ranking(np.array([[2, 1, 3]]), np.array([[3.0, 2.0, 1.0]], np.float32))
+    dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.9, 0.5, 0.1]], np.float32))
+    without = hybrid(lexical, dense, None)
+    assert np.array_equal(without.rows_QR, reciprocal_rank_fusion([lexical, dense]).rows_QR)
+    assert hybrid(lexical, dense, 0.75).rows_QR[0, :3].tolist() == [3, 1, 2]
+    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{2: 1}], [{}], 0)) == 0.0
+    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) > 0.5

@@ -58,7 +58,8 @@ def weighted_sum(
         for ranking, share in ((dense, weight), (lexical, 1 - weight)):
             found = ranking.rows_QR[q] >= 0
             normal = _normalised(ranking.score_QR[q][found].astype(np.float64), normalisation)
-            of_documents = np.full(len(documents), normal.min(initial=np.inf) if len(normal) else 0.0)
+            lowest = 0.0 if normalisation == "minmax" or not len(normal) else normal.min()
+            of_documents = np.full(len(documents), lowest)
             of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normal
             scores += share * of_documents
         best = np.argsort(-scores, kind="stable")[:depth]
@@ -98,13 +99,14 @@ def mix_top(first: Ranking, top: Ranking, weight: float, normalisation: Normalis
 
 
 def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Scores from 0 to 1, or with mean 0 and standard deviation 1. If all scores are equal, all results are 0."""
+    """Scores from 0 to 1, or with mean 0 and standard deviation 1. Equal scores become 1, so that the only document
+    that BM25 finds is above those that it does not find; with `zscore`, they become 0."""
     if not len(scores):
         return scores
-    lowest, spread = (
-        (scores.min(), np.ptp(scores)) if normalisation == "minmax" else (scores.mean(), scores.std())
-    )  # fmt: skip
-    return (scores - lowest) / (spread or 1.0)
+    if normalisation == "minmax":
+        spread = np.ptp(scores)
+        return (scores - scores.min()) / spread if spread else np.ones_like(scores)
+    return (scores - scores.mean()) / (scores.std() or 1.0)
 
 
 def tune_weight(
