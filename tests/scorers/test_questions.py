@@ -107,6 +107,17 @@ def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer
     assert written(10).texts == whole
 
 
+def test_another_count_takes_over_what_is_written(written, monkeypatch):
+    some, write, asked = written(8), asking._continue, []
+    monkeypatch.setattr(asking, "_continue", lambda *inputs: asked.extend(inputs[1]) or write(*inputs))
+    more = written(12)
+    assert len(asked) == 4
+    texts = [*some.texts, *(text for text, _ in some.held_out)]
+    assert [*more.texts, *(text for text, _ in more.held_out)][: len(texts)] == texts
+    assert written(6).texts == texts[:5]  # no more is asked
+    assert len(asked) == 4
+
+
 def test_a_question_is_a_window_without_overlap(written, scorer, asked):
     pieces = len(asked.windows)
     scope = asked.scoring_hash

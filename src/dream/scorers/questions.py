@@ -35,6 +35,7 @@ EXAMPLES = (
 )  # fmt: skip
 HEAD = "".join(f"Passage: {passage}\nQuestion: {question}\n\n" for passage, question in EXAMPLES) + "Passage:"
 TAIL = "\nQuestion:"
+WRITTEN = "written.jsonl"  # all that was written, also what is left out of the questions
 MOST_TOKENS = 16  # of a question
 FEWEST_WORDS = 2
 BATCH = 64  # passages that are continued together
@@ -61,18 +62,19 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
     settings = [
         scorer.weights_fingerprint,
         store.hash,
-        count,
         HEAD,
         TAIL,
         MOST_TOKENS,
         scorer.scoring.max_passage_tokens,
     ]
-    path = store.cache_folder("questions") / f"{store.path.name.rpartition('-')[0]}-{fingerprint(settings)}"
+    name = f"{store.path.name.rpartition('-')[0]}-{fingerprint(settings)}"
+    path = store.cache_folder("questions") / f"{name}-{count}"
     if not verify_or_discard(path):
         passages = permute(SEED, np.arange(min(count, len(store.passages))), len(store.passages))
         log.info(f"The language model writes questions about {len(passages):,} passages, once for this corpus")
         with unfinished_directory(path) as folder:
-            written = _write(scorer, store, passages, folder / "written.jsonl")
+            others = [other / WRITTEN for other in sorted(path.parent.glob(f"{name}-*")) if verify_or_discard(other)]
+            written = _write(scorer, store, passages, folder / WRITTEN, others)
             kept = {passage: text for passage, text in written.items() if _is_usable(text)}
             require(bool(kept), "data.questions", count, "the model wrote no question; take another scorer, or null")
             lines = [json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in kept.items()]
@@ -85,18 +87,26 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
     return questions
 
 
-def _write(scorer: CausalScorer, store: Store, passages: np.ndarray, file: Path) -> dict[int, str]:
-    """Text by passage. The file holds what is written so far, also by an interrupted run."""
-    written = {row["passage"]: row["question"] for row in _complete_rows(file)}
+def _write(
+    scorer: CausalScorer, store: Store, passages: np.ndarray, file: Path, others: Sequence[Path]
+) -> dict[int, str]:
+    """Text by passage. The file holds what is written so far, also by an interrupted run.
+
+    The first n passages are the same for all counts, so the files of other counts have questions to take over.
+    """
+    rows = [row for known in (*others, file) if known.exists() for row in _complete_rows(known)]
+    written = {row["passage"]: row["question"] for row in rows}
     left = [int(passage) for passage in passages if int(passage) not in written]
     left.sort(key=lambda passage: len(scorer.passage(store, passage)))  # batches of similar length need less padding
-    with progress(total=len(passages), initial=len(written), unit="question", desc="writing questions") as bar:
+    with progress(
+        total=len(passages), initial=len(passages) - len(left), unit="question", desc="writing questions"
+    ) as bar:
         for start in range(0, len(left), BATCH):
             batch = left[start : start + BATCH]
             texts = _continue(scorer, [store.passage_tokens(passage, SCORER) for passage in batch])
             with file.open("a", encoding="utf-8") as lines:
-                rows = zip(batch, texts, strict=True)
-                lines.writelines(json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in rows)
+                pairs = zip(batch, texts, strict=True)
+                lines.writelines(json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in pairs)
             written |= dict(zip(batch, texts, strict=True))
             bar.update(len(batch))
     return {int(passage): written[int(passage)] for passage in passages}
@@ -104,11 +114,10 @@ def _write(scorer: CausalScorer, store: Store, passages: np.ndarray, file: Path)
 
 def _complete_rows(file: Path) -> list[dict]:
     """Rows of the file; a last line that was cut off by an interruption is removed."""
-    if not file.exists():
-        return []
     lines = file.read_bytes().splitlines(keepends=True)
     complete = [line for line in lines if line.endswith(b"\n")]
-    file.write_bytes(b"".join(complete))
+    if len(complete) < len(lines):
+        file.write_bytes(b"".join(complete))
     return [json.loads(line) for line in complete]
 
 
