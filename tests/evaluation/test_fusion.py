@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dream.evaluation.fusion import choose_weight, hybrid, tune_weight, weighted_sum
-from dream.evaluation.metrics import Judgements, Ranking, reciprocal_rank_fusion
+from dream.evaluation.fusion import WEIGHT, choose_weight, hybrid, tune_weight, weighted_sum
+from dream.evaluation.metrics import Judgements, Ranking
 
 
 def test_weighted_fusion_by_hand():
@@ -36,7 +36,7 @@ def test_the_hybrid_of_a_run():
     lexical = Ranking(np.array([[2, 1, 3]]), np.array([[3.0, 2.0, 1.0]], np.float32))
     dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.9, 0.5, 0.1]], np.float32))
     without = hybrid(lexical, dense, None)
-    assert np.array_equal(without.rows_QR, reciprocal_rank_fusion([lexical, dense]).rows_QR)
+    assert np.array_equal(without.score_QR, weighted_sum(lexical, dense, WEIGHT, "minmax").score_QR)
     assert hybrid(lexical, dense, 0.75).rows_QR[0, :3].tolist() == [3, 1, 2]
     assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{2: 1}], [{}], 0)) == 0.0
     assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) > 0.5

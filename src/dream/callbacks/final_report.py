@@ -30,8 +30,8 @@ class FinalReport(L.Callback):
     loggers, e.g. `report/bm25/ndcg_at_10`.
 
     If the language model has written questions, those that were not trained on choose the weight of the dense scores in
-    the hybrid (`hybrid/weight`). Without labels, the table is about these questions. Without questions, the hybrid is
-    reciprocal rank fusion. With neither, or without `IndexRefresh`, there is no table.
+    the hybrid (`hybrid/weight`). Without labels, the table is about these questions. With neither, or without
+    `IndexRefresh`, there is no table.
 
     Order: after `IndexRefresh`, so that the last snapshot belongs to the trained encoder.
 

@@ -12,7 +12,7 @@ from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.fusion import Normalisation, hybrid, mix_top, replace_top, tune_weight, weighted_sum
-from dream.evaluation.metrics import Ranking
+from dream.evaluation.metrics import Ranking, reciprocal_rank_fusion
 from dream.evaluation.reranking import LanguageModelRanker, open_ranker
 from dream.evaluation.settings import EvaluationSettings
 from dream.evaluation.system_names import FUSIONS, OF_A_RUN, Reranked, dense_part, reranked, untuned
@@ -157,6 +157,8 @@ class Systems:
         if kind not in FUSIONS:
             return self._dense(system, split)
         pairs = lambda name: [(self._bm25(name), one) for one in self._dense(dense, name)]  # noqa: E731
+        if kind == "hybrid" and dense not in OF_A_RUN:  # how good is it beside BM25? Ranks need no weight
+            return [reciprocal_rank_fusion(pair) for pair in pairs(split)]
         if kind == "hybrid":
             return [hybrid(*pair, weight) for pair, weight in zip(pairs(split), self._weights(dense), strict=True)]
         return self._weighted(system, pairs, weighted_sum, split)
@@ -205,16 +207,12 @@ class Systems:
         return fused
 
     def _weights(self, dense: str) -> list[float | None]:
-        """For each ranking of a dense system: the weight that its run has chosen for this corpus."""
-        if dense not in OF_A_RUN:
-            return [None]
+        """For each run: the weight of its encoder's scores that it has chosen for this corpus. None: it has not."""
         chosen = dense == "run" and self.is_own_corpus
         weights = [hybrid_weight(run) if chosen else None for run in self.runs]
         if any(weight is not None for weight in weights):
-            shown = ", ".join("none" if weight is None else f"{weight:.2f}" for weight in weights)
-            self._remark(
-                f"hybrid: weight {shown} on the dense scores, chosen in training on questions of the language model"
-            )
+            shown = ", ".join(str(weight) for weight in weights)
+            self._remark(f"hybrid: weight {shown} on the dense scores, chosen on held-out questions in training")
         return weights
 
     def _remark(self, text: str) -> None:
