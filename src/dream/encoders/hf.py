@@ -184,8 +184,10 @@ class HFEncoder(Encoder):
         self.model.save_pretrained(folder)
         self.own_tokenizer.save_pretrained(folder)
         if not self.has_decoder:
-            length = self.max_tokens + self.framing.tokens
-            st_folder.write(folder, self.pooling, list(self.layers), self.framing.prefixes, length, self.hidden_width)
+            framing = self.framing
+            lengths = {side: framing.length(side, self.max_tokens) for side in framing.prefixes}
+            st_folder.write(folder, self.pooling, list(self.layers), framing.prefixes, lengths, self.hidden_width,
+                            special_tokens_are_text=not framing.has_special_prefix)  # fmt: skip
         write_json(folder / "encoder.json", {"kind": "hf"} | self.settings())
 
     @classmethod
