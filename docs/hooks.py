@@ -33,6 +33,7 @@ COMMANDS = {  # config of a command → the command
     "rank_heads": "dream-heads",
     "evaluate": "dream-evaluate",
     "search": "dream-search",
+    "export": "dream-export",
 }
 OVERLAYS = ("experiment", "debug")  # groups whose files change keys of other groups
 LAST = ("logger", "paths", "hydra")  # groups that people change least

@@ -49,7 +49,7 @@ def export(cfg: DictConfig) -> None:
     require(cfg.weights in ("float32", "int8"), "weights", cfg.weights, "choose float32 or int8")
     require(cfg.weights == "float32" or chosen.int8, "weights", cfg.weights, "only to=onnx and to=openvino have int8")
     require(cfg.push is None or to == "hub", "push", cfg.push, "only to=hub is uploaded")
-    require(cfg.push is None or REPOSITORY.fullmatch(cfg.push), "push", cfg.push, "give OWNER/NAME")
+    require(cfg.push is None or REPOSITORY.fullmatch(cfg.push) is not None, "push", cfg.push, "give OWNER/NAME")
     require(cfg.check.texts > 0, "check.texts", cfg.check.texts, "at least 1 passage")
     chosen.require_installed(to)
     folder = Path(cfg.run).resolve()
@@ -67,7 +67,7 @@ def export(cfg: DictConfig) -> None:
                  "encoder": run.encoder.identity(), "store": run.store.hash, "checked": found}  # fmt: skip
         write_json(unfinished / ABOUT, about)
     for key, value in found.items():
-        log.info(f"  {key.replace('_', ' '):24} {value:.7g}" if isinstance(value, float) else f"  {key:24} {value}")
+        log.info(f"  {key.replace('_', ' '):30} {f'{value:.6f}' if isinstance(value, float) else value}")
     log.info(f"Agrees with the run; written to {path}")
     if cfg.push:
         from dream.export.hub import push

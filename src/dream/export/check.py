@@ -11,7 +11,6 @@ from dream.evaluation.labelled_queries import LabelledQueries
 from dream.evaluation.metrics import Judgements, Ranking, per_query_metrics
 from dream.evaluation.ranking import rank_dense
 from dream.export.base import Embed, Job
-from dream.export.tokens import SIDES
 from dream.store.permutation import permute
 from dream.utils.errors import DataError, DreamError
 from dream.utils.logging import get_logger
@@ -108,10 +107,10 @@ def compare_rankings(job: Job, embed: Embed) -> dict[str, Any]:
     texts = [store.passage_text(int(row)) for row in passages]
     queries = list(labelled.queries) if labelled else [text[:100] for text in texts[:: 1 + len(texts) // 200]]
     documents = store.passage_documents[passages]
-    vectors = {side: _both(job.run.encoder, embed, given, side) for side, given in zip(SIDES, (queries, texts),
-                                                                                      strict=True)}  # fmt: skip
-    own, other = (_rank(*pair, documents) for pair in zip(*vectors.values(), strict=True))
-    cosine_B = cosines(*vectors["passage"])
+    own_QD, other_QD = _both(job.run.encoder, embed, queries, "query")
+    own_ND, other_ND = _both(job.run.encoder, embed, texts, "passage")
+    own, other = _rank(own_QD, own_ND, documents), _rank(other_QD, other_ND, documents)
+    cosine_B = cosines(own_ND, other_ND)
     found: dict[str, Any] = {"queries": len(queries), "passages": len(passages), "same_top_10": _shared(own, other),
                              "mean_cosine": float(cosine_B.mean()), "lowest_cosine": float(cosine_B.min())}  # fmt: skip
     if labelled:

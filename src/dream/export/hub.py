@@ -22,15 +22,14 @@ def push(folder: Path, repository: str, private: bool) -> str:
     Raises:
         ConfigError: the hub refused it, or cannot be reached.
     """
-    import httpx2 as httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError
 
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Upload by dream-export")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ConfigError("push", repository, f"not uploaded ({reason}); the export is complete in {folder}: log in "
                           "with hf auth login, then rerun with overwrite=true") from error  # fmt: skip

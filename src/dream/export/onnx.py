@@ -51,7 +51,7 @@ print(queries @ passages.T)  # cosines
 class OnnxFormat(Format):
     """to=onnx"""
 
-    packages = ("onnx", "onnxruntime", "onnxscript")
+    packages: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
     extra = "onnx"
     int8 = True
 
@@ -100,7 +100,7 @@ def static_graph(table_VD: Tensor, int8: bool) -> Any:
     """normalise(Σ_t mask · table[t]). With int8, each row of the table has its own scale: max |value| / 127."""
     from onnx import TensorProto, helper, numpy_helper
 
-    rows, width = table_VD.shape
+    width = table_VD.shape[1]
     node = helper.make_node
     if int8:
         scale_V1 = table_VD.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127

@@ -1,5 +1,6 @@
 """A folder that `SentenceTransformer(folder)` loads. A static encoder becomes StaticEmbedding and Normalize."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def open_folder(folder: Path) -> Embed:
     """A function that embeds with the library."""
     from sentence_transformers import SentenceTransformer
 
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it logs each model that it loads
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
     def embed(texts: list[str], side: Side) -> np.ndarray:

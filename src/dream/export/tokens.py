@@ -1,6 +1,7 @@
 """The tokenizer of an exported encoder, for the library `tokenizers` alone, and the table of the static encoder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class TextReader:
     """
 
     tokenizer: Tokenizer
-    prefixes: dict[str, str]
-    tokens: dict[str, int]
+    prefixes: Mapping[Any, str]
+    tokens: Mapping[Any, int]
     reads_special: bool = False
 
     def as_json(self) -> dict[str, Any]:
