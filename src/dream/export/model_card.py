@@ -54,8 +54,8 @@ Use `encode_query` and `encode_document`: they add the prompts{lengths}.
 
 {licence}
 """
-WITHOUT_LABELS = """It was trained without labels by DREAM, version {version}: a passage counts as relevant to a context if a frozen
-language model predicts the true continuation better with it."""
+WITHOUT_LABELS = """It was trained without labels by DREAM, version {version}: a passage counts as relevant to a
+context if a frozen language model predicts the true continuation better with it."""
 WITH_LABELS = "It was trained on labelled pairs of query and passage by DREAM, version {version}."
 OWN_PAIRS = (
     """It was trained without labels by DREAM, version {version}: a context and its own continuation form a pair."""
