@@ -35,6 +35,7 @@ COMMANDS = {
     "dream-evaluate": "evaluate",
     "dream-search": "search",
     "dream-export": "export",
+    "dream-serve": "serve",
 }
 # Names that existed before 0.2.0: only the changelog may contain them.
 OLD_NAMES = re.compile(
