@@ -11,6 +11,7 @@ import torch
 from tests.encoders.tokenizers_of_all_kinds import KINDS
 from tests.export.conftest import hf, random_static
 from tests.random_models import save_random_model
+from tokenizers import processors
 from transformers import (
     BartConfig,
     BartModel,
@@ -168,6 +169,16 @@ def test_a_prefix_with_a_special_token(job_of, model_folder, tmp_path):
     encoder = hf(model_folder("bert", KINDS["word_piece"]()), pooling="mean", max_tokens=20, query_prefix="</s>find ")
     reader = text_reader(encoder)
     assert reader.reads_special
+    _, found = exported(job_of(encoder), "sentence_transformers", tmp_path)
+    assert found["lowest_cosine"] > 0.99999
+
+
+def test_a_decoder_without_special_tokens(job_of, model_folder, tmp_path):
+    """Only its queries have a prefix: an empty passage has no token, so there is nothing to compare."""
+    reads = KINDS["byte_level"]()
+    reads.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    encoder = hf(model_folder("qwen3", reads), pooling="last", max_tokens=20, query_prefix="find the passage: ")
+    assert encoder.framing.length("passage", 0) == 0
     _, found = exported(job_of(encoder), "sentence_transformers", tmp_path)
     assert found["lowest_cosine"] > 0.99999
 

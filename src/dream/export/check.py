@@ -37,21 +37,22 @@ def texts_of(job: Job) -> dict[Side, list[str]]:
     encoder = job.encoder
     words = " ".join(passages).split() or ["word"]
     long = " ".join((words * (1 + 2 * encoder.max_tokens // len(words)))[: 2 * encoder.max_tokens])
-    probes = [*PROBES, long, long.upper(), *_special_texts(encoder)]
-    return {"query": [*queries, *probes], "passage": [*passages, *probes]}
+    probes = [*PROBES, long, long.upper()]
+    return {"query": [*queries, *probes, *_special_texts(encoder, "query")],
+            "passage": [*passages, *probes, *_special_texts(encoder, "passage")]}  # fmt: skip
 
 
-def _special_texts(encoder: Encoder) -> list[str]:
+def _special_texts(encoder: Encoder, side: Side) -> list[str]:
     """The empty text, and a text with the spelling of special tokens.
 
-    Left out for an encoder that gives the empty text no token, and if a prefix contains special tokens: other programs
-    then also recognise them in texts.
+    The empty text is left out if the encoder would then read no token at all. The spelling is left out if a prefix
+    contains special tokens: other programs then also recognise them in texts.
     """
     spelled = [f"before {token} after" for token in encoder.tokenizer.all_special_tokens if token.strip("\0")]
     if not isinstance(encoder, HFEncoder):
         return ["", *spelled]
     framing = encoder.framing
-    empty = [""] if framing.tokens else []
+    empty = [""] if framing.length(side, 0) else []
     return [*empty, *(spelled if framing.keeps_special_texts else [])]
 
 
