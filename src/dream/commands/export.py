@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from dream.export.base import Format
 
 log = get_logger(__name__)
 
@@ -37,29 +40,21 @@ KEYS = (
 def export(cfg: DictConfig) -> None:
     """Write, check and rename the folder; upload it if `push` is set."""
     from dream.export.base import Checks, Job
-    from dream.export.formats import FORMATS
     from dream.export.target import ABOUT, new_export, refuse_existing
     from dream.runs.load import open_run
     from dream.utils.atomic_io import write_json
-    from dream.utils.errors import require
 
-    to = "???" if OmegaConf.is_missing(cfg, "to") else cfg.to
-    require(to in FORMATS, "to", to, f"choose {', '.join(FORMATS)}")
-    chosen = FORMATS[to]
-    require(cfg.weights in ("float32", "int8"), "weights", cfg.weights, "choose float32 or int8")
-    require(cfg.weights == "float32" or chosen.int8, "weights", cfg.weights, "only to=onnx and to=openvino have int8")
-    require(cfg.push is None or to == "hub", "push", cfg.push, "only to=hub is uploaded")
-    require(cfg.push is None or REPOSITORY.fullmatch(cfg.push) is not None, "push", cfg.push, "give OWNER/NAME")
-    require(cfg.check.texts > 0, "check.texts", cfg.check.texts, "at least 1 passage")
-    chosen.require_installed(to)
+    chosen = _format(cfg)
     folder = Path(cfg.run).resolve()
+    to = cfg.to
     name = to if cfg.weights == "float32" else f"{to}_{cfg.weights}"
     path = Path(cfg.path).expanduser().absolute() if cfg.path else folder / "exports" / name
     refuse_existing(path, cfg.overwrite)
     log.info(f"DREAM: exporting {folder} to {to}")
     run = open_run(folder, trust=list(cfg.trust), data=cfg.paths.data)
     config: Any = OmegaConf.to_container(run.cfg)
-    job = Job(run, config, folder, Path(cfg.paths.logs), Checks(**cfg.check), cfg.weights, cfg.license)
+    job = Job(run, config, folder, Path(cfg.paths.logs), Checks(**cfg.check), cfg.weights, cfg.license,
+              cfg.push)  # fmt: skip
     with new_export(path) as unfinished:
         chosen.write(job, unfinished)
         found = chosen.check(job, unfinished)
@@ -73,6 +68,23 @@ def export(cfg: DictConfig) -> None:
         from dream.export.hub import push
 
         log.info(f"Uploaded: {push(path, cfg.push, cfg.private)}")
+
+
+def _format(cfg: DictConfig) -> "Format":
+    """The chosen format. Raises ConfigError if a key has a wrong value, or if a package is missing."""
+    from dream.export.formats import FORMATS
+    from dream.utils.errors import require
+
+    to = "???" if OmegaConf.is_missing(cfg, "to") else cfg.to
+    require(to in FORMATS, "to", to, f"choose {', '.join(FORMATS)}")
+    chosen = FORMATS[to]
+    require(cfg.weights in ("float32", "int8"), "weights", cfg.weights, "choose float32 or int8")
+    require(cfg.weights == "float32" or chosen.int8, "weights", cfg.weights, "only to=onnx and to=openvino have int8")
+    require(cfg.push is None or to == "hub", "push", cfg.push, "only to=hub is uploaded")
+    require(cfg.push is None or REPOSITORY.fullmatch(cfg.push) is not None, "push", cfg.push, "give OWNER/NAME")
+    require(cfg.check.texts > 0, "check.texts", cfg.check.texts, "at least 1 passage")
+    chosen.require_installed(to)
+    return chosen
 
 
 main = command("export", ABOUT, KEYS)(export)

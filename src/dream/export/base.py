@@ -49,6 +49,7 @@ class Job:
         checks: see `Checks`.
         weights: float32 or int8.
         licence: licence of the model, as the Hugging Face hub writes it; None: unknown.
+        repository: where the model will be published, for its card; None: nowhere.
     """
 
     run: FinishedRun
@@ -58,6 +59,7 @@ class Job:
     checks: Checks
     weights: str
     licence: str | None
+    repository: str | None = None
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -69,8 +71,8 @@ class Job:
         """The run's encoder. Raises ConfigError if it is of another kind: formats must know what it computes."""
         encoder = self.run.encoder
         if not isinstance(encoder, StaticEncoder | HFEncoder):
-            raise ConfigError("to", "…", f"the encoder {type(encoder).__name__} cannot be exported; only static and hf "
-                              "can be. to=faiss and to=parquet write the vectors of any encoder")  # fmt: skip
+            raise ConfigError("encoder", type(encoder).__name__, "only static and hf can be exported; to=faiss and "
+                              "to=parquet write the vectors of any encoder")  # fmt: skip
         return encoder
 
 

@@ -32,7 +32,7 @@ dimensions, whose cosine is high if the passage answers the query.
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{title}")  # or the path of this folder
+model = SentenceTransformer("{place}")
 queries = model.encode_query(["how do I read a file"])
 passages = model.encode_document(["Opens the file and returns its lines."])
 print(model.similarity(queries, passages))
@@ -79,8 +79,8 @@ def model_card(job: Job) -> ModelCard:
         model_name=name if results else None,
         eval_results=results or None,
     )
-    text = TEXT.format(title=name, corpus=corpus, width=job.run.encoder.width, origin=_origin(config),
-                       lengths=_lengths(job), facts=_facts(job, summary), figures=table,
+    text = TEXT.format(title=name, place=job.repository or "PATH_OF_THIS_FOLDER", corpus=corpus,
+                       width=job.run.encoder.width, origin=_origin(config), lengths=_lengths(job), facts=_facts(job, summary), figures=table,
                        licence=job.licence or "The licence of this model has not been stated.")  # fmt: skip
     return ModelCard(f"---\n{data}\n---\n\n{text}")
 
@@ -107,11 +107,11 @@ def _lengths(job: Job) -> str:
 
 def _facts(job: Job, summary: dict[str, Any]) -> str:
     config, counts = job.config, job.run.store.manifest["counts"]
-    scorer = config["scorer"]
+    scorer, rank = config["scorer"], (config["encoder"].get("lora") or {}).get("rank")
     facts = {
         "corpus": f"{config['corpus']['name']}: {counts['documents']:,} documents, "
         f"{len(job.run.store.passages):,} passages (store {job.run.store.hash})",
-        "encoder": _kind(config["encoder"]),
+        "encoder": _kind(config["encoder"]) + (f", LoRA of rank {rank}, merged" if rank else ""),
         "objective": f"`{config['objective']['_target_'].split('.')[-2]}`",
         "language model that scored passages": _kind(scorer) if summary.get("pairs_asked") else "none",
         "training": f"{summary['steps']:,} steps of {config['data']['batch_size']} windows" if summary else None,
