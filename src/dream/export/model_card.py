@@ -80,7 +80,8 @@ def model_card(job: Job) -> ModelCard:
         eval_results=results or None,
     )
     text = TEXT.format(title=name, place=job.repository or "PATH_OF_THIS_FOLDER", corpus=corpus,
-                       width=job.run.encoder.width, origin=_origin(config), lengths=_lengths(job), facts=_facts(job, summary), figures=table,
+                       width=job.run.encoder.width, origin=_origin(config), lengths=_lengths(job),
+                       facts=_facts(job, summary), figures=table,
                        licence=job.licence or "The licence of this model has not been stated.")  # fmt: skip
     return ModelCard(f"---\n{data}\n---\n\n{text}")
 
