@@ -33,6 +33,8 @@ COMMANDS = {  # config of a command → the command
     "rank_heads": "dream-heads",
     "evaluate": "dream-evaluate",
     "search": "dream-search",
+    "export": "dream-export",
+    "serve": "dream-serve",
 }
 OVERLAYS = ("experiment", "debug")  # groups whose files change keys of other groups
 LAST = ("logger", "paths", "hydra")  # groups that people change least

@@ -90,6 +90,8 @@ def test_there_is_something_to_find():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_and_instantiates(composed, option):
     cfg = composed(option)
+    if option in ("logger=wandb", "logger=mlflow"):
+        pytest.importorskip(option.partition("=")[2])
     assert "experiment" not in cfg, "the overlay's first line must be: # @package _global_"
     if option == "corpus=text":  # one block: its only document could not be trained on
         assert len(list(instantiate(cfg.corpus).documents())) == 1

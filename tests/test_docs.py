@@ -34,6 +34,8 @@ COMMANDS = {
     "dream-heads": "rank_heads",
     "dream-evaluate": "evaluate",
     "dream-search": "search",
+    "dream-export": "export",
+    "dream-serve": "serve",
 }
 # Names that existed before 0.2.0: only the changelog may contain them.
 OLD_NAMES = re.compile(

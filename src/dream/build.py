@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dream.callbacks.evaluation import RetrievalEvaluation
+from dream.callbacks.hyperparameters import HyperParameters
 from dream.corpora.base import Corpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.encoders.base import Encoder
@@ -18,6 +20,7 @@ from dream.indexes.snapshot import IndexHandle
 from dream.module import RetrieverModule
 from dream.objectives.base import Objective
 from dream.runs.agreement import identity
+from dream.runs.config_file import without_secrets
 from dream.runs.layout import INDEX, LAST
 from dream.scorers.questions import open_or_write
 from dream.store.store import Store
@@ -42,6 +45,7 @@ REFUSED = {
     "reload_dataloaders_every_n_epochs": "the stream of windows has no epochs; remove it",
     "use_distributed_sampler": "the stream gives each rank its own windows; remove it",
 }
+OPTIONAL_LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # class of Lightning → package and extra
 NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the labelled queries of the dev split
 
 
@@ -140,10 +144,10 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     for callback in built:
         if isinstance(callback, RetrievalEvaluation):
             callback.check_interval(built)
-    stop = GracefulStop(Path(cfg.paths.run) / LAST)
+    own = [HyperParameters(without_secrets(cfg)), GracefulStop(Path(cfg.paths.run) / LAST)]
     return instantiate(
         cfg.trainer,
-        callbacks=[*built, stop],
+        callbacks=[*built, *own],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=cfg.paths.run,
@@ -159,7 +163,12 @@ def _loggers(cfg: DictConfig) -> list[DictConfig]:
     chosen = cfg.get("logger")
     if not chosen:
         return []
-    return [chosen] if "_target_" in chosen else [logger for logger in chosen.values() if logger]
+    loggers = [chosen] if "_target_" in chosen else [logger for logger in chosen.values() if logger]
+    for logger in loggers:
+        package = OPTIONAL_LOGGERS.get(logger["_target_"].rpartition(".")[2])
+        require(package is None or find_spec(package) is not None, "logger", package,
+                f"needs the package {package}: pip install 'dream-retrieval[{package}]'")  # fmt: skip
+    return loggers
 
 
 def _loader(scorer: Any, store: Store) -> Callable[[], Any]:

@@ -48,7 +48,8 @@ class Framing:
         self.pad_id = tokenizer.pad_token_id or 0
         self._plain = own = _bare(tokenizer.backend_tokenizer, special=False)
         spelled = [token for token in tokenizer.all_special_tokens if token and token != tokenizer.unk_token]
-        if any(own.token_to_id(token) in self._ids(own, token) for token in spelled):
+        self._plain_is_own = not any(own.token_to_id(token) in self._ids(own, token) for token in spelled)
+        if not self._plain_is_own:
             self._plain = _without_pieces(own, spelled)
         self._special = _bare(tokenizer.backend_tokenizer, special=True)
         self._spelled = [token for token in tokenizer.all_special_tokens if token]
@@ -70,6 +71,27 @@ class Framing:
     def tokens(self) -> int:
         """The largest number of tokens that framing adds to a text."""
         return max(len(self.before(side)) for side in self.prefixes) + len(self.closing)
+
+    def length(self, side: str, max_tokens: int) -> int:
+        """Number of tokens of the longest framed text of a side, if texts are cut to `max_tokens`."""
+        return len(self.before(side)) + max_tokens + len(self.closing)
+
+    @property
+    def has_special_prefix(self) -> bool:
+        """Whether a prefix contains a special token, which is then recognised in prefixes and not in texts."""
+        return any(token in prefix for prefix in self.prefixes.values() for token in self._spelled)
+
+    @property
+    def keeps_special_texts(self) -> bool:
+        """Whether transformers reads the spelling of a special token in a text as plain text, as this class does, if
+        the tokenizer's `split_special_tokens` is set."""
+        return self._plain_is_own and not self.has_special_prefix
+
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """A tokenizer for prefix + text. It adds the special tokens, and cuts nothing."""
+        tokenizer = self._special if self.has_special_prefix else self._plain
+        return Tokenizer.from_str(tokenizer.to_str())
 
     def frame_texts(self, texts: list[str], side: str, max_tokens: int) -> list[list[int]]:
         """Ids of prefix + text between special tokens. Each text is cut to `max_tokens`."""

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoModel, AutoModelForTextEncoding
 
 from dream.batch import TokenBatch
+from dream.encoders import lora as adapters
 from dream.encoders import st_folder
 from dream.encoders.base import Encoder, Side
 from dream.encoders.framing import Framing
@@ -50,15 +51,19 @@ class HFEncoder(Encoder):
         dtype: torch type of the weights.
         gradient_checkpointing: compute activations twice instead of keeping them.
         trust_remote_code: run Python code from the model's repository.
+        lora: train low-rank adapters instead of all weights: see `dream.encoders.lora`. rank 0: none.
 
     Raises:
         ConfigError: a value is impossible, or the model cannot be loaded.
 
     Example:
-        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, False)
+        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, False,
+        ...                     {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
         >>> encoder.embed_queries(["how do I read a file"]).shape
         torch.Size([1, 384])
     """
+
+    model: Any
 
     def __init__(
         self,
@@ -70,8 +75,10 @@ class HFEncoder(Encoder):
         dtype: str,
         gradient_checkpointing: bool,
         trust_remote_code: bool,
+        lora: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        adapters.check_values(lora)
         weight_type = _check_values(pooling, max_tokens, dtype)
         source = Pretrained("encoder.name", name, trust_remote_code)
         published = st_folder.read(source)
@@ -86,6 +93,10 @@ class HFEncoder(Encoder):
         if gradient_checkpointing:
             with source.loading():
                 self.model.activation_checkpointing_enable()
+        self.has_adapter = bool(lora["rank"])
+        if self.has_adapter:
+            self.model = adapters.add_adapter(self.model, lora)
+            adapters.save_only_adapter(self, "model")
         self.train()  # from_pretrained returns a model in eval mode, and Lightning would keep this mode
         if published.found:
             self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
@@ -173,19 +184,29 @@ class HFEncoder(Encoder):
         pooled_BD = pool(output.last_hidden_state.float(), batch.mask_BT, self.pooling)
         return F.normalize(self.layers(pooled_BD), dim=1)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the model with merged adapters, which `save` writes."""
+        if not self.has_adapter:
+            return self.state_dict()
+        models = nn.ModuleDict({"model": adapters.merged(self.model), "layers": self.layers})
+        return models.state_dict()
+
     def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTINGS} | {"layers": [str(layer) for layer in self.layers]}
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open`, transformers and sentence-transformers can open.
+        """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged.
 
         For an encoder–decoder model, sentence-transformers would use the decoder's output, so its files are left out.
         """
-        self.model.save_pretrained(folder)
+        model = adapters.merged(self.model) if self.has_adapter else self.model
+        model.save_pretrained(folder)
         self.own_tokenizer.save_pretrained(folder)
         if not self.has_decoder:
-            length = self.max_tokens + self.framing.tokens
-            st_folder.write(folder, self.pooling, list(self.layers), self.framing.prefixes, length, self.hidden_width)
+            framing = self.framing
+            lengths = {side: framing.length(side, self.max_tokens) for side in framing.prefixes}
+            st_folder.write(folder, self.pooling, list(self.layers), framing.prefixes, lengths, self.hidden_width,
+                            special_tokens_are_text=not framing.has_special_prefix)  # fmt: skip
         write_json(folder / "encoder.json", {"kind": "hf"} | self.settings())
 
     @classmethod
@@ -198,6 +219,7 @@ class HFEncoder(Encoder):
             dtype="float32",
             gradient_checkpointing=False,
             trust_remote_code=False,
+            lora={"rank": 0, "alpha": 1, "dropout": 0.0, "targets": None},
         )
 
 

@@ -5,6 +5,7 @@ is taken from the library's documentation and from published models. Older versi
 `0_Transformer`, and the file of its settings is named after its family.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from dream.encoders.pooling import ACTIVATIONS, Dense, Normalize
 from dream.utils.atomic_io import write_json
 from dream.utils.pretrained import Pretrained
 
+LIBRARY = "sentence_transformers.models"
 MODULES = "modules.json"
+TOKENIZER = "tokenizer_config.json"
 SETTINGS = "config_sentence_transformers.json"
 FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 # The library's name of each pooling mode → DREAM's name.
@@ -149,7 +152,13 @@ def _read_prompts(source: Pretrained, published: Published) -> None:
 
 
 def write(
-    folder: Path, pooling: str, layers: list[nn.Module], prefixes: dict[str, str], max_tokens: int, width: int
+    folder: Path,
+    pooling: str,
+    layers: list[nn.Module],
+    prefixes: dict[str, str],
+    lengths: dict[str, int],
+    width: int,
+    special_tokens_are_text: bool,
 ) -> None:
     """Write the files that turn a saved transformers folder into a sentence-transformers folder.
 
@@ -158,10 +167,11 @@ def write(
         pooling: a value of `POOLINGS`.
         layers: `Dense` and `Normalize`, in order; a last `Normalize` is added.
         prefixes: the prefix of each side.
-        max_tokens: maximum length, with prefix and special tokens.
+        lengths: maximum number of tokens of each side, with prefix and special tokens. If they differ, the folder needs
+            version 6 of the library.
         width: width of the hidden states.
+        special_tokens_are_text: read the spelling of a special token in a text as plain text.
     """
-    library = "sentence_transformers.models"
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     library_mode = next(name for name, own_name in POOLINGS.items() if own_name == pooling)
     modes = {key: mode == library_mode for mode, key in OLD_KEYS.items()}
@@ -169,16 +179,36 @@ def write(
     for number, layer in enumerate([*layers, Normalize()], start=2):
         name = type(layer).__name__
         modules.append((f"{number}_{name}", name))
-        _write_module(folder / modules[-1][0], _dense_config(layer) if isinstance(layer, Dense) else {})
         if isinstance(layer, Dense):
+            _write_module(folder / modules[-1][0], _dense_config(layer))
             weights = {f"linear.{key}": value.detach().contiguous() for key, value in layer.linear.named_parameters()}
             save_file(weights, folder / modules[-1][0] / "model.safetensors")
+    write_modules(folder, modules)
+    write_prompts(folder, prefixes)
+    settings: dict[str, Any] = {"max_seq_length": max(lengths.values()), "do_lower_case": False}
+    if len(set(lengths.values())) > 1:
+        settings |= {"query_length": lengths["query"], "document_length": lengths["passage"]}
+    write_json(folder / "sentence_bert_config.json", settings)
+    tokenizer = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+    # Absolute positions count from the first token of a row, so padding must be last, as in training.
+    tokenizer |= {"split_special_tokens": special_tokens_are_text, "padding_side": "right"}
+    write_json(folder / TOKENIZER, tokenizer)
+
+
+def write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    """Write the list of (subfolder, class of the library), and the folder of a Normalize."""
     listing: Any = [
-        {"idx": number, "name": str(number), "path": path, "type": f"{library}.{name}"}
+        {"idx": number, "name": str(number), "path": path, "type": f"{LIBRARY}.{name}"}
         for number, (path, name) in enumerate(modules)
     ]
     write_json(folder / MODULES, listing)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    for path, name in modules:
+        if name == "Normalize":
+            _write_module(folder / path, {})
+
+
+def write_prompts(folder: Path, prefixes: dict[str, str]) -> None:
+    """Write the prompt of each side, and the similarity."""
     prompts = {"query": prefixes["query"], "document": prefixes["passage"]}
     write_json(folder / SETTINGS, {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
 

@@ -1,0 +1,46 @@
+"""dream-serve: a search page and a JSON API over a finished run, on this machine only."""
+
+from importlib.util import find_spec
+
+from omegaconf import DictConfig
+
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+ABOUT = """
+dream-serve shows a search page over a trained run: BM25, the encoder and their hybrid side by side. Ctrl-C ends it.
+"""
+KEYS = (
+    "run",
+    "port",
+    "k",
+    "trust",
+)
+
+
+def serve(cfg: DictConfig) -> None:
+    """Open the run, then answer requests until Ctrl-C."""
+    from dream.evaluation.searcher import Searcher
+    from dream.utils.errors import require
+
+    for package in ("starlette", "uvicorn", "jinja2"):
+        require(find_spec(package) is not None, "run", cfg.run,
+                f"dream-serve needs the package {package}: pip install 'dream-retrieval[serve]'")  # fmt: skip
+    require(cfg.k > 0, "k", cfg.k, "at least 1 document")
+    require(0 <= cfg.port < 65_536, "port", cfg.port, "0 for any free port, or a port below 65536")
+    from dream.serving.page import make_app
+    from dream.serving.server import answer_requests, bind
+
+    socket = bind(cfg.port)
+    searcher = Searcher(cfg.run, trust=list(cfg.trust), data=cfg.paths.data)
+    log.info(f"DREAM: searching corpus {searcher.corpus_name} with run {cfg.run}")
+    log.info(f"  page  http://127.0.0.1:{socket.getsockname()[1]}/      Ctrl-C ends it")
+    answer_requests(make_app(searcher, cfg.k), socket)
+
+
+main = command("serve", ABOUT, KEYS)(serve)
+
+if __name__ == "__main__":
+    main()
