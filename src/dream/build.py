@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dream.callbacks.evaluation import RetrievalEvaluation
 from dream.corpora.base import Corpus
@@ -50,6 +50,11 @@ def check_config(cfg: DictConfig) -> None:
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
+
+
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of the Trainer as plain values: they decide how many processes the run has."""
+    return OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[return-value]
 
 
 @dataclass

@@ -75,7 +75,7 @@ def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         with interruptible():
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
-    except Interrupted as stop:
+    except Interrupted as stop:  # in a job of several processes, only rank 0 gets it
         print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
         raise
 

@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from dream.utils import signals
+from dream.utils import ranks, signals
 from dream.utils.atomic_io import write_bytes
 from dream.utils.errors import DamageError, DataError
 
@@ -42,6 +42,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 class GracefulStop(Checkpoint):
     """After a signal, saves `checkpoint` at the end of the current step and raises Interrupted.
 
+    If the job has several processes, all of them stop after the same step, whichever of them got the signal. The signal
+    of a batch system is answered by Lightning (checkpoint and requeue), also after the same step.
+
     It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback.
 
     Args:
@@ -51,39 +54,67 @@ class GracefulStop(Checkpoint):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self._step = 0
-        self._postponed: list[tuple[Callable, int]] = []
+        self._requeue: Callable | None = None  # Lightning's answer to the signal of a batch system
+        self._wants_requeue = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let Lightning set its handlers: it does so between this hook and the next one, if there is none for USR1."""
+        if signal.getsignal(signal.SIGUSR1) == signals.on_signal:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back: in its handlers, Lightning would exchange tensors in the middle of a step."""
+        handler = signal.getsignal(signal.SIGUSR1)
+        if callable(handler) and handler != signals.on_signal:  # Lightning's own, if it runs under SLURM
+            self._requeue = handler
+            signal.signal(signal.SIGUSR1, self._postpone)
+        elif signals.is_active():
+            signal.signal(signal.SIGUSR1, signals.on_signal)
+        if signals.is_active():
+            signal.signal(signal.SIGTERM, signals.on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         signals.wait_for_the_step(True)
-        self._postpone(signal.SIGUSR1)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # a checkpoint would not contain the accumulated gradients of an incomplete step
         self._step = trainer.global_step
-        while self._postponed:
-            handler, signum = self._postponed.pop()
-            handler(signum, None)
-        requested = signals.requested()
-        if trainer.strategy.reduce_boolean_decision(requested is not None, all=False):
+        signum, wants_requeue = self._agree(trainer)
+        if wants_requeue and self._requeue is not None:
+            self._wants_requeue = False
+            self._requeue(signal.SIGUSR1, None)
+        if signum:
             trainer.save_checkpoint(self.checkpoint)
-            raise signals.Interrupted(requested or signal.SIGTERM)
+            self._stop(trainer, signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Handle a signal that came after the last step."""
-        signum = signals.requested()
+        signum, _ = self._agree(trainer)
         signals.wait_for_the_step(False)
-        if signum is not None:
-            raise signals.Interrupted(signum)
+        if signum:
+            self._stop(trainer, signum)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         signals.wait_for_the_step(False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
-    def _postpone(self, signum: int) -> None:
-        handler = signal.getsignal(signum)
-        if callable(handler):  # Lightning's own, if it runs under SLURM
-            signal.signal(signum, lambda number, _: self._postponed.append((handler, number)))
+    def _postpone(self, signum: int, frame: Any) -> None:
+        self._wants_requeue = True
+
+    def _agree(self, trainer: L.Trainer) -> tuple[int, int]:
+        """(the signal that any process got, or 0; whether any process got the signal of a batch system)"""
+        own = [signals.requested() or 0, int(self._wants_requeue)]
+        signum, wants_requeue = ranks.largest(own) if trainer.world_size > 1 else own
+        return signum, wants_requeue
+
+    def _stop(self, trainer: L.Trainer, signum: int) -> NoReturn:
+        stop = signals.Interrupted(signum)
+        stop.agreed = trainer.world_size == ranks.world()
+        raise stop
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,17 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dream.utils.ranks import rank
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 NAME = "dream"
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM; Lightning reads the same
 FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-
-
-def rank() -> int:
-    """Number of this process in its job. 0 if there is only one process."""
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name)), 0)
 
 
 class TerminalHandler(logging.Handler):
