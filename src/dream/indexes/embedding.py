@@ -16,7 +16,7 @@ import torch
 
 from dream.encoders.base import Encoder
 from dream.store.store import ENCODER, Store
-from dream.utils.atomic_io import checksum, read_checked_json, write_checked_json
+from dream.utils.atomic_io import LOCK, checksum, read_checked_json, write_checked_json
 from dream.utils.cached_folders import discard
 from dream.utils.errors import DamageError, DreamError
 from dream.utils.logging import get_logger
@@ -89,13 +89,13 @@ def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
     """Checksums of the undamaged shards that were made from the same inputs. All other files are deleted."""
     shards: dict[str, str] = {}
     try:
-        content = read_checked_json(folder / PROGRESS) if any(folder.iterdir()) else {}
+        content = read_checked_json(folder / PROGRESS) if any(file.name != LOCK for file in folder.iterdir()) else {}
         listed = content["shards"] if content.get("made_of") == made_of else {}
         shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
     except DamageError as damage:
         log.warning(f"{damage}: embedding the whole corpus again")
     for file in folder.iterdir():
-        if file.name not in shards:
+        if file.name not in shards and file.name != LOCK:
             discard(file)
     if shards:
         log.info(f"Resuming an interrupted refresh: {len(shards)} shards are complete ({folder})")

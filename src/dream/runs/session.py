@@ -32,7 +32,7 @@ from dream.runs.layout import (
     run_of,
 )
 from dream.utils import ranks
-from dream.utils.atomic_io import point_latest, read_checked_json, write_bytes, write_checked_json, write_json
+from dream.utils.atomic_io import LOCK, point_latest, read_checked_json, write_bytes, write_checked_json, write_json
 from dream.utils.cached_folders import discard, new_directory, verify
 from dream.utils.checkpoints import read_checkpoint, verify_checkpoint
 from dream.utils.errors import ConfigError, DamageError, DataError, user_error
@@ -198,7 +198,7 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
             with suppress(OSError):  # Hydra created it for a new run; if it is not empty, it belongs to another run
                 unused.rmdir()
         cfg.paths.run = str(folder)
-        was_empty = not any(folder.iterdir())
+        was_empty = {file.name for file in folder.iterdir()} <= {LOCK}
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
         run._open = open_files
         previous = (logs / "latest").resolve() if (logs / "latest").exists() else None
