@@ -21,11 +21,10 @@ class Gather(torch.autograd.Function):
         ctx.rank, ctx.world = rank, world
         parts = [torch.empty_like(rows_N, memory_format=torch.contiguous_format) for _ in range(world)]
         dist.all_gather(parts, rows_N.detach().contiguous())
-        return torch.cat([parts[rank], *parts[:rank], *parts[rank + 1 :]])
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        own, *others = gradients[0].chunk(ctx.world)
-        total_M = torch.cat([*others[: ctx.rank], own, *others[ctx.rank :]])  # in the order of the ranks
+        total_M = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total_M)
         return total_M.chunk(ctx.world)[ctx.rank], None, None

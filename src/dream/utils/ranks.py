@@ -64,9 +64,14 @@ def set_group(group: Group | None) -> None:
 
 def rank() -> int:
     """Number of this process in its job. 0 if there is only one process."""
+    return 0 if _group is None else _group.rank
+
+
+def speaks() -> bool:
+    """Whether this process prints. Before it has joined a job, the launcher's variables decide."""
     if _group is not None:
-        return _group.rank
-    return next((int(os.environ[name]) for name in VARIABLES if os.environ.get(name)), 0)
+        return _group.rank == 0
+    return next((os.environ[name] for name in VARIABLES if os.environ.get(name)), "0") == "0"
 
 
 def world() -> int:
@@ -76,7 +81,7 @@ def world() -> int:
 
 def is_first() -> bool:
     """Whether this process writes the run's files: rank 0, or the only process."""
-    return _group is None or _group.rank == 0
+    return rank() == 0
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
@@ -141,16 +146,22 @@ def mean(values: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: (total / _group.world).to(values[name]) for name, total in zip(values, sums, strict=True)}
 
 
-def gather(rows_N: "Tensor") -> "Tensor":
-    """rows_M: the rows of all ranks, with gradient: first those of this rank, then those of the others in order.
+def gather(rows_N: "Tensor", own_first: bool = True) -> "Tensor":
+    """rows_M: the rows of all ranks, with gradient, in the order of the ranks; or those of this rank first.
 
     All ranks must have the same number of rows. The gradient of a row is the sum of its gradients on all ranks.
     """
     if _group is None:
         return rows_N
+    import torch
+
     from dream.utils.gather import Gather
 
-    return Gather.apply(rows_N, _group.rank, _group.world)
+    rows_M = Gather.apply(rows_N, _group.rank, _group.world)
+    if not own_first:
+        return rows_M
+    parts = rows_M.chunk(_group.world)
+    return torch.cat([parts[_group.rank], *parts[: _group.rank], *parts[_group.rank + 1 :]])
 
 
 def share(tensors: "Iterable[Tensor]") -> None:
