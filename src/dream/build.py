@@ -148,7 +148,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
-        callbacks=[*built, stop],
+        callbacks=[stop.own_signals, *built, stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=cfg.paths.run,

@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.world import SETTINGS
+import lightning as L
 
-TWO = ("trainer.devices=2", "+trainer.strategy=ddp", "candidates.scored_windows=4")
+from dream.utils import ranks
+
+SETTINGS = [f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]", "experiment=tiny"]
+
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "candidates.scored_windows=4")
 MOST_SECONDS = 60  # from the signal to the end of all processes
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL)
 
@@ -36,12 +40,12 @@ class RankWorld:
     def log(self) -> Path:
         return self.root.with_suffix(".log")
 
-    def start(self, *more: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-        """Start a run in a process group of its own, its output in `log`."""
+    def start(self, *more: str, launcher: tuple[str, ...] = (), log: str = "log") -> subprocess.Popen:
+        """Start a run in a process group of its own, its output next to the folder, with the suffix `log`."""
         folders = [f"paths.data={self.root / 'data'}", f"paths.logs={self.root / 'logs'}"]
-        command = [sys.executable, "-m", *launcher, "dream.commands.train", *SETTINGS, *folders, *self.overrides, *more]
+        command = [sys.executable, *launcher, "-m", "dream.commands.train", *SETTINGS, *folders, *self.overrides, *more]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | self.environment
-        with self.log.open("wb") as output:
+        with self.root.with_suffix(f".{log}").open("wb") as output:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment,
                                     start_new_session=True)  # fmt: skip
 
@@ -64,6 +68,17 @@ class RankWorld:
         names = ("val/", "trained/", "untrained/", "hybrid/", "bm25/", "steps", "windows", "train/loss")
         scores = {name: value for name, value in summary.items() if name.startswith(names)}
         return {"files": {file.name: file.read_bytes() for file in files}, "summary": scores}
+
+
+class SignalAtRank(L.Callback):
+    """Sends one rank a signal in the middle of a step."""
+
+    def __init__(self, rank: int, step: int, signum: int) -> None:
+        self.rank, self.step, self.signum = rank, step, signum
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if ranks.rank() == self.rank and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
 
 
 def finish(process: subprocess.Popen, seconds: float) -> int:

@@ -21,6 +21,7 @@ from dream.utils.errors import DamageError, DataError
 
 PIECE = 1 << 22  # bytes read at a time
 MARK = b"sha256:"  # start of the archive's comment, which ends the file: the checksum of all bytes before the comment
+TAKEN = (signal.SIGTERM, signal.SIGUSR1)  # signals that Lightning handles, too
 COMMENT_BYTES = len(MARK) + 64
 
 
@@ -39,13 +40,60 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+class OwnSignals(L.Callback):
+    """Takes SIGTERM and SIGUSR1 back from Lightning: its handlers would exchange tensors in the middle of a step.
+
+    Lightning sets its handlers between `on_fit_start` and `on_train_start`; signals wait during this time. It must be the
+    first callback, so that a signal in another callback's `on_train_start` ends the program immediately.
+
+    Attributes:
+        requeue: Lightning's answer to the signal of a batch system, if it runs under SLURM.
+        wants_requeue: whether this signal was received.
+    """
+
+    def __init__(self) -> None:
+        self.requeue: Callable | None = None
+        self.wants_requeue = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
+        if signal.getsignal(signal.SIGUSR1) == signals.on_signal:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # Lightning would not replace a handler
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        handler = signal.getsignal(signal.SIGUSR1)
+        if callable(handler) and handler != signals.on_signal:
+            self.requeue = handler
+        self._take()
+        if self.requeue is not None:
+            signal.signal(signal.SIGUSR1, self._postpone)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has restored the handlers of `on_fit_start`. If it did not train, the signals still wait."""
+        self._take()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def _take(self) -> None:
+        if signals.is_active():
+            for signum in TAKEN:
+                signal.signal(signum, signals.on_signal)
+
+    def _postpone(self, signum: int, frame: Any) -> None:
+        self.wants_requeue = True
+
+
 class GracefulStop(Checkpoint):
     """After a signal, saves `checkpoint` at the end of the current step and raises Interrupted.
 
     If the job has several processes, all of them stop after the same step, whichever of them got the signal. The signal
     of a batch system is answered by Lightning (checkpoint and requeue), also after the same step.
 
-    It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback.
+    It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback, and
+    its `own_signals` must be the first one.
 
     Args:
         checkpoint: the file to write.
@@ -53,27 +101,8 @@ class GracefulStop(Checkpoint):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
+        self.own_signals = OwnSignals()
         self._step = 0
-        self._requeue: Callable | None = None  # Lightning's answer to the signal of a batch system
-        self._wants_requeue = False
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let Lightning set its handlers: it does so between this hook and the next one, if there is none for USR1."""
-        if signal.getsignal(signal.SIGUSR1) == signals.on_signal:
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals back: in its handlers, Lightning would exchange tensors in the middle of a step."""
-        handler = signal.getsignal(signal.SIGUSR1)
-        if callable(handler) and handler != signals.on_signal:  # Lightning's own, if it runs under SLURM
-            self._requeue = handler
-            signal.signal(signal.SIGUSR1, self._postpone)
-        elif signals.is_active():
-            signal.signal(signal.SIGUSR1, signals.on_signal)
-        if signals.is_active():
-            signal.signal(signal.SIGTERM, signals.on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -84,9 +113,9 @@ class GracefulStop(Checkpoint):
             return  # a checkpoint would not contain the accumulated gradients of an incomplete step
         self._step = trainer.global_step
         signum, wants_requeue = self._agree(trainer)
-        if wants_requeue and self._requeue is not None:
-            self._wants_requeue = False
-            self._requeue(signal.SIGUSR1, None)
+        if wants_requeue and self.own_signals.requeue is not None:
+            self.own_signals.wants_requeue = False
+            self.own_signals.requeue(signal.SIGUSR1, None)
         if signum:
             trainer.save_checkpoint(self.checkpoint)
             self._stop(trainer, signum)
@@ -100,14 +129,10 @@ class GracefulStop(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         signals.wait_for_the_step(False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
-
-    def _postpone(self, signum: int, frame: Any) -> None:
-        self._wants_requeue = True
 
     def _agree(self, trainer: L.Trainer) -> tuple[int, int]:
         """(the signal that any process got, or 0; whether any process got the signal of a batch system)"""
-        own = [signals.requested() or 0, int(self._wants_requeue)]
+        own = [signals.requested() or 0, int(self.own_signals.wants_requeue)]
         signum, wants_requeue = ranks.largest(own) if trainer.world_size > 1 else own
         return signum, wants_requeue
 

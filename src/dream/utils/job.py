@@ -71,7 +71,7 @@ class Job:
         for rank, child in self.children.items():
             code = child.poll()
             if code is not None and not self.group.store.check([f"bye/{rank}"]):
-                self.report(End(rank, 1, _cause(code)))
+                self.report(_end_of(rank, code))
                 return self.group.hear("end")
         return None
 
@@ -135,9 +135,13 @@ class Job:
             time.sleep(ranks.POLL_SECONDS)
 
 
-def _cause(code: int) -> str:
+def _end_of(rank: int, code: int) -> End:
+    """What the exit code of a process says about its end. Negative: the number of the signal that has killed it."""
+    signum = -code if code < 0 else code - 128
+    if signum in signals.STOPPING:
+        return End(rank, 128 + signum, None)
     cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"{cause}; ckpt=auto resumes the run from its last checkpoint"
+    return End(rank, 1, f"{cause}; ckpt=auto resumes the run from its last checkpoint")
 
 
 def _sentence(end: End) -> str:

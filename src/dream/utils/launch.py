@@ -116,7 +116,8 @@ def _start(probe: Any, follow: str) -> Job:
     }  # fmt: skip
     os.environ.update({name: str(value) for name, value in own.items()})
     module, name = follow.split(":")
-    command = [sys.executable, "-c", f"from {module} import {name}; {name}()"]
+    quiet = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)"  # Ctrl-C during the imports: no traceback
+    command = [sys.executable, "-c", f"{quiet}; from {module} import {name}; {name}()"]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     started = {
         rank: subprocess.Popen(
