@@ -1,4 +1,7 @@
-"""The same windows on one, two and four ranks: the same losses and gradients. Run: pytest tests/test_module_on_ranks.py"""
+"""The same windows on one, two and four ranks: the same losses and gradients.
+
+Run: pytest tests/test_module_on_ranks.py
+"""
 
 from collections.abc import Callable
 from functools import cache

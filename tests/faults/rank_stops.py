@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,8 @@ def finish(process: subprocess.Popen, seconds: float) -> int:
     try:
         return process.wait(seconds)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
@@ -120,10 +119,8 @@ def stop(world: RankWorld, rank: int, signum: int, delay: float) -> tuple[int, s
     time.sleep(delay)
     pids = rank_pids(process)
     target = pids[min(rank, len(pids) - 1)]
-    try:
+    with suppress(ProcessLookupError):
         os.kill(target, signum)
-    except ProcessLookupError:
-        pass
     try:
         code = process.wait(MOST_SECONDS)
     except subprocess.TimeoutExpired:
@@ -169,8 +166,9 @@ def main() -> None:
             same = again == 0 and world.result() == expected
             good += same and not wrong
             last = [line for line in output.splitlines() if line.strip()][-1:]
-            say(f"{signal.Signals(signum).name} to rank {rank} after {delay:.1f} s{' (preparing)' * prepares}: exit code "
-                f"{code}, {wrong or 'ends well'}, {'bitwise equal' if same else 'DIFFERS'}; {last}")  # fmt: skip
+            moment = f"after {delay:.1f} s{' (preparing)' * prepares}"
+            say(f"{signal.Signals(signum).name} to rank {rank} {moment}: exit code {code}, {wrong or 'ends well'}, "
+                f"{'bitwise equal' if same else 'DIFFERS'}; {last}")  # fmt: skip
             if wrong or not same or "Traceback" in output:
                 say(f"--- stopped:\n{output[-3000:]}\n--- resumed:\n{world.output()[-2000:] if not same else ''}")
         say(f"{good} of {options.stops} ended well and resumed bitwise equal")

@@ -51,9 +51,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def signal_at(rank: int, signum: int) -> str:
+    target = "tests.faults.rank_stops.SignalAtRank"
+    return f"+callbacks.signal={{_target_: {target}, rank: {rank}, step: 5, signum: {int(signum)}}}"
+
+
 def disturbed(world: RankWorld, rank: int, signum: int) -> int:
-    target = f"{{_target_: tests.faults.rank_stops.SignalAtRank, rank: {rank}, step: 5, signum: {int(signum)}}}"
-    process = world.start(f"+callbacks.signal={target}")
+    process = world.start(signal_at(rank, signum))
     code = process.wait(120)
     assert is_alone(process, 30)
     return code
@@ -73,8 +77,8 @@ def test_a_run_on_two_processes_is_the_run_on_one(expected, on_two):
 def test_torchrun_makes_one_folder_and_one_table(world, on_two, nodes):
     port, processes = free_port(), []
     for node in range(nodes):
-        launcher = ("-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=127.0.0.1",
-                    f"--master-port={port}", f"--nproc-per-node={2 // nodes}")  # fmt: skip
+        launcher = ("-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}",
+                    "--master-addr=127.0.0.1", f"--master-port={port}", f"--nproc-per-node={2 // nodes}")  # fmt: skip
         processes.append(world.start(f"trainer.devices={2 // nodes}", f"trainer.num_nodes={nodes}",
                                      launcher=launcher, log=f"node{node}"))  # fmt: skip
     assert [finish(process, 120) for process in processes] == [0] * nodes
@@ -119,12 +123,12 @@ def test_a_killed_rank_is_named(world, on_two):
 
 
 def test_slurm_requeues_after_the_step_in_which_one_rank_got_its_signal(world, on_two, tmp_path):
-    """Two tasks with SLURM's variables, and a `scontrol` that notes what it is asked. SLURM signals only one of them."""
+    """Two tasks with SLURM's variables, and a `scontrol` that notes what it is asked. One task gets the signal."""
     asked, scontrol = tmp_path / "asked", tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
-    signalled = "{_target_: tests.faults.rank_stops.SignalAtRank, rank: 1, step: 5, signum: %d}" % signal.SIGUSR1
+    signalled = signal_at(1, signal.SIGUSR1)
     port = free_port()
 
     def start(task: int, **variables: str):
@@ -135,7 +139,7 @@ def test_slurm_requeues_after_the_step_in_which_one_rank_got_its_signal(world, o
         overrides = ("trainer=slurm", "trainer.accelerator=cpu", TWO[-1])
         return RankWorld(world.root, overrides, slurm | variables)
 
-    tasks = [start(task).start(f"+callbacks.signal={signalled}", log=f"task{task}") for task in (0, 1)]
+    tasks = [start(task).start(signalled, log=f"task{task}") for task in (0, 1)]
     assert [finish(task, 120) for task in tasks] == [0, 0]  # a real SLURM would end it before
     assert asked.read_text() == "requeue 77\n"
     (run,) = world.runs()

@@ -1,6 +1,7 @@
 """Keeps the index fresh: every n steps, the current encoder embeds the whole corpus again."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class IndexRefresh(L.Callback):
             self.refresh(trainer, pl_module)
 
     def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule, prune: bool = True) -> None:
-        """Embed the corpus with the current encoder into a new snapshot, which all ranks then search. All ranks call it.
+        """Embed the corpus with the current encoder into a new snapshot. All ranks call this, and then search it.
 
         `prune`: delete snapshots that are no longer needed.
         """
@@ -104,9 +105,8 @@ class IndexRefresh(L.Callback):
         metrics: dict[str, float] = {}
         device = trainer.strategy.root_device  # before training, Lightning has not moved the module yet
         timer = getattr(module, "timer", None)
-        with timer("refresh") if timer else nullcontext():
-            with trainer.precision_plugin.forward_context():
-                report = handle.refresh(module.encoder, module.store, trainer.global_step, device, self.batch_passages)
+        with timer("refresh") if timer else nullcontext(), trainer.precision_plugin.forward_context():
+            report = handle.refresh(module.encoder, module.store, trainer.global_step, device, self.batch_passages)
         metrics["index/seconds"] = report.seconds
         if report.overlap_at_10 is not None:
             metrics["index/overlap_at_10"] = report.overlap_at_10
@@ -136,8 +136,8 @@ class IndexRefresh(L.Callback):
         paths = [*(run / self._resumed["snapshot"] for run in runs), Path(self._resumed["absolute"])]
         fingerprint, step = self._resumed["encoder_fingerprint"], self._resumed["step"]
         expected = module.store, module.encoder.width, fingerprint
-        for path in ranks.on_rank_zero(lambda: [path for path in dict.fromkeys(paths) if path.exists()]):
-            if ranks.on_rank_zero(lambda path=path: _opens(handle, path, *expected)):
+        for path in ranks.on_rank_zero(lambda: list(filter(Path.exists, dict.fromkeys(paths)))):
+            if ranks.on_rank_zero(partial(_opens, handle, path, *expected)):
                 if not ranks.is_first():
                     handle.open(path, *expected)
             # damaged, or made from another store: restore it, or try the next path

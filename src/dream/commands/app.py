@@ -73,8 +73,8 @@ def refuse_sweep_of_ranks(arguments: Sequence[str]) -> None:
     """Raise DreamError if a launcher has started several processes, which would each do the whole sweep."""
     processes = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
     if {"-m", "--multirun"} & set(arguments[1:]) and processes != "1":
-        raise DreamError(f"-m: the launcher has started {processes} processes, and each would do the whole sweep; start "
-                         "the sweep without a launcher (trainer=ddp), or one job with each launcher")  # fmt: skip
+        raise DreamError(f"-m: the launcher has started {processes} processes, and each would do the whole sweep; "
+                         "start the sweep without a launcher (trainer=ddp), or one job with each launcher")  # fmt: skip
 
 
 def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:

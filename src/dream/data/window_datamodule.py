@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
+from dream.data.shares import check_shares, share_of
 from dream.store.build import expected_hash, open_or_build
 from dream.store.contexts import CONTEXTS
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
 from dream.store.store import ENCODER, TARGETS, Store
-from dream.utils import ranks
 from dream.utils.errors import require
 from dream.utils.signals import ignore_in_worker
 
@@ -29,9 +29,9 @@ Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarr
 class WindowStream(IterableDataset):
     """Endless stream of full batches of windows.
 
-    All ranks take the same batches, and each its share of their windows: see `share_of`. Each rank's loader workers take
-    the batches in turn, and the loader reads from its workers in turn. So the order depends neither on the number of
-    ranks nor on the number of workers.
+    All ranks take the same batches, and each its share of their windows: see `shares.share_of`. Each rank's loader
+    workers take the batches in turn, and the loader reads from its workers in turn. So the order depends neither on the
+    number of ranks nor on the number of workers.
 
     Args:
         store: the store that contains the windows.
@@ -122,18 +122,6 @@ class WindowStream(IterableDataset):
         return windows
 
 
-def share_of(batch_size: int, scored: int, rank: int, world: int) -> np.ndarray:
-    """A rank's slots of a batch: its share of the scored windows, which come first, and of the others.
-
-    Example:
-        >>> [share_of(8, 4, rank, 2).tolist() for rank in (0, 1)]
-        [[0, 1, 4, 5], [2, 3, 6, 7]]
-    """
-    own, others = scored // world, (batch_size - scored) // world
-    first = np.arange(rank * own, (rank + 1) * own)
-    return np.concatenate([first, np.arange(scored + rank * others, scored + (rank + 1) * others)])
-
-
 class WindowDataModule(L.LightningDataModule):
     """Opens or builds the store of a corpus, and streams its windows. State: `consumed`.
 
@@ -199,7 +187,7 @@ class WindowDataModule(L.LightningDataModule):
         )
         self.target = target
         self.questions = questions
-        _check_shares(batch_size, scored_windows)
+        check_shares(batch_size, scored_windows)
         self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
         self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,
@@ -280,16 +268,6 @@ def _check_order(batch_size: int, workers: int, limit_windows: int | None, score
         "between 0 and 1",
     )
     require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
-
-
-def _check_shares(batch_size: int, scored_windows: int | None) -> None:
-    """Raise ConfigError if the windows of a step cannot be divided over the ranks."""
-    world = ranks.world()
-    remedy = f"it counts the windows of all {world} processes: choose a multiple of {world}"
-    require(batch_size % world == 0, "data.batch_size", batch_size, remedy)
-    require(batch_size >= 2 * world, "data.batch_size", batch_size, f"at least 2 windows for each of {world} processes")
-    fits = scored_windows is None or scored_windows % world == 0
-    require(fits, "candidates.scored_windows", scored_windows, remedy)
 
 
 def _check_cuts(continuation_tokens: int, passage_tokens: int, context_tokens: int, min_context_tokens: int,

@@ -1,7 +1,7 @@
 """The inputs and the output of an objective, and its base class.
 
-Shapes: B windows of a step on this rank; A windows of the step on all ranks, first those of this rank; S windows of the step that the language model scores (the first ones); K candidates of a
-window; U distinct candidates of the step.
+Shapes: B windows of a step on this rank; A windows of the step on all ranks, first those of this rank; S windows of B
+that the language model scores (the first ones); K candidates of a window; U distinct candidates of the step.
 """
 
 from dataclasses import dataclass

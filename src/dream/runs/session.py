@@ -85,9 +85,8 @@ class Run:
 
     def begin(self) -> None:
         """Start to train: only now, when nothing can be refused any more, are files of an existing run changed."""
-        ranks.on_rank_zero(self._begin)
-
-    def _begin(self) -> None:
+        if not ranks.is_first():
+            return
         if not self.is_new:
             self._write_start()
         remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
@@ -117,7 +116,6 @@ class Run:
         return self.metric
 
     def _save(self, trainer: L.Trainer, asked: int, scored: int, forwards: int) -> dict[str, Any]:
-        """Write what the run ends with. Returns its summary."""
         module: Any = trainer.lightning_module
         with new_directory(self.folder / ENCODER, replace=True) as unfinished:
             module.encoder.save(unfinished)
@@ -159,22 +157,18 @@ class Run:
 
 @contextmanager
 def start_run(cfg: DictConfig | None) -> Iterator[Run]:
-    """Rank 0 starts the run, see `start_first`. The other ranks of its job get the same folder, config and checkpoint.
-
-    `cfg` is None in a process that rank 0 has started.
-    """
+    """Rank 0 starts the run, see `start_first`. The others get its folder and config; `cfg` can be None for them."""
     if ranks.is_first():
         assert cfg is not None
         with start_first(cfg) as run:
             ranks.on_rank_zero(run.facts)
             yield run
         return
-    facts = ranks.on_rank_zero(dict)
-    run = Run(OmegaConf.create(facts.pop("cfg")), **facts)
+    facts: dict[str, Any] = ranks.on_rank_zero(dict)
+    run = Run(DictConfig(facts.pop("cfg")), **facts)
     if cfg is not None:
-        if (unused := Path(cfg.paths.run)) != run.folder:
-            with suppress(OSError):  # Hydra created it; if it is not empty, it belongs to another run
-                unused.rmdir()
+        if cfg.paths.run != str(run.folder):
+            _remove_unused(Path(cfg.paths.run))
         cfg.paths.run = str(run.folder)
     yield run
 
@@ -195,8 +189,7 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
         resume.announce_sweep(sweep)
     with claimed(own or unused, own is not None) as folder, ExitStack() as open_files:
         if folder != unused:
-            with suppress(OSError):  # Hydra created it for a new run; if it is not empty, it belongs to another run
-                unused.rmdir()
+            _remove_unused(unused)
         cfg.paths.run = str(folder)
         was_empty = {file.name for file in folder.iterdir()} <= {LOCK}
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
@@ -215,6 +208,12 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
             if run.is_new and was_empty and isinstance(user_error(error), ConfigError | DataError):
                 _undo_start(run, previous)
             raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder that Hydra created. If it is not empty, it belongs to another run."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _undo_start(run: Run, previous: Path | None) -> None:
@@ -245,12 +244,13 @@ def _announce(run: Run, in_sweep: bool) -> None:
             f"in {run.folder}. To train it further raise trainer.max_steps; without ckpt a new run starts"
         )
         return
-    processes = f" ({ranks.world()} processes × {cfg.data.batch_size // ranks.world()})" if ranks.world() > 1 else ""
+    world, windows = ranks.world(), cfg.data.batch_size
+    divided = f" ({world} processes × {windows // world})" if world > 1 else ""
     encoder, objective = (cfg[group]._target_.split(".")[-2] for group in ("encoder", "objective"))
     resumed = f", resuming from {run.checkpoint}" if run.checkpoint else ""
     log.info(
         f"DREAM: training the {encoder} encoder on corpus {cfg.corpus.name} with the {objective} objective: "
-        f"{cfg.trainer.max_steps:,} steps of {cfg.data.batch_size} windows{processes}{resumed}\n  run folder  {run.folder}"
+        f"{cfg.trainer.max_steps:,} steps of {windows} windows{divided}{resumed}\n  run folder  {run.folder}"
     )
 
 

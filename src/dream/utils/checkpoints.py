@@ -43,8 +43,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 class OwnSignals(L.Callback):
     """Takes SIGTERM and SIGUSR1 back from Lightning: its handlers would exchange tensors in the middle of a step.
 
-    Lightning sets its handlers between `on_fit_start` and `on_train_start`; signals wait during this time. It must be the
-    first callback, so that a signal in another callback's `on_train_start` ends the program immediately.
+    Lightning sets its handlers between `on_fit_start` and `on_train_start`; signals wait during this time. It must be
+    the first callback, so that a signal in another callback's `on_train_start` ends the program immediately.
 
     Attributes:
         requeue: Lightning's answer to the signal of a batch system, if it runs under SLURM.

@@ -49,7 +49,7 @@ def joined(trainer: Mapping[str, Any] | None, follow: str) -> Iterator[None]:
         watcher = threading.Thread(target=job.watch, daemon=True)
         try:
             watcher.start()
-            settings = ranks.on_rank_zero(lambda: {name: trainer[name] for name in SETTINGS if name in (trainer or {})})
+            settings = ranks.on_rank_zero(lambda: dict(trainer or {}))
             _open_process_group(probe or _probe(settings), job.group)
             yield
             job.leave(GRACE_SECONDS)
@@ -152,8 +152,9 @@ def _open_store(rank: int, world: int) -> ranks.Group:
             break
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             if rank == 0 or time.monotonic() > end:
-                raise DreamError(f"rank {rank}: {host}:{port} cannot be reached ({str(error).splitlines()[0]}); set "
-                                 "MASTER_ADDR to the first node, and MASTER_PORT to a free port") from error  # fmt: skip
+                cause = str(error).splitlines()[0]
+                raise DreamError(f"rank {rank}: {host}:{port} cannot be reached ({cause}); set MASTER_ADDR to the "
+                                 "first node, and MASTER_PORT to a free port") from error  # fmt: skip
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     group = ranks.Group(rank, world, dist.PrefixStore(f"dream/{attempt}", store))
     ranks.set_group(group)

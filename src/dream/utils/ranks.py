@@ -1,8 +1,9 @@
 """The processes of a job, one on each device, are its ranks. Rank 0 prints, and writes the run's files.
 
-With one device there is no job: every function then does the work itself, at once. Otherwise `dream.utils.job` starts or
-joins the job. Small values are exchanged through the job's store, which never times out: a rank that waits for another
-one sleeps and looks again, so signals and the end of another rank interrupt it. Tensors go through `torch.distributed`.
+With one device there is no job: every function then does the work itself, at once. Otherwise `dream.utils.launch`
+starts or joins the job. Small values are exchanged through the job's store, which never times out: a rank that waits
+for another one sleeps and looks again, so signals and the end of another rank interrupt it. Tensors go through
+`torch.distributed`.
 
 Shape suffixes: N rows on this rank, M rows on all ranks.
 """
@@ -100,7 +101,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """Rank 0 does the work first; then all other ranks do it, and find what rank 0 has cached. Returns the own result."""
+    """Rank 0 does the work first; then the others do it, and find what rank 0 has cached. Returns the own result."""
     if _group is None:
         return work()
     if _group.rank == 0:

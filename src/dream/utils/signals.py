@@ -42,7 +42,7 @@ _requested: int | None = None  # the signal that is waiting
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted in this block on one of the signals `STOPPING`. Like all signal handlers, it needs the main thread."""
+    """Raise Interrupted in this block on a signal of `STOPPING`. Like all signal handlers, it needs the main thread."""
     before = {signum: signal.signal(signum, on_signal) for signum in STOPPING}
     try:
         yield
