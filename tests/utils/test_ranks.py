@@ -6,15 +6,16 @@ import pytest
 import torch
 from tests.processes import run_ranks
 
+from dream.commands.app import refuse_sweep_of_ranks
 from dream.utils import ranks
-from dream.utils.errors import ConfigError
+from dream.utils.errors import ConfigError, DreamError
 from dream.utils.launch import joined
 
 
 def exchange() -> dict:
     """Each function once. The loss of rank r is Σ_m weight_m · x_m · (r + 1) over the gathered rows x."""
     rank, order = ranks.rank(), []
-    told = ranks.on_rank_zero(lambda: order.append("first") or os.getpid())
+    zeros_id = ranks.on_rank_zero(lambda: order.append("first") or os.getpid())
     ranks.in_turn(lambda: order.append("in turn"))
     x_N1 = torch.tensor([[10.0 * rank], [10.0 * rank + 1]], requires_grad=True)
     x_M1 = ranks.gather(x_N1)
@@ -23,7 +24,7 @@ def exchange() -> dict:
     shared = torch.full((2,), float(rank))
     ranks.share([shared])
     return {
-        "told": told,
+        "zeros_id": zeros_id,
         "order": order,
         "gathered": x_M1[:, 0].tolist(),
         "gradient": x_N1.grad[:, 0].tolist(),
@@ -38,7 +39,7 @@ def exchange() -> dict:
 def test_ranks_exchange_values_and_gradients(tmp_path):
     """By hand: the gradient of row m is weight_m · (1 + 2)."""
     zero, one = run_ranks(2, tmp_path / "job", exchange)
-    assert zero["told"] == one["told"]
+    assert zero["zeros_id"] == one["zeros_id"]
     assert (zero["order"], one["order"]) == (["first", "in turn"], ["in turn"])
     assert (zero["gathered"], one["gathered"]) == ([0, 1, 10, 11], [10, 11, 0, 1])
     assert (zero["gradient"], one["gradient"]) == ([3, 6], [9, 12])
@@ -69,3 +70,12 @@ def test_processes_of_torchrun_that_would_not_know_each_other_are_refused(monkey
     remedy = "trainer.devices=2 trainer.num_nodes=2"
     with pytest.raises(ConfigError, match=remedy), joined({"accelerator": "cpu", "devices": 1}, ""):
         pass
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_sweep_under_a_launcher_is_refused(monkeypatch, variable):
+    refuse_sweep_of_ranks(["dream-train", "-m", "seed=0,1"])
+    monkeypatch.setenv(variable, "2")
+    refuse_sweep_of_ranks(["dream-train", "seed=0"])
+    with pytest.raises(DreamError, match="^-m: the launcher has started 2 processes"):
+        refuse_sweep_of_ranks(["dream-train", "-m", "seed=0,1"])
