@@ -85,11 +85,10 @@ class Run:
 
     def begin(self) -> None:
         """Start to train: only now, when nothing can be refused any more, are files of an existing run changed."""
-        if not ranks.is_first():
-            return
-        if not self.is_new:
-            self._write_start()
-        remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
+        if ranks.is_first():
+            if not self.is_new:
+                self._write_start()
+            remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
 
     def _write_start(self) -> None:
         self._open.enter_context(log_to_file(self.folder / LOG))
@@ -167,8 +166,7 @@ def start_run(cfg: DictConfig | None) -> Iterator[Run]:
     facts: dict[str, Any] = ranks.on_rank_zero(dict)
     run = Run(DictConfig(facts.pop("cfg")), **facts)
     if cfg is not None:
-        if cfg.paths.run != str(run.folder):
-            _remove_unused(Path(cfg.paths.run))
+        _remove_unused(Path(cfg.paths.run))
         cfg.paths.run = str(run.folder)
     yield run
 
