@@ -26,7 +26,7 @@ class Margin(Objective):
         self.margin, self.temperature = margin, temperature
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        own_B = inputs.continuation_sim_BB.diagonal()
+        own_B = inputs.continuation_sim_BA.diagonal()
         hardest_B = inputs.candidates.sim_BU.masked_fill(~inputs.candidates.allowed_BU, -1).amax(1)
         return LossOutput((self.margin + hardest_B - own_B).clamp_min(0).mean(), inputs.candidates.scores.loglik_SK)
 '''

@@ -1,7 +1,8 @@
 """Batches of windows and tokens, from the store to the objective.
 
-Shape suffixes, in all files: B windows of a step; S windows of the step that the LM scores; P windows of the step that
-have candidates; K candidates of a window; U distinct candidates of the step; N passages of the corpus; T tokens
+Shape suffixes, in all files: B windows of a step on this rank; A windows of the step on all ranks, first those of this
+rank; S windows of B that the LM scores; P windows of B that have candidates; K candidates of a window; U distinct
+candidates of the step on all ranks; N passages of the corpus; T tokens
 (padded); D embedding width; V vocabulary; Q labelled queries.
 """
 
@@ -35,7 +36,7 @@ class TokenBatch:
 
 @dataclass
 class WindowBatch:
-    """B training windows.
+    """B training windows: the windows of a step, or this rank's share of them.
 
     Attributes:
         consumed: number of windows that the run has used, including this batch. The stream has no other state.
@@ -43,6 +44,7 @@ class WindowBatch:
         document_ids_B: rows of the store's document table.
         context: what the encoder embeds as the query.
         continuation: the document's text that starts at the target, for objectives that embed it.
+        positions_B: positions of the windows in the run's stream, for random numbers that belong to a window.
     """
 
     consumed: int
@@ -50,6 +52,7 @@ class WindowBatch:
     document_ids_B: Tensor
     context: TokenBatch
     continuation: TokenBatch
+    positions_B: Tensor
 
     def __len__(self) -> int:
         return len(self.window_ids_B)
@@ -62,6 +65,7 @@ class WindowBatch:
             self.document_ids_B[:count],
             self.context.head(count),
             self.continuation.head(count),
+            self.positions_B[:count],
         )
 
     def to(self, device: torch.device | str) -> "WindowBatch":
@@ -71,4 +75,5 @@ class WindowBatch:
             self.document_ids_B.to(device),
             self.context.to(device),
             self.continuation.to(device),
+            self.positions_B.to(device),
         )

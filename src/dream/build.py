@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dream.callbacks.evaluation import RetrievalEvaluation
 from dream.callbacks.hyperparameters import HyperParameters
@@ -54,6 +54,11 @@ def check_config(cfg: DictConfig) -> None:
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
+
+
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of the Trainer as plain values: they decide how many processes the run has."""
+    return OmegaConf.to_container(cfg.trainer, resolve=True)  # type: ignore[return-value]
 
 
 @dataclass
@@ -144,10 +149,10 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     for callback in built:
         if isinstance(callback, RetrievalEvaluation):
             callback.check_interval(built)
-    own = [HyperParameters(without_secrets(cfg)), GracefulStop(Path(cfg.paths.run) / LAST)]
+    stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
-        callbacks=[*built, *own],
+        callbacks=[stop.own_signals, *built, HyperParameters(without_secrets(cfg)), stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=cfg.paths.run,

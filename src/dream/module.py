@@ -15,9 +15,11 @@ from dream.runs.agreement import identity, refuse_other
 from dream.scorers.base import CausalScorer
 from dream.scorers.candidate_scores import CandidateScores
 from dream.store.store import Store
+from dream.utils import ranks
 from dream.utils.optimizer_settings import OptimizerSettings
 from dream.utils.timing import Timer
 
+RANK_SEED = 1 << 40  # distance of the seeds of two ranks
 UNIFORM = 0.99  # a posterior whose entropy is above this fraction of ln K prefers no candidate
 
 
@@ -70,23 +72,28 @@ class RetrieverModule(L.LightningModule):
         with self.timer("encode"):
             query_BD = self.encoder(batch.context, "query")
         inputs = LossInputs(
-            same_document_BB=self._same_document(batch),
+            same_document_BA=self._same_document(batch),
             candidates=self._score_candidates(batch, query_BD),
-            continuation_sim_BB=self._score_continuations(batch, query_BD),
+            continuation_sim_BA=self._score_continuations(batch, query_BD),
         )
         output = self.objective(inputs)
-        self.log("train/loss", output.loss, prog_bar=True, batch_size=len(batch))
-        self.outputs = {"loss": output.loss, "query_BD": query_BD.detach()}
+        self.outputs, metrics = {"loss": output.loss, "query_BD": query_BD.detach()}, {"train/loss": output.loss}
         if inputs.candidates is not None and len(inputs.candidates.columns_SK):
-            self.outputs |= self._log_candidates(batch, inputs.candidates, output)
+            outputs, more = self._compare(batch, inputs.candidates, output)
+            self.outputs |= outputs
+            metrics |= more
+        metrics = ranks.mean(metrics)
+        self.log("train/loss", metrics.pop("train/loss"), prog_bar=True, batch_size=len(batch))
+        self.log_dict(metrics, batch_size=len(batch))
         return self.outputs
 
     def _same_document(self, batch: WindowBatch) -> Tensor:
-        """same_document_BB: also true for documents with near copies, if the candidates know them."""
+        """same_document_BA: also true for documents with near copies, if the candidates know them."""
         copies = getattr(self.candidates, "copies", None)
+        documents_B, documents_A = batch.document_ids_B, ranks.gather(batch.document_ids_B)
         if copies is None:
-            return batch.document_ids_B[:, None] == batch.document_ids_B
-        return torch.from_numpy(copies.between(batch.document_ids_B.cpu().numpy())).to(self.device)
+            return documents_B[:, None] == documents_A
+        return torch.from_numpy(copies.between(documents_B.cpu().numpy(), documents_A.cpu().numpy())).to(self.device)
 
     def _negatives(self, batch: WindowBatch, distinct_U: Tensor) -> Tensor:
         """negative_BU: passages that are neither of the window's document nor near copies of its passages."""
@@ -97,35 +104,49 @@ class RetrieverModule(L.LightningModule):
         return torch.from_numpy(~own_BU).to(self.device)
 
     def _score_candidates(self, batch: WindowBatch, query_BD: Tensor) -> Candidates | None:
-        """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index."""
+        """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index.
+
+        Each rank proposes candidates for its own windows, and all ranks together embed those of all windows.
+        """
         if not self.objective.needs_candidates:
             return None
-        scored, proposed = (batch.head(count) for count in self.candidates.counts(len(batch)))
+        world = ranks.world()
+        scored, proposed = (batch.head(count // world) for count in self.candidates.counts(len(batch) * world))
         with self.timer("propose"):
             query_PD = query_BD[: len(proposed)].detach()
             candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step)
         ids = scored.window_ids_B, candidate_ids_PK[: len(scored)]
         scores = CandidateScores(self.scorer, self.store, *ids, self.timer)
         with self.timer("encode"):
-            distinct_U, columns_PK = torch.unique(candidate_ids_PK, return_inverse=True)
-            passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens, training=True).to(self.device)
-            sim_BU = query_BD @ self.encoder(passages, "passage").T
-        columns_SK = columns_PK[: len(scored)].to(self.device)
+            distinct_U, columns = torch.unique(ranks.gather(candidate_ids_PK), return_inverse=True)
+            sim_BU = query_BD @ self._embed_passages(distinct_U).T
+        columns_RSK = columns.to(self.device).unflatten(0, (world, len(proposed)))[:, : len(scored)]  # R ranks
+        columns_SK = columns_RSK[0]
         negative_BU = self._negatives(batch, distinct_U)
         # The candidates of a scored window share its posterior: they may come from its own document.
         allowed_BU = negative_BU.clone()
         allowed_BU[: len(scored)].scatter_(1, columns_SK, True)
-        return Candidates(sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, scores)
+        return Candidates(sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, columns_RSK.unique(), scores)
+
+    def _embed_passages(self, distinct_U: Tensor) -> Tensor:
+        """passage_UD, with gradient. Each rank embeds an equal share of the passages; the last one may repeat some."""
+        world, count = ranks.world(), len(distinct_U)
+        share = -(-count // world)
+        own_U = distinct_U[torch.arange(ranks.rank() * share, (ranks.rank() + 1) * share).clamp(max=count - 1)]
+        passages = self.store.passage_batch(own_U, self.encoder.max_tokens, training=True).to(self.device)
+        return ranks.gather(self.encoder(passages, "passage"), own_first=False)[:count]
 
     def _score_continuations(self, batch: WindowBatch, query_BD: Tensor) -> Tensor | None:
-        """continuation_sim_BB: cosine of each context with each continuation of the step."""
+        """continuation_sim_BA: cosine of each context with each continuation of the step."""
         if not self.objective.needs_continuation:
             return None
         with self.timer("encode"):
-            return query_BD @ self.encoder(batch.continuation, "passage").T
+            return query_BD @ ranks.gather(self.encoder(batch.continuation, "passage")).T
 
-    def _log_candidates(self, batch: WindowBatch, candidates: Candidates, output: LossOutput) -> dict[str, Tensor]:
-        """Log how informative the LM is and how well the retriever agrees with it. Return both distributions.
+    def _compare(
+        self, batch: WindowBatch, candidates: Candidates, output: LossOutput
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(both distributions; metrics of how informative the LM is, and of how well the retriever agrees with it)
 
         Without per-candidate log-likelihoods there is no posterior. `gain_S` is the log-likelihood of the posterior's
         best candidate minus the mean over the candidates, in nats per target token.
@@ -133,26 +154,24 @@ class RetrieverModule(L.LightningModule):
         sim_SK, loglik_SK = candidates.sim_SK.detach(), output.candidate_loglik_SK
         scored = len(sim_SK)
         retriever_SK = torch.softmax(sim_SK / self.objective.temperature, dim=1)
-        entropy = torch.special.entr(retriever_SK).sum(1).mean()
-        self.log("train/retriever_entropy", entropy, batch_size=scored)
+        metrics = {"train/retriever_entropy": torch.special.entr(retriever_SK).sum(1).mean()}
         ids_SK = candidates.scores.candidate_ids_SK
         outputs = {"candidate_ids_SK": ids_SK, "sim_SK": sim_SK, "retriever_SK": retriever_SK}
         if loglik_SK is None:
-            return outputs
+            return outputs, metrics
         posterior_SK = torch.softmax(loglik_SK / self.objective.lm_temperature, dim=1)
         counts_S = self.store.scored_counts(batch.window_ids_B[:scored].cpu().numpy())
         best_S = posterior_SK.argmax(1)
         best_loglik_S = loglik_SK.gather(1, best_S[:, None])[:, 0]
         gain_S = (best_loglik_S - loglik_SK.mean(1)) / torch.from_numpy(counts_S).to(self.device)
         entropy_S = torch.special.entr(posterior_SK).sum(1)
-        metrics = {
+        metrics |= {
             "train/posterior_entropy": entropy_S.mean(),
             "train/uniform_posteriors": (entropy_S > UNIFORM * math.log(posterior_SK.shape[1])).float().mean(),
             "train/agreement": (best_S == retriever_SK.argmax(1)).float().mean(),
             "train/gain": gain_S.mean(),
         }
-        self.log_dict(metrics, batch_size=scored)
-        return outputs | {"loglik_SK": loglik_SK, "gain_S": gain_S, "posterior_SK": posterior_SK}
+        return outputs | {"loglik_SK": loglik_SK, "gain_S": gain_S, "posterior_SK": posterior_SK}, metrics
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())
@@ -172,8 +191,8 @@ class RetrieverModule(L.LightningModule):
         self.optimizer_settings.apply()  # replaces the settings that the checkpoint has restored
 
     def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
-        # Dropout depends only on the seed and the step, so a resumed run repeats it.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        # Dropout depends only on the seed, the step and the rank, so a resumed run repeats it.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step + ranks.rank() * RANK_SEED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["belongs_to"] = self.identity()

@@ -79,7 +79,9 @@ class TinyModule(L.LightningModule):
     def batch(self, window_ids: list[int]) -> WindowBatch:
         contexts = [self.store.window_tokens(window, 0)[0] for window in window_ids]
         context: TokenBatch = pad_tokens(contexts, 0)
-        return WindowBatch(0, torch.tensor(window_ids), torch.zeros(len(window_ids)), context, context)
+        return WindowBatch(
+            0, torch.tensor(window_ids), torch.zeros(len(window_ids)), context, context, torch.arange(len(window_ids))
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.encoder.parameters(), lr=1.0)

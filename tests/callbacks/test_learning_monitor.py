@@ -72,8 +72,8 @@ class PullTogether(Objective):
     temperature = 1.0
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        assert inputs.continuation_sim_BB is not None
-        return LossOutput(1 - inputs.continuation_sim_BB.mean())
+        assert inputs.continuation_sim_BA is not None
+        return LossOutput(1 - inputs.continuation_sim_BA.mean())
 
 
 def test_an_encoder_that_collapses_is_reported(train_retriever, capsys) -> None:

@@ -25,6 +25,8 @@ def batch_of():
         empty = TokenBatch(
             torch.zeros(len(window_ids_B), 1, dtype=torch.int64), torch.ones(len(window_ids_B), 1).bool()
         )
-        return WindowBatch(consumed or len(window_ids_B), window_ids_B, documents_B, empty, empty)
+        consumed = consumed or len(window_ids_B)
+        positions_B = torch.arange(consumed - len(window_ids_B), consumed)
+        return WindowBatch(consumed, window_ids_B, documents_B, empty, empty, positions_B)
 
     return make

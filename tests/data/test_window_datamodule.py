@@ -71,14 +71,21 @@ def test_an_epoch_has_every_window_once_and_the_next_another_order(store):
     assert seen[:n] != seen[n:]
 
 
-def test_ranks_share_the_stream_without_overlap(store):
-    """Two ranks of 5 windows take, together, what one rank of 10 takes, and count the same."""
-    whole = list(itertools.islice(stream(store, batch_size=10), 4))
-    halves = [list(itertools.islice(stream(store, rank=rank, world=2), 4)) for rank in range(2)]
+@pytest.mark.parametrize("pool", [None, 6])
+def test_ranks_share_each_batch_without_overlap(store, pool):
+    """Two ranks take, together, what one takes; each has half of the scored windows, which come first; same count."""
+    settings = {"batch_size": 10, "scored": 4, "pool": pool, "start": 20}
+    whole = list(itertools.islice(stream(store, **settings), 4))
+    halves = [list(itertools.islice(stream(store, rank=rank, world=2, **settings), 4)) for rank in range(2)]
     for number, batch in enumerate(whole):
-        together = halves[0][number].window_ids_B.tolist() + halves[1][number].window_ids_B.tolist()
-        assert together == batch.window_ids_B.tolist()
-        assert halves[0][number].consumed == halves[1][number].consumed == batch.consumed
+        first, second = halves[0][number], halves[1][number]
+        for name in ("window_ids_B", "positions_B"):
+            one, other, both = (getattr(part, name).tolist() for part in (first, second, batch))
+            assert [*one[:2], *other[:2]] == both[:4]
+            assert [*one[2:], *other[2:]] == both[4:]
+        assert first.consumed == second.consumed == batch.consumed
+        assert batch.positions_B.tolist() == list(range(20 + 10 * number, 30 + 10 * number))
+        assert batch.head(3).positions_B.tolist() == batch.positions_B[:3].tolist()
 
 
 def test_starting_later_is_the_same_as_skipping(store):

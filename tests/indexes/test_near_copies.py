@@ -78,4 +78,4 @@ def test_near_copies_of_documents(tmp_path):
     expected = [[True, False, False], [False, False, False], [True, False, False]]
     assert copies.of_documents(documents, np.array([0, 1, 5])).tolist() == expected
     between = [[True, False, True], [False, True, False], [True, False, True]]
-    assert copies.between(documents).tolist() == between
+    assert copies.between(documents, documents).tolist() == between

@@ -34,11 +34,12 @@ class FixedScores:
 
 def candidates(sim_BU, columns_SK, allowed_BU=None, **scores) -> Candidates:
     allowed_BU = torch.ones_like(sim_BU, dtype=torch.bool) if allowed_BU is None else allowed_BU
-    return Candidates(sim_BU, columns_SK, allowed_BU, allowed_BU, torch.arange(sim_BU.shape[1]), FixedScores(**scores))
+    return Candidates(sim_BU, columns_SK, allowed_BU, allowed_BU, torch.arange(sim_BU.shape[1]),
+                      columns_SK.unique(), FixedScores(**scores))  # fmt: skip
 
 
 def inputs_of(seen: Candidates) -> LossInputs:
-    return LossInputs(torch.eye(len(seen.sim_BU), dtype=torch.bool), seen, continuation_sim_BB=None)
+    return LossInputs(torch.eye(len(seen.sim_BU), dtype=torch.bool), seen, continuation_sim_BA=None)
 
 
 def test_kl_by_hand():
@@ -84,18 +85,18 @@ def test_kl_posterior_gradient_against_finite_differences(
     """Three windows, of which the first two are scored."""
     objective = KLPosterior(0.2, 2.0, direction, in_batch, continuation, null_similarity, unhelped_weight)
     sim_BU = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
-    continuation_sim_BB = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
+    continuation_sim_BA = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
 
-    def loss(sim_BU, continuation_sim_BB):
+    def loss(sim_BU, continuation_sim_BA):
         seen = candidates(
             sim_BU,
             columns_SK=torch.tensor([[0, 2], [1, 3]]),
             loglik_SK=torch.tensor([[-3.0, -5.0], [-40.0, -41.0]], dtype=torch.float64),
             null_S=torch.tensor([-4.0, -39.0], dtype=torch.float64),
         )
-        return objective(LossInputs(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BB)).loss
+        return objective(LossInputs(torch.eye(3, dtype=torch.bool), seen, continuation_sim_BA)).loss
 
-    assert torch.autograd.gradcheck(loss, (sim_BU, continuation_sim_BB))
+    assert torch.autograd.gradcheck(loss, (sim_BU, continuation_sim_BA))
 
 
 def test_without_in_batch_other_windows_candidates_do_not_matter():
@@ -117,14 +118,14 @@ def test_the_target_of_continuations_in_scored_and_unscored_windows():
     objective = KLPosterior(1.0, 1.0, **KL | {"continuation": 0.5})
     loss = objective(
         LossInputs(
-            same_document_BB=torch.eye(2, dtype=torch.bool),
+            same_document_BA=torch.eye(2, dtype=torch.bool),
             candidates=candidates(
                 torch.zeros(2, 2),
                 torch.tensor([[0, 1]]),
                 torch.tensor([[True, True], [True, False]]),
                 loglik_SK=torch.tensor([[-7.0, -7.0]]),
             ),
-            continuation_sim_BB=torch.zeros(2, 2),
+            continuation_sim_BA=torch.zeros(2, 2),
         )
     ).loss
     assert loss.item() == pytest.approx((0.5 * math.log(2) + math.log(3)) / 2, abs=1e-6)

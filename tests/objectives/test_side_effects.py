@@ -58,7 +58,7 @@ def inputs_of(scorer, store):
     allowed_BU = torch.ones(3, 5, dtype=torch.bool)
     allowed_BU[2, 0] = False
     sim_BB = torch.rand(3, 3, generator=draw).requires_grad_()
-    candidates = Candidates(sim_BU, columns_SK, allowed_BU, allowed_BU, ids_U, scores)
+    candidates = Candidates(sim_BU, columns_SK, allowed_BU, allowed_BU, ids_U, columns_SK.unique(), scores)
     return LossInputs(torch.eye(3, dtype=torch.bool), candidates, sim_BB)
 
 
@@ -76,7 +76,7 @@ def attributes(thing):
 
 
 def gradients(output, inputs):
-    sims = [inputs.candidates.sim_BU, inputs.continuation_sim_BB]
+    sims = [inputs.candidates.sim_BU, inputs.continuation_sim_BA]
     return torch.autograd.grad(output.loss, sims, allow_unused=True, materialize_grads=True)
 
 

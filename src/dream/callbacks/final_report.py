@@ -13,6 +13,7 @@ from dream.evaluation.metrics import Ranking
 from dream.evaluation.results import flat_summary, summary_table
 from dream.indexes.bm25 import BM25Index
 from dream.runs.layout import CHECKPOINT_PATTERNS, UNTRAINED_ENCODER, UNTRAINED_SCORES
+from dream.utils import ranks
 from dream.utils.atomic_io import read_checked_json, write_checked_json
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.errors import DamageError
@@ -51,9 +52,8 @@ class FinalReport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Rank before training: Lightning restores a checkpoint after this hook, so the weights are untrained."""
         run = Path(trainer.default_root_dir)
-        if self.keep_untrained and trainer.is_global_zero and not verify_or_discard(run / UNTRAINED_ENCODER):
-            with new_directory(run / UNTRAINED_ENCODER) as unfinished:
-                pl_module.encoder.save(unfinished)
+        if self.keep_untrained:
+            ranks.on_rank_zero(lambda: _keep(pl_module.encoder, run / UNTRAINED_ENCODER))
         corpus = trainer.datamodule.corpus  # type: ignore[attr-defined]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         refresh = next((callback for callback in callbacks if isinstance(callback, IndexRefresh)), None)
@@ -67,29 +67,41 @@ class FinalReport(L.Callback):
         assert self.queries is not None
         belongs_to = {"store": pl_module.store.hash, "split": self.queries.name, "queries": len(self.queries),
                       "encoder_fingerprint": pl_module.encoder.fingerprint()}  # fmt: skip
-        stored = _stored_scores(run / UNTRAINED_SCORES, belongs_to) if trainer.is_global_zero else None
-        stored = trainer.strategy.broadcast(stored)  # all processes must take the same path
+        stored = ranks.on_rank_zero(lambda: _stored_scores(run / UNTRAINED_SCORES, belongs_to))
         if stored is None:
             pl_module.encoder.to(trainer.strategy.root_device)
             refresh.refresh(trainer, pl_module, prune=False)
         systems = "BM25" if stored else "BM25 and the untrained encoder"
         log.info(f"Ranking the {len(self.queries):,} {self._kind} by {systems}")
+        self.scores = ranks.on_rank_zero(lambda: self._rank_before(pl_module, stored))
+        if stored is None:
+            content = belongs_to | {"scores": self.scores["untrained"]}
+            ranks.on_rank_zero(lambda: write_checked_json(run / UNTRAINED_SCORES, content))
+
+    def _rank_before(self, pl_module: Any, stored: dict[str, float] | None) -> dict[str, dict[str, float]]:
+        """Scores of BM25 and of the untrained encoder. Runs on rank 0."""
+        assert self.queries is not None
         self.index = BM25Index.open_or_build(pl_module.store, "document")
         self.bm25 = self._add("bm25", self.queries.by_bm25(self.index))
         if stored is None:
             self._add("untrained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
-            if trainer.is_global_zero:
-                write_checked_json(run / UNTRAINED_SCORES, belongs_to | {"scores": self.scores["untrained"]})
         else:
             self.scores["untrained"] = stored
+        return self.scores
+
+    def _rank_after(self, pl_module: Any) -> tuple[dict[str, dict[str, float]], float | None]:
+        """(scores of all systems, weight of the hybrid if it was chosen). Runs on rank 0."""
+        assert self.queries is not None
+        trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
+        weight = self._weight(pl_module)
+        self._add("hybrid", hybrid(self.bm25, trained, weight))
+        return self.scores, weight
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.queries is None:
             return
         pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
-        weight = self._weight(pl_module)
-        self._add("hybrid", hybrid(self.bm25, trained, weight))
+        self.scores, weight = ranks.on_rank_zero(lambda: self._rank_after(pl_module))
         documents = pl_module.store.manifest["counts"]["documents"]
         title = f"{len(self.queries):,} held-out {self._kind}, all {documents:,} documents"
         if trainer.is_global_zero:
@@ -118,6 +130,13 @@ class FinalReport(L.Callback):
         assert self.queries is not None
         self.scores[system] = self.queries.score(ranking)
         return ranking
+
+
+def _keep(encoder: Any, folder: Path) -> None:
+    """Save the encoder, unless an undamaged copy is there."""
+    if not verify_or_discard(folder):
+        with new_directory(folder) as unfinished:
+            encoder.save(unfinished)
 
 
 def _stored_scores(file: Path, belongs_to: dict[str, Any]) -> dict[str, float] | None:

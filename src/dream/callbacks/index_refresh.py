@@ -1,6 +1,7 @@
 """Keeps the index fresh: every n steps, the current encoder embeds the whole corpus again."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 import torch
 
 from dream.indexes.snapshot import IndexHandle
+from dream.utils import ranks
 from dream.utils.errors import DataError, DreamError, require
 from dream.utils.logging import get_logger
 
@@ -94,7 +96,7 @@ class IndexRefresh(L.Callback):
             self.refresh(trainer, pl_module)
 
     def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule, prune: bool = True) -> None:
-        """Embed the corpus with the current encoder into a new snapshot, on rank 0. All ranks then search it.
+        """Embed the corpus with the current encoder into a new snapshot. All ranks call this, and then search it.
 
         `prune`: delete snapshots that are no longer needed.
         """
@@ -103,21 +105,14 @@ class IndexRefresh(L.Callback):
         metrics: dict[str, float] = {}
         device = trainer.strategy.root_device  # before training, Lightning has not moved the module yet
         timer = getattr(module, "timer", None)
-        with timer("refresh") if timer else nullcontext():
-            if trainer.is_global_zero:
-                with trainer.precision_plugin.forward_context():
-                    report = handle.refresh(
-                        module.encoder, module.store, trainer.global_step, device, self.batch_passages
-                    )
-                metrics["index/seconds"] = report.seconds
-                if report.overlap_at_10 is not None:
-                    metrics["index/overlap_at_10"] = report.overlap_at_10
-            path = trainer.strategy.broadcast(str(handle.current.path) if handle.current else "")
-            if not trainer.is_global_zero:
-                handle.open(Path(path), module.store, module.encoder.width)
+        with timer("refresh") if timer else nullcontext(), trainer.precision_plugin.forward_context():
+            report = handle.refresh(module.encoder, module.store, trainer.global_step, device, self.batch_passages)
+        metrics["index/seconds"] = report.seconds
+        if report.overlap_at_10 is not None:
+            metrics["index/overlap_at_10"] = report.overlap_at_10
         self._remember(handle)
-        if trainer.is_global_zero and prune:
-            handle.prune(self._to_keep(handle))
+        if prune:
+            ranks.on_rank_zero(lambda: handle.prune(self._to_keep(handle)))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -140,15 +135,16 @@ class IndexRefresh(L.Callback):
         runs = [handle.folder.parent.absolute(), *list(checkpoint.parents)[:3]]
         paths = [*(run / self._resumed["snapshot"] for run in runs), Path(self._resumed["absolute"])]
         fingerprint, step = self._resumed["encoder_fingerprint"], self._resumed["step"]
-        for path in filter(Path.exists, dict.fromkeys(paths)):
-            try:
-                handle.open(path, module.store, module.encoder.width, fingerprint)
-            except DataError as error:  # damaged, or made from another store: restore it, or try the next path
-                log.info(str(error))
-                if not handle.restore(
-                    path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
-                ):
-                    continue
+        expected = module.store, module.encoder.width, fingerprint
+        for path in ranks.on_rank_zero(lambda: list(filter(Path.exists, dict.fromkeys(paths)))):
+            if ranks.on_rank_zero(partial(_opens, handle, path, *expected)):
+                if not ranks.is_first():
+                    handle.open(path, *expected)
+            # damaged, or made from another store: restore it, or try the next path
+            elif not handle.restore(
+                path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
+            ):
+                continue
             self._remember(handle)
             return True
         log.warning(
@@ -180,6 +176,16 @@ def _snapshot_of(checkpoint: Path, run: Path, state_key: str) -> Path | None:
         return run / content["callbacks"][state_key]["snapshot"]
     except Exception:
         return None
+
+
+def _opens(handle: IndexHandle, path: Path, *expected: Any) -> bool:
+    """Open a snapshot. Returns whether it is undamaged and as expected."""
+    try:
+        handle.open(path, *expected)
+    except DataError as error:
+        log.info(str(error))
+        return False
+    return True
 
 
 def _handle(pl_module: L.LightningModule) -> IndexHandle:

@@ -170,7 +170,7 @@ class CandidateMixture:
         for b, row in enumerate(rows):  # a row is still short only if nearly every passage is excluded or taken
             if len(row) < self.k:
                 allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
-                position = windows.consumed - len(windows) + b
+                position = int(windows.positions_B[b])
                 drawn = allowed[np.argsort(random_bits(self.seed, position, allowed))].tolist()
                 extend(row, drawn, self.k, self.copies)
                 extend(row, drawn, self.k)  # near copies, because nothing else is left

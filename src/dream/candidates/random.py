@@ -22,7 +22,7 @@ def draw_passages(seed: int, stream: int, windows: WindowBatch, count: int, pass
         stream: number of the random stream; different streams are independent.
     """
     window_ids_B = windows.window_ids_B.cpu().numpy()
-    positions_B = windows.consumed - len(windows) + np.arange(len(windows))
+    positions_B = windows.positions_B.cpu().numpy()
     bits_BM = random_bits(seed, stream, positions_B[:, None], window_ids_B[:, None], np.arange(count)[None])
     return (bits_BM % np.uint64(passages)).astype(np.int64)
 

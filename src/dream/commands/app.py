@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.config_help import choices, default_choices, help_text
 from dream.runs.paths import make_absolute
-from dream.utils.errors import ConfigError, user_error
+from dream.utils.errors import ConfigError, DreamError, user_error
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted, interruptible
 
@@ -56,6 +56,7 @@ def command(
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in parseable(argument, config_name)]
             with _hydra_raises_errors() as wants_traceback:
                 try:
+                    refuse_sweep_of_ranks(sys.argv)
                     _start(checked, config_name)
                 except Exception as error:
                     message = one_line(error, config_name)
@@ -68,6 +69,14 @@ def command(
     return decorate
 
 
+def refuse_sweep_of_ranks(arguments: Sequence[str]) -> None:
+    """Raise DreamError if a launcher has started several processes, which would each do the whole sweep."""
+    processes = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    if {"-m", "--multirun"} & set(arguments[1:]) and processes != "1":
+        raise DreamError(f"-m: the launcher has started {processes} processes, and each would do the whole sweep; "
+                         "start the sweep without a launcher (trainer=ddp), or one job with each launcher")  # fmt: skip
+
+
 def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run the task under Hydra. If a signal stops it, print how to resume."""
     import hydra
@@ -75,7 +84,7 @@ def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         with interruptible():
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
-    except Interrupted as stop:
+    except Interrupted as stop:  # in a job of several processes, only rank 0 gets it
         print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
         raise
 

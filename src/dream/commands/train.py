@@ -1,8 +1,14 @@
 """dream-train: train a retriever without labels, then report what it learnt."""
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from dream.commands.app import command
+
+if TYPE_CHECKING:
+    from dream.build import TextComponents
+    from dream.module import RetrieverModule
 
 ABOUT = """
 dream-train trains a dense retriever without labels.
@@ -28,19 +34,43 @@ KEYS = (
 
 def train(cfg: DictConfig) -> float | None:
     """Do one run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
-    import lightning as L
-
-    from dream.build import build_module, build_text, build_trainer, check_config
-    from dream.runs.session import start_run
+    from dream.build import check_config, trainer_settings
+    from dream.utils.launch import joined
 
     check_config(cfg)
-    L.seed_everything(cfg.seed, verbose=False)
+    with joined(trainer_settings(cfg), "dream.commands.train:follow"):
+        return _train(cfg)
+
+
+def follow() -> None:
+    """Do the run as one of the processes that rank 0 has started."""
+    import dream.utils.runtime  # noqa: F401  before torch
+    from dream.utils.launch import joined
+
+    with joined(None, ""):
+        _train(None)
+
+
+def _train(cfg: DictConfig | None) -> float | None:
+    import lightning as L
+
+    from dream.build import build_module, build_text, build_trainer
+    from dream.runs.session import start_run
+    from dream.utils import ranks
+
     with start_run(cfg) as run:
+        cfg = run.cfg
         if run.finished:
             return run.metric
-        text = build_text(cfg)
-        run.check(text.identity)
-        module = build_module(cfg, text)
+        L.seed_everything(cfg.seed, verbose=False)
+
+        def build() -> "tuple[TextComponents, RetrieverModule]":
+            text = build_text(cfg)
+            run.check(text.identity)
+            return text, build_module(cfg, text)
+
+        text, module = ranks.in_turn(build)
+        ranks.share(module.encoder.state_dict().values())
         trainer = build_trainer(cfg, text.corpus)
         run.begin()
         trainer.fit(module, text.data, ckpt_path=run.checkpoint, weights_only=True)

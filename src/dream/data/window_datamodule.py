@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dream.batch import WindowBatch
 from dream.corpora.base import Corpus
+from dream.data.shares import check_shares, share_of
 from dream.store.build import expected_hash, open_or_build
 from dream.store.contexts import CONTEXTS
 from dream.store.permutation import permute
@@ -28,20 +29,21 @@ Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarr
 class WindowStream(IterableDataset):
     """Endless stream of full batches of windows.
 
-    Ranks take the batches of the global stream in turn. Each rank's loader workers take the rank's batches in turn, and
-    the loader reads from its workers in turn. So the order does not depend on the number of workers.
+    All ranks take the same batches, and each its share of their windows: see `shares.share_of`. Each rank's loader
+    workers take the batches in turn, and the loader reads from its workers in turn. So the order depends neither on the
+    number of ranks nor on the number of workers.
 
     Args:
         store: the store that contains the windows.
         seed: seed of the order.
-        batch_size: windows of a batch.
+        batch_size: windows of a batch, on all ranks together.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
         continuation_tokens: length of a continuation, in encoder tokens.
         document_start_fraction: share of the windows that start a document. They have their own random order. The
             other windows are drawn from all windows.
         limit: repeat the first n windows; None: all windows.
         pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
-        scored: number of scored windows of a batch, the first ones.
+        scored: number of scored windows of a batch, on all ranks together; the first ones.
         start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
         world: number of processes.
@@ -65,7 +67,8 @@ class WindowStream(IterableDataset):
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
         self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
         self.limit, self.start, self.rank, self.world = limit, start, rank, world
-        self.pool, self.scored = pool, scored
+        self.pool, self.scored = pool, min(scored, batch_size)
+        self.slots = share_of(batch_size, self.scored, rank, world)
 
     def __iter__(self) -> Iterator[WindowBatch]:
         worker = get_worker_info()
@@ -75,20 +78,20 @@ class WindowStream(IterableDataset):
             number += workers
 
     def batch(self, number: int) -> WindowBatch:
-        """The `number`-th batch of this rank."""
-        step_start = self.start + number * self.world * self.batch_size
-        first = step_start + self.rank * self.batch_size
-        positions = np.arange(first, first + self.batch_size)
-        if self.limit:
-            positions %= self.limit
-        examples, documents, contexts, continuations = self.examples_at(positions)
+        """This rank's share of the `number`-th batch."""
+        step_start = self.start + number * self.batch_size
+        positions = step_start + self.slots
+        examples, documents, contexts, continuations = self.examples_at(
+            positions % self.limit if self.limit else positions
+        )
         pad_id = self.store.pad_ids[ENCODER]
         return WindowBatch(
-            consumed=step_start + self.world * self.batch_size,
+            consumed=step_start + self.batch_size,
             window_ids_B=torch.from_numpy(examples),
             document_ids_B=torch.from_numpy(documents),
             context=pad_tokens([context[-self.max_query_tokens :] for context in contexts], pad_id),
             continuation=pad_tokens([text[: self.max_query_tokens] for text in continuations], pad_id),
+            positions_B=torch.from_numpy(positions),
         )
 
     def examples_at(self, positions: np.ndarray) -> Examples:
@@ -127,9 +130,9 @@ class WindowDataModule(L.LightningDataModule):
         encoder_tokenizer: tokenizer for passages, contexts and continuations.
         scorer_tokenizer: tokenizer for passages, contexts and targets.
         max_query_tokens: longer contexts and continuations are cut, in encoder tokens.
-        scored_windows: number of scored windows of a step, the first ones; None: all.
+        scored_windows: number of scored windows of a step, on all ranks together; the first ones; None: all.
         stores_dir: folder of the cached stores.
-        batch_size: windows of a step.
+        batch_size: windows of a step, on all ranks together.
         workers: number of loader processes.
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
         scored_pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
@@ -184,6 +187,7 @@ class WindowDataModule(L.LightningDataModule):
         )
         self.target = target
         self.questions = questions
+        check_shares(batch_size, scored_windows)
         self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
         self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,

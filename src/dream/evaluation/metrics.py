@@ -116,10 +116,10 @@ def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.
 
 
 def mean_metrics(per_query: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means over the queries of all processes."""
+    """Means over the queries."""
     means = {}
     for name, values_Q in per_query.items():
-        metric = MeanMetric().set_dtype(torch.float64)
+        metric = MeanMetric(sync_on_compute=False).set_dtype(torch.float64)
         metric.update(torch.from_numpy(np.asarray(values_Q, dtype=np.float64)))
         means[name] = float(metric.compute())
     return means

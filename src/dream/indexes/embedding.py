@@ -16,7 +16,8 @@ import torch
 
 from dream.encoders.base import Encoder
 from dream.store.store import ENCODER, Store
-from dream.utils.atomic_io import checksum, read_checked_json, write_checked_json
+from dream.utils import ranks
+from dream.utils.atomic_io import LOCK, checksum, read_checked_json, write_checked_json
 from dream.utils.cached_folders import discard
 from dream.utils.errors import DamageError, DreamError
 from dream.utils.logging import get_logger
@@ -26,6 +27,7 @@ log = get_logger(__name__)
 
 ROWS_PER_BLOCK = 16_384  # passages that are sorted by length together; a batch then has little padding
 PROGRESS = "progress.json"  # the inputs of the shards, and the checksums of complete shards
+PROGRESS_FILES = "progress*.json"  # each rank of a job has its own
 
 
 def embed_corpus(
@@ -39,8 +41,9 @@ def embed_corpus(
 ) -> list[str]:
     """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
-    Complete shards of an earlier call with the same arguments are reused. Shards are memory-mapped, so only one batch
-    is in memory.
+    The ranks of a job, which all call it, take the shards in turn. Complete shards of an earlier call with the same
+    arguments are reused, also if it had another number of ranks. Shards are memory-mapped, so only one batch is in
+    memory.
 
     Args:
         folder: an existing folder for the shards and `progress.json`. Other files in it are deleted.
@@ -60,11 +63,15 @@ def embed_corpus(
     made_of = {"store_hash": store.hash, "encoder_fingerprint": encoder_fingerprint, "width": encoder.width,
                "count": count, "rows_per_shard": rows_per_shard, "batch_passages": batch_passages,
                "device": torch.device(device).type}  # fmt: skip
-    done = _complete_shards(folder, made_of)
+    done = ranks.on_rank_zero(lambda: _complete_shards(folder, made_of))
+    record = PROGRESS if ranks.is_first() else f"progress-{ranks.rank()}.json"
     names = [f"shard-{number:05d}.npy" for number in range(math.ceil(count / rows_per_shard))]
-    bar = progress(total=count, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
+    bounds = zip(names, pairwise([*range(0, count, rows_per_shard), count]), strict=True)
+    own = [shard for number, shard in enumerate(bounds) if number % ranks.world() == ranks.rank()]
+    total = sum(end - first for _, (first, end) in own)
+    bar = progress(total=total, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
     with torch.inference_mode(), _in_eval_mode(encoder), bar:
-        for name, (first, end) in zip(names, pairwise([*range(0, count, rows_per_shard), count]), strict=True):
+        for name, (first, end) in own:
             if name not in done:
                 unfinished = folder / f"{name}.tmp"
                 shard = _new_shard(unfinished, end - first, encoder.width)
@@ -74,9 +81,10 @@ def embed_corpus(
                 shard.flush()
                 done[name] = checksum(unfinished)
                 unfinished.replace(folder / name)
-                write_checked_json(folder / PROGRESS, {"made_of": made_of, "shards": done})
+                write_checked_json(folder / record, {"made_of": made_of, "shards": done})
             else:
                 bar.update(end - first)
+    ranks.everyone(None)  # all shards are complete
     return names
 
 
@@ -87,15 +95,17 @@ def open_shard(path: Path) -> np.ndarray:
 
 def _complete_shards(folder: Path, made_of: dict[str, Any]) -> dict[str, str]:
     """Checksums of the undamaged shards that were made from the same inputs. All other files are deleted."""
-    shards: dict[str, str] = {}
-    try:
-        content = read_checked_json(folder / PROGRESS) if any(folder.iterdir()) else {}
-        listed = content["shards"] if content.get("made_of") == made_of else {}
-        shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
-    except DamageError as damage:
-        log.warning(f"{damage}: embedding the whole corpus again")
+    listed: dict[str, str] = {}
+    is_used = any(file.name != LOCK for file in folder.iterdir())
+    for file in sorted(folder.glob(PROGRESS_FILES)) or [folder / PROGRESS] * is_used:
+        try:
+            content = read_checked_json(file)
+            listed |= content["shards"] if content["made_of"] == made_of else {}
+        except DamageError as damage:
+            log.warning(f"{damage}: embedding its shards again")
+    shards = {name: digest for name, digest in listed.items() if _is_whole(folder / name, digest)}
     for file in folder.iterdir():
-        if file.name not in shards:
+        if file.name not in shards and file.name != LOCK:
             discard(file)
     if shards:
         log.info(f"Resuming an interrupted refresh: {len(shards)} shards are complete ({folder})")

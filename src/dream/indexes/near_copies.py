@@ -169,11 +169,11 @@ class NearCopies:
         groups_G, column_U = np.unique(self.group_N[passages_U], return_inverse=True)
         return self._has_group(documents_B, groups_G)[:, column_U]
 
-    def between(self, documents_B: np.ndarray) -> np.ndarray:
-        """same_BB bool: whether two documents are the same or have passages that are near copies of each other."""
+    def between(self, documents_B: np.ndarray, documents_A: np.ndarray) -> np.ndarray:
+        """same_BA bool: whether two documents are the same or have passages that are near copies of each other."""
         groups_G = np.unique(self._shared_groups(documents_B)[1])
-        has_BG = self._has_group(documents_B, groups_G).astype(np.float32)
-        return (has_BG @ has_BG.T > 0) | (documents_B[:, None] == documents_B)
+        has_BG, has_AG = (self._has_group(ids, groups_G).astype(np.float32) for ids in (documents_B, documents_A))
+        return (has_BG @ has_AG.T > 0) | (documents_B[:, None] == documents_A)
 
     def _has_group(self, documents_B: np.ndarray, groups_G: np.ndarray) -> np.ndarray:
         has_BG = np.zeros((len(documents_B), len(groups_G)), dtype=bool)

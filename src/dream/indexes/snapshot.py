@@ -13,6 +13,7 @@ import copy
 import json
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from dream.encoders.base import Encoder
 from dream.indexes.base import Index
-from dream.indexes.embedding import PROGRESS, embed_corpus, open_shard
+from dream.indexes.embedding import PROGRESS_FILES, embed_corpus, open_shard
 from dream.indexes.overlap import overlap
 from dream.store.store import Store
+from dream.utils import ranks
 from dream.utils.atomic_io import write_json
 from dream.utils.cached_folders import discard, unfinished_directory, verify, verify_or_discard
 from dream.utils.errors import DamageError, DataError, DreamError, require
@@ -35,7 +37,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-ROWS_PER_SHARD = 262_144
+ROWS_PER_SHARD = 32_768  # the ranks of a job embed different shards
 WEIGHTS = "encoder.safetensors"
 
 
@@ -170,7 +172,7 @@ class IndexHandle:
     def refresh(
         self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int
     ) -> RefreshReport:
-        """Embed every passage and build the index. Later searches use the new snapshot.
+        """Embed every passage and build the index. Later searches use the new snapshot. All ranks of a job call it.
 
         The old snapshot is unchanged, on disk and in memory, until the new one is complete. After an interruption, only
         the missing shards are embedded.
@@ -181,30 +183,43 @@ class IndexHandle:
             batch_passages: passages of a forward pass.
         """
         began = time.perf_counter()
-        old, fingerprint = self.current, encoder.fingerprint()
-        name, exists = self._name(fingerprint, store.hash, step)
-        speed = 0.0
-        if exists:  # a run resumed from an earlier checkpoint repeats this step
-            self.open(self.folder / name, store, encoder.width)
-        else:
-            index = copy.copy(self.index)
-            with unfinished_directory(self.folder / name) as unfinished:
+        old, fingerprint = self.current, ranks.on_rank_zero(encoder.fingerprint)
+        name, exists = ranks.on_rank_zero(lambda: self._name(fingerprint, store.hash, step))
+        path, speed, is_built = self.folder / name, 0.0, False
+        if not exists:  # otherwise a run resumed from an earlier checkpoint repeats this step
+            with ExitStack() as making:  # rank 0 creates and completes the folder
+                unfinished = ranks.on_rank_zero(lambda: making.enter_context(unfinished_directory(path)))
                 started = time.perf_counter()
                 shards = embed_corpus(
                     unfinished, encoder, store, device, batch_passages, self.rows_per_shard, fingerprint
                 )
                 speed = len(store.passages) / (time.perf_counter() - started)
-                index.build([open_shard(unfinished / shard) for shard in shards], len(store.passages), encoder.width)
-                index.save(unfinished)
-                _save_weights(encoder, unfinished / WEIGHTS)
-                manifest = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
-                            "count": len(store.passages), "width": encoder.width,
-                            "index": index.description(), "shards": shards}  # fmt: skip
-                write_json(unfinished / "manifest.json", manifest)
-                (unfinished / PROGRESS).unlink()
-            self.index, self.current = index, IndexSnapshot(self.folder / name)
-        shared = overlap(old, self.current) if old and self.current else None
+                made_of = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
+                           "count": len(store.passages), "width": encoder.width, "shards": shards}  # fmt: skip
+
+                def build() -> None:
+                    index = self._complete(unfinished, encoder, made_of)
+                    making.close()
+                    self.index, self.current = index, IndexSnapshot(path)
+
+                ranks.on_rank_zero(build)
+                is_built = ranks.is_first()
+        if not is_built:
+            self.open(path, store, encoder.width)
+        shared = overlap(old, self.current) if old and self.current and ranks.is_first() else None
         return RefreshReport(time.perf_counter() - began, shared, speed)
+
+    def _complete(self, folder: Path, encoder: Encoder, made_of: dict[str, Any]) -> Index:
+        """Write the index, the weights and the manifest next to the shards. Returns the index."""
+        index = copy.copy(self.index)
+        index.build([open_shard(folder / shard) for shard in made_of["shards"]], made_of["count"], made_of["width"])
+        index.save(folder)
+        _save_weights(encoder, folder / WEIGHTS)
+        shards = made_of.pop("shards")
+        write_json(folder / "manifest.json", made_of | {"index": index.description(), "shards": shards})
+        for file in folder.glob(PROGRESS_FILES):
+            file.unlink()
+        return index
 
     def restore(
         self,
@@ -230,11 +245,7 @@ class IndexHandle:
             False if the saved weights are also damaged.
         """
         saved_encoder = copy.deepcopy(encoder)
-        try:
-            saved_encoder.load_state_dict(load_file(path / WEIGHTS))
-        except (OSError, SafetensorError, RuntimeError):
-            return False
-        if saved_encoder.fingerprint() != fingerprint:
+        if not all(ranks.everyone(_load_weights(saved_encoder, path / WEIGHTS, fingerprint))):
             return False
         log.info(f"Embedding the corpus again with the encoder of step {step:,}, whose weights are in {path}")
         self.refresh(saved_encoder, store, step, device, batch_passages)
@@ -263,6 +274,15 @@ class IndexHandle:
             if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
                 return name, True
         raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it and run again")
+
+
+def _load_weights(encoder: Encoder, file: Path, fingerprint: str) -> bool:
+    """Load weights in place. Returns whether they are undamaged."""
+    try:
+        encoder.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError):
+        return False
+    return encoder.fingerprint() == fingerprint
 
 
 def _save_weights(encoder: Encoder, file: Path) -> None:

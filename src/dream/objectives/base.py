@@ -1,7 +1,7 @@
 """The inputs and the output of an objective, and its base class.
 
-Shapes: B windows of a step; S windows of the step that the language model scores (the first ones); K candidates of a
-window; U distinct candidates of the step.
+Shapes: B windows of a step on this rank; A windows of the step on all ranks, first those of this rank; S windows of B
+that the language model scores (the first ones); K candidates of a window; U distinct candidates of the step.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Candidates:
-    """The U distinct candidates of a step and their similarities with its B windows.
+    """The U distinct candidates of a step, on all ranks together, and their similarities with the B windows.
 
     Args:
         sim_BU: cosine of context b and candidate u by the current encoder, with gradient.
@@ -30,6 +30,7 @@ class Candidates:
         negative_BU: whether candidate u may be a negative of window b; false if it comes from the window's document, or
             is a near copy of a passage of this document.
         ids_U: passage ids.
+        scored_columns_U: the columns of the candidates of all scored windows of the step, on all ranks, ascending.
         scores: log-likelihoods of the scored windows given their candidates, computed on first use.
     """
 
@@ -38,6 +39,7 @@ class Candidates:
     allowed_BU: Tensor
     negative_BU: Tensor
     ids_U: Tensor
+    scored_columns_U: Tensor
     scores: "CandidateScores"
 
     @property
@@ -51,15 +53,15 @@ class LossInputs:
     """The inputs of an objective for B windows.
 
     Args:
-        same_document_BB: whether two windows come from the same document, or from documents with near copies.
+        same_document_BA: whether two windows come from the same document, or from documents with near copies.
         candidates: the candidates; None if the objective does not need them.
-        continuation_sim_BB: cosine of the context of window b and the continuation of window c, with gradient; None if
+        continuation_sim_BA: cosine of the context of window b and the continuation of window c, with gradient; None if
             the objective does not need it.
     """
 
-    same_document_BB: Tensor
+    same_document_BA: Tensor
     candidates: Candidates | None
-    continuation_sim_BB: Tensor | None
+    continuation_sim_BA: Tensor | None
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Objective:
         ...         self.temperature = temperature
         ...
         ...     def __call__(self, inputs: LossInputs) -> LossOutput:
-        ...         return LossOutput(-inputs.continuation_sim_BB.diagonal().mean())
+        ...         return LossOutput(-inputs.continuation_sim_BA.diagonal().mean())
     """
 
     needs_candidates: bool = False

@@ -41,7 +41,7 @@ class InBatchAttention(MixedObjective):
         self.value_norm = value_norm
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
-        scored, columns_U = len(candidates.columns_SK), candidates.columns_SK.unique()
+        scored, columns_U = len(candidates.columns_SK), candidates.scored_columns_U
         sim_SU, allowed_SU = (part[:scored, columns_U] for part in (candidates.sim_BU, candidates.allowed_BU))
         weights_SU = in_batch_weights(sim_SU, allowed_SU, self.temperature)
         ids_U = candidates.ids_U.to(columns_U.device)[columns_U]

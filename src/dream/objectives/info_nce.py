@@ -11,7 +11,7 @@ from dream.objectives.base import LossInputs, LossOutput, Objective
 from dream.utils.errors import require
 
 
-def contrast(candidate_sim_BU: Tensor, negative_BU: Tensor, continuation_sim_BB: Tensor, same_document_BB: Tensor,
+def contrast(candidate_sim_BU: Tensor, negative_BU: Tensor, continuation_sim_BA: Tensor, same_document_BA: Tensor,
              temperature: float) -> Tensor:  # fmt: skip
     """loss_b = -log softmax(sim_b / temperature) at the window's own continuation, in nats.
 
@@ -21,17 +21,17 @@ def contrast(candidate_sim_BU: Tensor, negative_BU: Tensor, continuation_sim_BB:
     Args:
         candidate_sim_BU: cosines with the candidates.
         negative_BU: whether candidate u is a negative of window b.
-        continuation_sim_BB: cosines with the continuations.
-        same_document_BB: whether two windows come from the same document.
+        continuation_sim_BA: cosines with the continuations.
+        same_document_BA: whether two windows come from the same document.
         temperature: temperature of the softmax over cosines.
     """
-    excluded_BB = same_document_BB & ~torch.eye(len(same_document_BB), dtype=torch.bool, device=negative_BU.device)
-    logits = torch.cat([continuation_sim_BB.masked_fill(excluded_BB, -torch.inf),
+    excluded_BA = same_document_BA & ~torch.eye(*same_document_BA.shape, dtype=torch.bool, device=negative_BU.device)
+    logits = torch.cat([continuation_sim_BA.masked_fill(excluded_BA, -torch.inf),
                         candidate_sim_BU.masked_fill(~negative_BU, -torch.inf)], dim=1) / temperature  # fmt: skip
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
 
 
-def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Tensor:
+def info_nce(sim_BA: Tensor, same_document_BA: Tensor, temperature: float) -> Tensor:
     """loss = -mean_b log (exp(sim_bb / temperature) / Σ_c exp(sim_bc / temperature)), in nats.
 
     The sum is over c = b and all windows c of other documents.
@@ -39,12 +39,12 @@ def info_nce(sim_BB: Tensor, same_document_BB: Tensor, temperature: float) -> Te
     task (Lee et al. 2019) and Contriever (Izacard et al. 2021, §3).
 
     Args:
-        sim_BB: cosine of the context of window b and the continuation of window c.
-        same_document_BB: whether two windows come from the same document.
+        sim_BA: cosine of the context of window b and the continuation of window c.
+        same_document_BA: whether two windows come from the same document.
         temperature: of the softmax over cosines.
     """
-    nothing_B0 = sim_BB[:, :0]
-    return contrast(nothing_B0, nothing_B0.bool(), sim_BB, same_document_BB, temperature).mean()
+    nothing_B0 = sim_BA[:, :0]
+    return contrast(nothing_B0, nothing_B0.bool(), sim_BA, same_document_BA, temperature).mean()
 
 
 class InfoNCE(Objective):
@@ -64,5 +64,5 @@ class InfoNCE(Objective):
         self.temperature = temperature
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        assert inputs.continuation_sim_BB is not None
-        return LossOutput(info_nce(inputs.continuation_sim_BB, inputs.same_document_BB, self.temperature))
+        assert inputs.continuation_sim_BA is not None
+        return LossOutput(info_nce(inputs.continuation_sim_BA, inputs.same_document_BA, self.temperature))

@@ -112,11 +112,11 @@ class KLPosterior(Objective):
         sims, allowed = [candidates.sim_BU, sim_B1], [allowed_BU, has_null_B1]
         targets = [target_BU]
         if self.needs_continuation:
-            assert inputs.continuation_sim_BB is not None
-            own_BB = torch.eye(windows, dtype=torch.bool, device=target_SU.device)
-            targets.append(own_BB * (1 - target_BU.sum(1, keepdim=True)))
-            sims.append(inputs.continuation_sim_BB)
-            allowed.append(own_BB | ~inputs.same_document_BB if self.in_batch else own_BB)
+            assert inputs.continuation_sim_BA is not None
+            own_BA = torch.eye(*inputs.same_document_BA.shape, dtype=torch.bool, device=target_SU.device)
+            targets.append(own_BA * (1 - target_BU.sum(1, keepdim=True)))
+            sims.append(inputs.continuation_sim_BA)
+            allowed.append(own_BA | ~inputs.same_document_BA if self.in_batch else own_BA)
         used = windows if self.needs_continuation else scored
         target, sim, is_allowed = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
         loss_B = kl_posterior(target, sim, is_allowed, self.temperature, self.direction)

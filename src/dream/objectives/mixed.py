@@ -60,7 +60,7 @@ class MixedObjective(Objective):
         loss_S = loss_S * window_weights(candidates.scores, self.unhelped_weight)
         if not self.needs_continuation:
             return LossOutput(loss_S.mean(), loglik_SK)
-        assert inputs.continuation_sim_BB is not None
-        contrast_B = contrast(candidates.sim_BU, candidates.negative_BU, inputs.continuation_sim_BB,
-                              inputs.same_document_BB, self.temperature)  # fmt: skip
+        assert inputs.continuation_sim_BA is not None
+        contrast_B = contrast(candidates.sim_BU, candidates.negative_BU, inputs.continuation_sim_BA,
+                              inputs.same_document_BA, self.temperature)  # fmt: skip
         return LossOutput(mix(loss_S, contrast_B, self.continuation), loglik_SK)

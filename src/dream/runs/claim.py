@@ -8,7 +8,6 @@ from dream.runs.layout import CONFIG, LAST, SUMMARY
 from dream.utils.atomic_io import try_lock, unlock
 from dream.utils.cached_folders import discard, remove_leftovers
 from dream.utils.errors import DataError
-from dream.utils.logging import rank
 
 
 @contextmanager
@@ -21,9 +20,6 @@ def claimed(folder: Path, resumed: bool) -> Iterator[Path]:
     Raises:
         DataError: another process is still training in the folder of a resumed run.
     """
-    if rank() != 0:
-        yield folder
-        return
     number, plain = 1, folder
     while True:
         folder.mkdir(parents=True, exist_ok=True)

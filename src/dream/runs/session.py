@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dream.runs import resume
 from dream.runs.agreement import refuse_changes, refuse_other
@@ -31,11 +31,12 @@ from dream.runs.layout import (
     SUMMARY,
     run_of,
 )
-from dream.utils.atomic_io import point_latest, read_checked_json, write_bytes, write_checked_json, write_json
+from dream.utils import ranks
+from dream.utils.atomic_io import LOCK, point_latest, read_checked_json, write_bytes, write_checked_json, write_json
 from dream.utils.cached_folders import discard, new_directory, verify
 from dream.utils.checkpoints import read_checkpoint, verify_checkpoint
 from dream.utils.errors import ConfigError, DamageError, DataError, user_error
-from dream.utils.logging import get_logger, log_to_file, rank
+from dream.utils.logging import get_logger, log_to_file
 from dream.utils.signals import Interrupted
 
 log = get_logger(__name__)
@@ -65,6 +66,11 @@ class Run:
     began: float = field(default_factory=time.perf_counter)
     _open: ExitStack = field(default_factory=ExitStack)
 
+    def facts(self) -> dict[str, Any]:
+        """What the other ranks of the job must know, as plain values."""
+        names = ("folder", "checkpoint", "resumed", "is_new", "summary")
+        return {"cfg": OmegaConf.to_container(self.cfg, resolve=True)} | {name: getattr(self, name) for name in names}
+
     def check(self, identity: Mapping[str, str]) -> None:
         """Check that the checkpoint belongs to this data and encoder, before the scorer is trained.
 
@@ -79,9 +85,10 @@ class Run:
 
     def begin(self) -> None:
         """Start to train: only now, when nothing can be refused any more, are files of an existing run changed."""
-        if not self.is_new:
-            self._write_start()
-        remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
+        if ranks.is_first():
+            if not self.is_new:
+                self._write_start()
+            remove_unfinished(Path(self.cfg.paths.data), Path(self.cfg.paths.logs), self.folder)
 
     def _write_start(self) -> None:
         self._open.enter_context(log_to_file(self.folder / LOG))
@@ -102,6 +109,12 @@ class Run:
 
     def finish(self, trainer: L.Trainer) -> float | None:
         """Save the trained encoder and summary.json, and print the next commands. Returns `metric`."""
+        scorer: Any = trainer.lightning_module.scorer
+        scored = ranks.everyone((scorer.pairs_asked, scorer.pairs_scored, scorer.forwards))
+        self.summary = ranks.on_rank_zero(lambda: self._save(trainer, *map(sum, zip(*scored, strict=True))))
+        return self.metric
+
+    def _save(self, trainer: L.Trainer, asked: int, scored: int, forwards: int) -> dict[str, Any]:
         module: Any = trainer.lightning_module
         with new_directory(self.folder / ENCODER, replace=True) as unfinished:
             module.encoder.save(unfinished)
@@ -109,12 +122,13 @@ class Run:
             belongs_to = {"encoder_fingerprint": module.encoder.fingerprint(), "store": module.store.hash,
                           "hybrid_weight": None if weight is None else weight.item()}  # fmt: skip
             write_json(unfinished / BELONGS_TO, belongs_to)
-        self.summary = self._summarize(trainer, module)
-        write_checked_json(self.folder / SUMMARY, self.summary)
-        self._print_next_commands()
-        return self.metric
+        counts = {"pairs_asked": asked, "pairs_scored": scored, "lm_forwards": forwards}
+        summary = self._summarize(trainer, module, counts)
+        write_checked_json(self.folder / SUMMARY, summary)
+        self._print_next_commands(summary)
+        return summary
 
-    def _summarize(self, trainer: L.Trainer, module: Any) -> dict[str, Any]:
+    def _summarize(self, trainer: L.Trainer, module: Any, counts: dict[str, int]) -> dict[str, Any]:
         """The last value of every metric, then facts about the run, with flat names."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -123,9 +137,7 @@ class Run:
             "wall_seconds": round(time.perf_counter() - self.began, 1),
             "windows": data.consumed,
             "steps": trainer.global_step,
-            "pairs_asked": module.scorer.pairs_asked,
-            "pairs_scored": module.scorer.pairs_scored,
-            "lm_forwards": module.scorer.forwards,
+            **counts,
             "seed": self.cfg.seed,
             "store": module.store.hash,
             "python": platform.python_version(),
@@ -133,12 +145,11 @@ class Run:
         }
         return summary | {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
 
-    def _print_next_commands(self) -> None:
+    def _print_next_commands(self, summary: dict[str, Any]) -> None:
         """Print commands that also work if the environment is not active, as after `make train`."""
-        assert self.summary is not None
         scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
         log.info(
-            f"\nDone in {self.summary['wall_seconds']:.0f} s. Next:\n"
+            f"\nDone in {summary['wall_seconds']:.0f} s. Next:\n"
             f"  {scripts}tensorboard --logdir {self.cfg.paths.logs} --host localhost   # curves of the training\n"
             f'  {scripts}dream-search "compute cosine similarity between all pairs"   # search with the run\n'
             f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # train on your own text"
@@ -146,7 +157,24 @@ class Run:
 
 
 @contextmanager
-def start_run(cfg: DictConfig) -> Iterator[Run]:
+def start_run(cfg: DictConfig | None) -> Iterator[Run]:
+    """Rank 0 starts the run, see `start_first`. The others get its folder and config; `cfg` can be None for them."""
+    if ranks.is_first():
+        assert cfg is not None
+        with start_first(cfg) as run:
+            ranks.on_rank_zero(run.facts)
+            yield run
+        return
+    facts: dict[str, Any] = ranks.on_rank_zero(dict)
+    run = Run(DictConfig(facts.pop("cfg")), **facts)
+    if cfg is not None:
+        _remove_unused(Path(cfg.paths.run))
+        cfg.paths.run = str(run.folder)
+    yield run
+
+
+@contextmanager
+def start_first(cfg: DictConfig) -> Iterator[Run]:
     """Claim the run's folder, save the resolved config, point logs/latest at it, and log what the run will do.
 
     It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from. A
@@ -161,10 +189,9 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
         resume.announce_sweep(sweep)
     with claimed(own or unused, own is not None) as folder, ExitStack() as open_files:
         if folder != unused:
-            with suppress(OSError):  # Hydra created it for a new run; if it is not empty, it belongs to another run
-                unused.rmdir()
+            _remove_unused(unused)
         cfg.paths.run = str(folder)
-        was_empty = not any(folder.iterdir())
+        was_empty = {file.name for file in folder.iterdir()} <= {LOCK}
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
         run._open = open_files
         previous = (logs / "latest").resolve() if (logs / "latest").exists() else None
@@ -183,12 +210,18 @@ def start_run(cfg: DictConfig) -> Iterator[Run]:
             raise
 
 
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder that Hydra created. If it is not empty, it belongs to another run."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def _undo_start(run: Run, previous: Path | None) -> None:
     """Remove the folder of a new run that was refused before it trained anything; logs/latest is as before.
 
     The folder was empty when the run started: everything in it is the run's own.
     """
-    if (run.folder / CHECKPOINTS).exists() or rank() != 0:
+    if (run.folder / CHECKPOINTS).exists():
         return
     latest = Path(run.cfg.paths.logs) / "latest"
     if latest.resolve() == run.folder.resolve():
@@ -211,11 +244,13 @@ def _announce(run: Run, in_sweep: bool) -> None:
             f"in {run.folder}. To train it further raise trainer.max_steps; without ckpt a new run starts"
         )
         return
+    world, windows = ranks.world(), cfg.data.batch_size
+    divided = f" ({world} processes × {windows // world})" if world > 1 else ""
     encoder, objective = (cfg[group]._target_.split(".")[-2] for group in ("encoder", "objective"))
     resumed = f", resuming from {run.checkpoint}" if run.checkpoint else ""
     log.info(
         f"DREAM: training the {encoder} encoder on corpus {cfg.corpus.name} with the {objective} objective: "
-        f"{cfg.trainer.max_steps:,} steps of {cfg.data.batch_size} windows{resumed}\n  run folder  {run.folder}"
+        f"{cfg.trainer.max_steps:,} steps of {windows} windows{divided}{resumed}\n  run folder  {run.folder}"
     )
 
 

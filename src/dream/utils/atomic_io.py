@@ -20,6 +20,7 @@ from typing import Any
 from dream.utils.errors import DamageError, DataError
 
 FINGERPRINT_CHARACTERS = 12
+LOCK = ".lock"  # in a directory that cannot be locked itself
 CHECKSUM = "checksum"  # last key of a JSON file that contains its own checksum
 
 _held: set[int] = set()  # descriptors of locks; a forked loader worker must not hold them after its parent has ended
@@ -106,14 +107,35 @@ def point_latest(link: Path, target: Path) -> None:
 def try_lock(path: Path) -> int | None:
     """Lock a file or directory until this process ends or unlocks it.
 
+    Network file systems lock only files that are open for writing. There, the file `LOCK` in a directory is locked.
+
     Returns:
         The lock, or None if another process holds it or the path does not exist.
 
     Raises:
         DataError: the file system has no locks.
     """
+    is_folder = path.is_dir()
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _lock(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError as error:
+        if error.errno == errno.EBADF and is_folder:
+            return try_lock_in(path)
+        raise _no_locks(path, error) from error
+
+
+def try_lock_in(folder: Path) -> int | None:
+    """Lock the file `LOCK` in a directory. Returns and raises as `try_lock`."""
+    try:
+        return _lock(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise _no_locks(folder, error) from error
+
+
+def _lock(path: Path, flags: int) -> int | None:
+    """The lock; None if it is taken or the path does not exist. Raises OSError if the path cannot be locked."""
+    try:
+        lock = os.open(path, flags | os.O_CLOEXEC, 0o666)
     except OSError:
         return None
     try:
@@ -124,10 +146,14 @@ def try_lock(path: Path) -> int | None:
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.ENOENT):
             os.close(lock)
-            raise DataError(f"{path}: cannot be locked ({error.strerror}); choose paths.data and paths.logs on a file "
-                            "system with locks") from error  # fmt: skip
+            raise
     os.close(lock)
     return None
+
+
+def _no_locks(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be locked ({error.strerror}); choose paths.data and paths.logs on a file system "
+                     "with locks")  # fmt: skip
 
 
 def unlock(lock: int) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dream.utils.atomic_io import (
+    LOCK,
     checksum,
     flush_to_disk,
     remove,
@@ -90,7 +91,7 @@ def exclusive_workdir(folder: Path) -> Iterator[Path]:
 
 def seal(folder: Path) -> None:
     """Flush all files of the folder to disk, then write their sizes and checksums."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (CHECKSUMS, LOCK))
     for file in files:
         flush_to_disk(file)
     entries = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}

@@ -8,19 +8,20 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from dream.utils import signals
+from dream.utils import ranks, signals
 from dream.utils.atomic_io import write_bytes
 from dream.utils.errors import DamageError, DataError
 
 PIECE = 1 << 22  # bytes read at a time
 MARK = b"sha256:"  # start of the archive's comment, which ends the file: the checksum of all bytes before the comment
+TAKEN = (signal.SIGTERM, signal.SIGUSR1)  # signals that Lightning handles, too
 COMMENT_BYTES = len(MARK) + 64
 
 
@@ -39,10 +40,60 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+class OwnSignals(L.Callback):
+    """Takes SIGTERM and SIGUSR1 back from Lightning: its handlers would exchange tensors in the middle of a step.
+
+    Lightning sets its handlers between `on_fit_start` and `on_train_start`; signals wait during this time. It must be
+    the first callback, so that a signal in another callback's `on_train_start` ends the program immediately.
+
+    Attributes:
+        requeue: Lightning's answer to the signal of a batch system, if it runs under SLURM.
+        wants_requeue: whether this signal was received.
+    """
+
+    def __init__(self) -> None:
+        self.requeue: Callable | None = None
+        self.wants_requeue = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
+        if signal.getsignal(signal.SIGUSR1) == signals.on_signal:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # Lightning would not replace a handler
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        handler = signal.getsignal(signal.SIGUSR1)
+        if callable(handler) and handler != signals.on_signal:
+            self.requeue = handler
+        self._take()
+        if self.requeue is not None:
+            signal.signal(signal.SIGUSR1, self._postpone)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning has restored the handlers of `on_fit_start`. If it did not train, the signals still wait."""
+        self._take()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+    def _take(self) -> None:
+        if signals.is_active():
+            for signum in TAKEN:
+                signal.signal(signum, signals.on_signal)
+
+    def _postpone(self, signum: int, frame: Any) -> None:
+        self.wants_requeue = True
+
+
 class GracefulStop(Checkpoint):
     """After a signal, saves `checkpoint` at the end of the current step and raises Interrupted.
 
-    It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback.
+    If the job has several processes, all of them stop after the same step, whichever of them got the signal. The signal
+    of a batch system is answered by Lightning (checkpoint and requeue), also after the same step.
+
+    It is a Checkpoint, because Lightning calls checkpoints after all other callbacks. It must be the last callback, and
+    its `own_signals` must be the first one.
 
     Args:
         checkpoint: the file to write.
@@ -50,40 +101,45 @@ class GracefulStop(Checkpoint):
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
+        self.own_signals = OwnSignals()
         self._step = 0
-        self._postponed: list[tuple[Callable, int]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         signals.wait_for_the_step(True)
-        self._postpone(signal.SIGUSR1)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # a checkpoint would not contain the accumulated gradients of an incomplete step
         self._step = trainer.global_step
-        while self._postponed:
-            handler, signum = self._postponed.pop()
-            handler(signum, None)
-        requested = signals.requested()
-        if trainer.strategy.reduce_boolean_decision(requested is not None, all=False):
+        signum, wants_requeue = self._agree(trainer)
+        if wants_requeue and self.own_signals.requeue is not None:
+            self.own_signals.wants_requeue = False
+            self.own_signals.requeue(signal.SIGUSR1, None)
+        if signum:
             trainer.save_checkpoint(self.checkpoint)
-            raise signals.Interrupted(requested or signal.SIGTERM)
+            self._stop(trainer, signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Handle a signal that came after the last step."""
-        signum = signals.requested()
+        signum, _ = self._agree(trainer)
         signals.wait_for_the_step(False)
-        if signum is not None:
-            raise signals.Interrupted(signum)
+        if signum:
+            self._stop(trainer, signum)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         signals.wait_for_the_step(False)
 
-    def _postpone(self, signum: int) -> None:
-        handler = signal.getsignal(signum)
-        if callable(handler):  # Lightning's own, if it runs under SLURM
-            signal.signal(signum, lambda number, _: self._postponed.append((handler, number)))
+    def _agree(self, trainer: L.Trainer) -> tuple[int, int]:
+        """(the signal that any process got, or 0; whether any process got the signal of a batch system)"""
+        own = [signals.requested() or 0, int(self.own_signals.wants_requeue)]
+        signum, wants_requeue = ranks.largest(own) if trainer.world_size > 1 else own
+        return signum, wants_requeue
+
+    def _stop(self, trainer: L.Trainer, signum: int) -> NoReturn:
+        stop = signals.Interrupted(signum)
+        stop.agreed = trainer.world_size == ranks.world()
+        raise stop
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

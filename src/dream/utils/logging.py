@@ -11,24 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dream.utils.ranks import speaks
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 NAME = "dream"
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM; Lightning reads the same
 FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-
-
-def rank() -> int:
-    """Number of this process in its job. 0 if there is only one process."""
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name)), 0)
 
 
 class TerminalHandler(logging.Handler):
     """Prints to the current `sys.stdout` without delay, even if it is piped. Progress bars are drawn below the line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if rank() != 0 or getattr(record, "file_only", False):
+        if not speaks() or getattr(record, "file_only", False):
             return
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         tqdm = sys.modules.get("tqdm")  # no import: if tqdm is not loaded, there is no progress bar
@@ -59,7 +55,7 @@ def log_table(table: "Table", width: int | None = None) -> None:
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
     """Also append all messages inside the block to this file."""
-    if rank() != 0:
+    if not speaks():
         yield
         return
     handler = logging.FileHandler(file, delay=True, encoding="utf-8")

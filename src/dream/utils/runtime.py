@@ -57,8 +57,11 @@ def has_fast_bfloat16(device: str = "cpu") -> bool:
 
 
 def progress(iterable=None, **options):
-    """A tqdm bar with a rate. If stderr is not a terminal, it writes one line every 15 s."""
+    """A tqdm bar with a rate. If stderr is not a terminal, it writes one line every 15 s. Only rank 0 shows it."""
     from tqdm import tqdm
 
+    from dream.utils.ranks import speaks
+
+    options.setdefault("disable", not speaks())
     interactive = sys.stderr.isatty()
     return tqdm(iterable, mininterval=0.2 if interactive else 15, dynamic_ncols=interactive, **options)

@@ -158,6 +158,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         folder, filename="last", every_n_train_steps=training.checkpoint_every_n_steps, enable_version_counter=False
     )
     last = folder / "last.ckpt"
+    stop = GracefulStop(last)
     trainer = L.Trainer(
         max_steps=training.max_steps,
         max_epochs=-1,
@@ -165,7 +166,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         precision="bf16-mixed" if has_fast_bfloat16(_device()) else "32-true",
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         log_every_n_steps=LOG_EVERY_N_STEPS,
-        callbacks=[checkpoints, GracefulStop(last)],
+        callbacks=[stop.own_signals, checkpoints, stop],
         plugins=[SafeCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
