@@ -130,7 +130,6 @@ def measure(folder: Path, megabytes: float, windows: int, seed: int) -> None:
         batch_size=64,
         workers=0,
         limit_windows=None,
-        scored_pool=None,
         questions=None,
         scored_windows=0,
         document_start_fraction=0.5,

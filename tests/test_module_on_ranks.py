@@ -22,7 +22,7 @@ STEPS, LR = 3, 0.5
 OBJECTIVES = {
     "kl_posterior": [],
     "kl_posterior, scored windows only": ["objective.continuation=0", "candidates.hard_negatives=false"],
-    "kl_posterior of a pool": ["data.scored_pool=24", "objective.unhelped_weight=0.5", "objective.null_similarity=0.1"],
+    "kl_posterior with a null passage": ["objective.unhelped_weight=0.5", "objective.null_similarity=0.1"],
     "marginal": [],
     "leave_one_out": ["objective.in_batch=false"],
     "attention": ["objective.heads=all"],

@@ -2,23 +2,22 @@
 Run: pytest tests/data/test_window_datamodule.py"""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from dream.data.window_datamodule import WindowDataModule, WindowStream
-from dream.store.store import ENCODER
+from dream.store.questions import TEXTS, save_tokens
+from dream.store.store import ENCODER, Store
 from dream.utils.errors import ConfigError
 
 
 def stream(
-    store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0, document_start_fraction=0.0, pool=None,
-    scored=0,
+    store, batch_size=5, start=0, rank=0, world=1, limit=None, seed=0, document_start_fraction=0.0, scored=0,
 ) -> WindowStream:  # fmt: skip
-    return WindowStream(
-        store, seed, batch_size, 256, 8, document_start_fraction, limit, pool, scored, start, rank, world
-    )
+    return WindowStream(store, seed, batch_size, 256, 8, document_start_fraction, limit, scored, start, rank, world)
 
 
 def ids(batches) -> list[int]:
@@ -32,7 +31,6 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
         "batch_size": 4,
         "workers": 0,
         "limit_windows": None,
-        "scored_pool": None,
         "questions": None,
         "scored_windows": 2,
         "document_start_fraction": 0.5,
@@ -48,20 +46,26 @@ def make_datamodule(corpus, tokenizer, tmp_path, **changes) -> WindowDataModule:
     return WindowDataModule(corpus, tokenizer, tokenizer, **(settings | changes))
 
 
-def test_scored_windows_come_from_a_pool_that_is_the_same_for_all_seeds(store):
-    pools = []
-    for seed in (0, 1):
-        batches = list(itertools.islice(stream(store, batch_size=4, pool=6, scored=2, seed=seed), 6))
-        scored = [window for batch in batches for window in batch.window_ids_B[:2].tolist()]
-        assert sorted(scored[:6]) == sorted(scored[6:])
-        assert scored[:6] != scored[6:]
-        others = [window for batch in batches for window in batch.window_ids_B[2:].tolist()]
-        plain = list(itertools.islice(stream(store, batch_size=4, seed=seed), 6))
-        assert others == [window for batch in plain for window in batch.window_ids_B[2:].tolist()]
-        pools.append(set(scored))
-    assert pools[0] == pools[1]
-    later = stream(store, batch_size=4, pool=6, scored=2, seed=1, start=8)
-    assert ids(itertools.islice(later, 4)) == ids(batches[2:])
+@pytest.fixture
+def asked(store, tokenizer, tmp_path):
+    """The store with questions about its first six passages, all of which are trained on."""
+    texts = [f"question {number}" for number in range(6)]
+    rows = [json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in enumerate(texts)]
+    (tmp_path / TEXTS).write_text("".join(rows))
+    save_tokens(tmp_path, range(6), texts, (tokenizer, tokenizer))
+    return Store(store.path, target="context", questions=tmp_path)
+
+
+def test_scored_windows_are_questions_in_turn(asked, store):
+    pieces, count = len(store.windows), len(asked.questions)
+    batches = list(itertools.islice(stream(asked, batch_size=4, scored=1), 2 * count))
+    scored = [batch.window_ids_B[0].item() for batch in batches]
+    assert sorted(scored[:count]) == sorted(scored[count:]) == list(range(pieces, pieces + count))
+    assert scored[:count] != scored[count:]
+    plain = list(itertools.islice(stream(store, batch_size=4), 2 * count))
+    assert [batch.window_ids_B[1:].tolist() for batch in batches] == [b.window_ids_B[1:].tolist() for b in plain]
+    later = stream(asked, batch_size=4, scored=1, start=8)
+    assert ids(itertools.islice(later, 4)) == ids(batches[2:6])
 
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order(store):
@@ -71,10 +75,10 @@ def test_an_epoch_has_every_window_once_and_the_next_another_order(store):
     assert seen[:n] != seen[n:]
 
 
-@pytest.mark.parametrize("pool", [None, 6])
-def test_ranks_share_each_batch_without_overlap(store, pool):
+@pytest.mark.parametrize("kind", ["store", "asked"])
+def test_ranks_share_each_batch_without_overlap(request, kind):
     """Two ranks take, together, what one takes; each has half of the scored windows, which come first; same count."""
-    settings = {"batch_size": 10, "scored": 4, "pool": pool, "start": 20}
+    store, settings = request.getfixturevalue(kind), {"batch_size": 10, "scored": 4, "start": 20}
     whole = list(itertools.islice(stream(store, **settings), 4))
     halves = [list(itertools.islice(stream(store, rank=rank, world=2, **settings), 4)) for rank in range(2)]
     for number, batch in enumerate(whole):
@@ -111,7 +115,7 @@ def test_context_and_continuation_are_the_texts_of_the_window(store, tokenizer):
 
 
 def test_a_continuation_goes_on_after_the_target_and_ends_with_its_document(store):
-    made = WindowStream(store, 0, len(store.windows), 256, 10_000, 0.0, None, None, 0, 0, 0, 1)
+    made = WindowStream(store, 0, len(store.windows), 256, 10_000, 0.0, None, 0, 0, 0, 1)
     batch = made.batch(0)
     for b, window in enumerate(batch.window_ids_B.tolist()):
         row_T = batch.continuation.ids_BT[b][batch.continuation.mask_BT[b]].numpy()
@@ -125,7 +129,7 @@ def test_the_lead_share_opens_documents_and_every_window_still_comes(store):
     leads = set(store.document_start_windows.tolist())
     assert sorted(store.windows["document"][sorted(leads)].tolist()) == sorted(set(store.windows["document"].tolist()))
     made = stream(store, document_start_fraction=0.25)
-    windows = made.windows_at(np.arange(8 * len(store.windows)), 0)
+    windows = made.windows_at(np.arange(8 * len(store.windows)))
     assert set(windows[3::4].tolist()) <= leads
     np.testing.assert_array_equal(np.sort(windows[3::4][: len(leads)]), sorted(leads))
     rest = np.delete(windows, np.s_[3::4])[: len(store.windows)]
@@ -144,7 +148,6 @@ def test_a_limit_repeats_the_first_windows(store):
         ("min_context_tokens", 13),
         ("target_tokens", 0),
         ("limit_windows", 0),
-        ("scored_pool", 0),
         ("document_start_fraction", 1.1),
         ("continuation_tokens", 0),
     ],

@@ -73,7 +73,6 @@ class LabelledDataModule(WindowDataModule):
             continuation_tokens=self.continuation_tokens,
             document_start_fraction=self.document_start_fraction,
             limit=self.limit_windows,
-            pool=None,
             scored=0,
             start=self.consumed,
             rank=rank,

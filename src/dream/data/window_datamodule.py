@@ -20,8 +20,6 @@ from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require
 from dream.utils.signals import ignore_in_worker
 
-POOL_SEED = 20_261_126  # the pool is the same for all seeds, so that runs share its log-likelihoods
-
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
 
@@ -42,7 +40,6 @@ class WindowStream(IterableDataset):
         document_start_fraction: share of the windows that start a document. They have their own random order. The
             other windows are drawn from all windows.
         limit: repeat the first n windows; None: all windows.
-        pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
         scored: number of scored windows of a batch, on all ranks together; the first ones.
         start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
@@ -58,7 +55,6 @@ class WindowStream(IterableDataset):
         continuation_tokens: int,
         document_start_fraction: float,
         limit: int | None,
-        pool: int | None,
         scored: int,
         start: int,
         rank: int,
@@ -67,7 +63,7 @@ class WindowStream(IterableDataset):
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
         self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
         self.limit, self.start, self.rank, self.world = limit, start, rank, world
-        self.pool, self.scored = pool, min(scored, batch_size)
+        self.scored = min(scored, batch_size)
         self.slots = share_of(batch_size, self.scored, rank, world)
 
     def __iter__(self) -> Iterator[WindowBatch]:
@@ -96,29 +92,23 @@ class WindowStream(IterableDataset):
 
     def examples_at(self, positions: np.ndarray) -> Examples:
         """The examples at these positions of the stream."""
-        windows = self.windows_at(positions, self.seed)
-        if self.pool or self.store.questions:
+        windows = self.windows_at(positions)
+        if self.store.questions:
             batches, slots = np.divmod(positions, self.batch_size)
             is_scored = slots < self.scored
-            windows[is_scored] = self.scored_windows_at((batches * self.scored + slots)[is_scored])
+            turns = (batches * self.scored + slots)[is_scored]
+            windows[is_scored] = len(self.store.windows) + permute(self.seed, turns, len(self.store.questions))
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]
         return windows, self.store.window_rows(windows)["document"].astype(np.int64), contexts, continuations
 
-    def scored_windows_at(self, turns: np.ndarray) -> np.ndarray:
-        """Window ids of these turns: questions if the store has them, otherwise windows of the pool."""
-        if self.store.questions:
-            return len(self.store.windows) + permute(self.seed, turns, len(self.store.questions))
-        assert self.pool
-        return self.windows_at(permute(self.seed, turns, self.pool), POOL_SEED)
-
-    def windows_at(self, positions: np.ndarray, seed: int) -> np.ndarray:
+    def windows_at(self, positions: np.ndarray) -> np.ndarray:
         """Window ids at these positions of an order that interleaves two infinite permutations."""
         starts_before = np.floor(positions * self.document_start_fraction).astype(np.int64)
         is_start = np.floor((positions + 1) * self.document_start_fraction).astype(np.int64) > starts_before
         starts, windows = self.store.document_start_windows, np.empty(len(positions), dtype=np.int64)
-        windows[is_start] = starts[permute(seed, starts_before[is_start], len(starts))]
-        windows[~is_start] = permute(seed, (positions - starts_before)[~is_start], len(self.store.windows))
+        windows[is_start] = starts[permute(self.seed, starts_before[is_start], len(starts))]
+        windows[~is_start] = permute(self.seed, (positions - starts_before)[~is_start], len(self.store.windows))
         return windows
 
 
@@ -135,7 +125,6 @@ class WindowDataModule(L.LightningDataModule):
         batch_size: windows of a step, on all ranks together.
         workers: number of loader processes.
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
-        scored_pool: take the scored windows in turn from a fixed sample of this many windows; None: from all windows.
         questions: take the scored windows in turn from questions about this many passages, written by the language
             model; None: windows of documents.
         document_start_fraction: share of the windows that start a document.
@@ -162,7 +151,6 @@ class WindowDataModule(L.LightningDataModule):
         batch_size: int,
         workers: int,
         limit_windows: int | None,
-        scored_pool: int | None,
         questions: int | None,
         document_start_fraction: float,
         continuation_tokens: int,
@@ -175,7 +163,7 @@ class WindowDataModule(L.LightningDataModule):
         target: str,
     ) -> None:
         super().__init__()
-        _check_order(batch_size, workers, limit_windows, scored_pool, questions, document_start_fraction, target)
+        _check_order(batch_size, workers, limit_windows, questions, document_start_fraction, target)
         _check_cuts(continuation_tokens, passage_tokens, context_tokens, min_context_tokens, target_tokens, context)
         self.corpus, self.tokenizers = corpus, (encoder_tokenizer, scorer_tokenizer)
         self.max_query_tokens, self.stores_dir = max_query_tokens, Path(stores_dir)
@@ -188,7 +176,7 @@ class WindowDataModule(L.LightningDataModule):
         self.target = target
         self.questions = questions
         check_shares(batch_size, scored_windows)
-        self.scored_pool, self.scored = scored_pool, batch_size if scored_windows is None else scored_windows
+        self.scored = batch_size if scored_windows is None else scored_windows
         self.cuts: dict[str, Any] = {
             "passage_tokens": passage_tokens,
             "context_tokens": context_tokens,
@@ -231,7 +219,6 @@ class WindowDataModule(L.LightningDataModule):
             self.continuation_tokens,
             self.document_start_fraction,
             self.limit_windows,
-            self.scored_pool,
             self.scored,
             self.consumed,
             rank,
@@ -249,18 +236,15 @@ class WindowDataModule(L.LightningDataModule):
         self.consumed = state_dict["consumed"]
 
 
-def _check_order(batch_size: int, workers: int, limit_windows: int | None, scored_pool: int | None,
+def _check_order(batch_size: int, workers: int, limit_windows: int | None,
                  questions: int | None, document_start_fraction: float, target: str) -> None:  # fmt: skip
     """Raise ConfigError if a setting of the order of windows is impossible."""
     require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
     require(workers >= 0, "data.workers", workers, "0 or more loader processes")
     require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
-    require(scored_pool is None or scored_pool > 0, "data.scored_pool", scored_pool, "null, or at least 1")
-    require(scored_pool is None or limit_windows is None, "data.scored_pool", scored_pool,
-            "data.limit_windows already repeats few windows; set one of both to null")  # fmt: skip
     require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
-    require(questions is None or (target == "context" and scored_pool is None), "data.questions", questions,
-            "set data.target=context and data.scored_pool=null: the LM is asked for the question")  # fmt: skip
+    require(questions is None or target == "context", "data.questions", questions,
+            "set data.target=context: the language model is asked for the question")  # fmt: skip
     require(
         0 <= document_start_fraction <= 1,
         "data.document_start_fraction",

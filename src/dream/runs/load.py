@@ -34,7 +34,7 @@ class FinishedRun:
     encoder: Encoder
     store: Store
     index: IndexHandle
-    hybrid_weight: float | None  # of the dense scores in the hybrid with BM25; None: it was not chosen
+    hybrid_weight: float | None = None  # of the dense scores in the hybrid with BM25; None: it was not chosen
 
 
 def open_run(
