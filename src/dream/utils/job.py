@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import NoReturn
 
 from dream.utils import ranks, signals
@@ -64,7 +64,7 @@ class Job:
     def _find_end(self) -> End | None:
         try:
             if self.group.store.check(["end"]):
-                end = self.group.hear("end")
+                end = End(*self.group.hear("end"))
                 return end if end.rank != self.group.rank else None
         except RuntimeError:  # the store is in rank 0's process, or in torchrun's
             return End(0, 1, "ended, or its machine cannot be reached")
@@ -72,14 +72,14 @@ class Job:
             code = child.poll()
             if code is not None and not self.group.store.check([f"bye/{rank}"]):
                 self.report(_end_of(rank, code))
-                return self.group.hear("end")
+                return End(*self.group.hear("end"))
         return None
 
     def report(self, end: End) -> None:
         """Tell all ranks, unless another end was reported before."""
         with suppress(RuntimeError):
             if not self.group.store.check(["end"]):
-                self.group.tell("end", end)
+                self.group.tell("end", astuple(end))
 
     def leave(self, seconds: float) -> None:
         """Say goodbye. Rank 0 holds the store, so it waits for all others."""

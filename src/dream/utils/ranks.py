@@ -8,11 +8,12 @@ for another one sleeps and looks again, so signals and the end of another rank i
 Shape suffixes: N rows on this rank, M rows on all ranks.
 """
 
+import io
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import PosixPath, WindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -41,17 +42,33 @@ class Group:
 
     def tell(self, key: str, value: Any) -> None:
         """Put a value that all other ranks can read."""
-        self.store.set(key, pickle.dumps(value))
+        self.store.set(key, _packed(value))
 
     def hear(self, key: str) -> Any:
         """Wait until a rank has put this value, and return it."""
         while not self.store.check([key]):
             time.sleep(POLL_SECONDS)
-        return pickle.loads(self.store.get(key))
+        return _unpacked(self.store.get(key))
 
     def next_key(self) -> str:
         self.turn += 1
         return f"turn/{self.turn}"
+
+
+def _packed(value: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    """Containers, numbers, texts, paths and tensors: whoever reaches the store cannot make this process run code."""
+    import torch
+
+    with torch.serialization.safe_globals([PosixPath, WindowsPath]):
+        return torch.load(io.BytesIO(content), weights_only=True)
 
 
 _group: Group | None = None
@@ -86,7 +103,7 @@ def is_first() -> bool:
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
-    """Rank 0 does the work; all ranks return its result, which must be possible to pickle.
+    """Rank 0 does the work; all ranks return its result: containers, numbers, texts, paths and tensors.
 
     If the work fails, the error ends rank 0, and `dream.utils.job` then ends all other ranks.
     """
