@@ -72,6 +72,14 @@ def test_a_run_leaves_behind_what_search_and_the_next_run_need(config, tmp_path,
         assert len(hits) == (0 if mode == "bm25" else 3)
 
 
+def test_a_run_with_bfloat16_weights_can_be_searched(config, llama_folder, tmp_path):
+    """Its weights are opened as float32: they have the same values, so the index still belongs to them."""
+    overrides = ["encoder=hf", f"encoder.name={llama_folder}", "encoder.pooling=last"]
+    train(config("run", *overrides, "encoder.dtype=bfloat16", "trainer.max_steps=2"))
+    hits = Searcher(tmp_path / "logs" / "run").search("Document words", 3)
+    assert len(hits) == 3
+
+
 def test_checkpoints_carry_the_encoder_and_no_language_model(config, tmp_path):
     fit(config("run"))
     checkpoint = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)

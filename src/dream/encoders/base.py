@@ -103,9 +103,9 @@ class Encoder(nn.Module):
         return self.state_dict()
 
     def fingerprint(self) -> str:
-        """Short hash of the weights' bytes."""
+        """Short hash of the weights as float32, the type in which they are opened after training."""
         digest = hashlib.blake2b()
         for name, tensor in sorted(self.weights().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().float().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:FINGERPRINT_CHARACTERS]
