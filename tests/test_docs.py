@@ -99,6 +99,7 @@ def overrides_of(line: str) -> tuple[str, list[str]]:
     if "--config-dir" in words:
         at = words.index("--config-dir")
         del words[at : at + 2]
+    words = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]  # an optional plugin
     if script == "dream-search":
         words = [word for word in words if "=" in word]
     return COMMANDS[script], words
