@@ -14,7 +14,7 @@ import torch
 from dream.scorers.int8 import eight_bit_problem
 from dream.utils.atomic_io import fingerprint
 from dream.utils.errors import require
-from dream.utils.runtime import has_fast_bfloat16, project_root
+from dream.utils.runtime import KERNELS, has_fast_bfloat16
 
 INT8 = "int8"  # 8-bit linear layers: see int8.py
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables that forbid instructions which the processor has
@@ -28,11 +28,12 @@ def kernel_cache() -> Path:
     chosen = torch.backends.cpu.get_cpu_capability()
     features = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
     limits = [os.environ.get(name, "") for name in LIMITS]
-    return project_root() / "data" / "inductor" / f"{chosen.lower()}-{fingerprint([chosen, features, limits])}"
+    return Path(KERNELS) / f"{chosen.lower()}-{fingerprint([chosen, features, limits])}"
 
 
 # Only the first run on a kind of processor compiles. torch reads the variable when it compiles the first kernel.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernel_cache()))
+if os.environ.get("TORCHINDUCTOR_CACHE_DIR", KERNELS) == KERNELS:  # otherwise the user has chosen a folder
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kernel_cache())
 
 
 def wants_compilation(key: str, choice: str | bool, device: torch.device) -> bool:

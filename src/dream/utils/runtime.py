@@ -34,6 +34,10 @@ def project_root() -> Path:
 
 OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
 
+# torch would otherwise share compiled kernels of all projects. scorers/compilation.py adds the kind of processor.
+KERNELS = str(project_root() / "data" / "inductor")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", KERNELS)
+
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # at INFO, it logs each build that it tries to load
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # after a resume
