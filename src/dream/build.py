@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dream.runs.layout import INDEX, LAST
 from dream.scorers.questions import open_or_write
 from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
-from dream.utils.errors import require
+from dream.utils.errors import require, require_installed
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -171,8 +170,8 @@ def _loggers(cfg: DictConfig) -> list[DictConfig]:
     loggers = [chosen] if "_target_" in chosen else [logger for logger in chosen.values() if logger]
     for logger in loggers:
         package = OPTIONAL_LOGGERS.get(logger["_target_"].rpartition(".")[2])
-        require(package is None or find_spec(package) is not None, "logger", package,
-                f"needs the package {package}: pip install 'dream-retrieval[{package}]'")  # fmt: skip
+        if package:
+            require_installed([package], package, "logger", package)
     return loggers
 
 

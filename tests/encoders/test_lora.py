@@ -11,10 +11,10 @@ from tests.export.test_export import MODELS
 from tests.random_models import save_random_model
 from transformers import MistralConfig, MistralModel, Qwen2Config, Qwen2Model
 
-from dream.encoders import lora as adapters
 from dream.encoders.hf import HFEncoder
 from dream.module import RetrieverModule
 from dream.runs.load import open_run
+from dream.utils import errors
 from dream.utils.errors import ConfigError
 
 pytest.importorskip("peft")
@@ -97,7 +97,7 @@ def test_impossible_values_are_refused(changes, message, tmp_path):
 
 
 def test_without_peft_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"encoder.lora.rank=4: needs the package peft: .*\[lora\]"):
         adapted("bert", tmp_path)
 

@@ -14,8 +14,9 @@ from tests.evaluation.conftest import composed, training, world  # noqa: F401
 
 from dream.commands import export as command
 from dream.commands.evaluate import evaluate
-from dream.export import base, passages
+from dream.export import passages
 from dream.export.formats import FORMATS
+from dream.utils import errors
 from dream.utils.errors import ConfigError, DataError
 
 
@@ -83,7 +84,7 @@ def test_a_mistake_is_reported_in_one_line(config, overrides, message):
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].packages])
 def test_a_missing_package_is_named_with_its_extra(config, name, monkeypatch):
-    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    monkeypatch.setattr(errors, "find_spec", lambda package: None)
     extra = FORMATS[name].extra
     with pytest.raises(
         ConfigError, match=rf"to={name}: needs the package \w+: pip install 'dream-retrieval\[{extra}\]'"

@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from dream import build
 from dream.callbacks.hyperparameters import flat
 from dream.commands.train import train
+from dream.utils import errors
 from dream.utils.errors import ConfigError
 
 SHORT = ["objective=info_nce", "callbacks.candidate_panels=null", "trainer.max_steps=3"]
@@ -46,7 +47,7 @@ def test_secrets_are_not_logged(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_missing_package_is_named_with_its_extra(config, package, monkeypatch):
-    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"logger={package}: needs the package .*'dream-retrieval\[{package}\]'"):
         build._loggers(config("run", f"logger={package}"))
 

@@ -15,6 +15,7 @@ from dream.scorers import gguf as gguf_scorer
 from dream.scorers import smollm2
 from dream.scorers.gguf import GGUFScorer
 from dream.scorers.smollm2 import SmolLM2Scorer
+from dream.utils import errors
 from dream.utils.atomic_io import checksum
 from dream.utils.errors import ConfigError, DataError
 
@@ -119,7 +120,7 @@ def test_a_broken_file_is_refused_and_leaves_nothing(file, tmp_path, damage):
 def test_a_missing_file_and_a_missing_package_are_named(file, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"scorer\.path=.*no\.gguf: there is no such file"):
         scorer_of(tmp_path / "no.gguf", tmp_path)
-    monkeypatch.setattr(gguf_scorer, "find_spec", lambda name: None if name == "accelerate" else object())
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "accelerate" else object())
     with pytest.raises(ConfigError, match=r"needs the package accelerate: pip install 'dream-retrieval\[gguf\]'"):
         scorer_of(file, tmp_path)
 

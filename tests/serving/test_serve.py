@@ -18,6 +18,7 @@ from dream.commands import serve as command
 from dream.evaluation.searcher import MODES, Searcher
 from dream.indexes.words import Analyzer
 from dream.serving.highlight import snippet
+from dream.utils import errors
 from dream.utils.errors import ConfigError
 
 pytest.importorskip("starlette")
@@ -139,7 +140,7 @@ def test_mistakes_are_reported_in_one_line(world, monkeypatch):  # noqa: F811
     with pytest.raises(ConfigError, match=f"port={port}: .*choose another port"):
         command.serve(config(f"port={port}"))
     taken.close()
-    monkeypatch.setattr(command, "find_spec", lambda package: None)
+    monkeypatch.setattr(errors, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=r"needs the package starlette: pip install 'dream-retrieval\[serve\]'"):
         command.serve(config())
 

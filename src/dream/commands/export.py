@@ -40,9 +40,10 @@ KEYS = (
 def export(cfg: DictConfig) -> None:
     """Write, check and rename the folder; upload it if `push` is set."""
     from dream.export.base import Checks, Job
-    from dream.export.target import ABOUT, new_export, refuse_existing
+    from dream.export.target import ABOUT, refuse_existing
     from dream.runs.load import open_run
     from dream.utils.atomic_io import write_json
+    from dream.utils.cached_folders import new_directory
 
     chosen = _format(cfg)
     folder = Path(cfg.run).resolve()
@@ -55,7 +56,7 @@ def export(cfg: DictConfig) -> None:
     config: Any = OmegaConf.to_container(run.cfg)
     job = Job(run, config, folder, Path(cfg.paths.logs), Checks(**cfg.check), cfg.weights, cfg.license,
               cfg.push)  # fmt: skip
-    with new_export(path) as unfinished:
+    with new_directory(path, replace=True, checksums=False) as unfinished:
         chosen.write(job, unfinished)
         found = chosen.check(job, unfinished)
         about = {"format": to, "weights": cfg.weights, "run": f"{folder.parent.name}/{folder.name}",

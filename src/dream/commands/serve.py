@@ -1,7 +1,5 @@
 """dream-serve: a search page and a JSON API over a finished run, on this machine only."""
 
-from importlib.util import find_spec
-
 from omegaconf import DictConfig
 
 from dream.commands.app import command
@@ -23,11 +21,9 @@ KEYS = (
 def serve(cfg: DictConfig) -> None:
     """Open the run, then answer requests until Ctrl-C."""
     from dream.evaluation.searcher import Searcher
-    from dream.utils.errors import require
+    from dream.utils.errors import require, require_installed
 
-    for package in ("starlette", "uvicorn", "jinja2"):
-        require(find_spec(package) is not None, "run", cfg.run,
-                f"dream-serve needs the package {package}: pip install 'dream-retrieval[serve]'")  # fmt: skip
+    require_installed(("starlette", "uvicorn", "jinja2"), "serve", "run", cfg.run)
     require(cfg.k > 0, "k", cfg.k, "at least 1 document")
     require(0 <= cfg.port < 65_536, "port", cfg.port, "0 for any free port, or a port below 65536")
     from dream.serving.page import make_app

@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
-from dream.utils.errors import ConfigError, require
+from dream.utils.errors import ConfigError, require, require_installed
 
 ALL_LINEAR = "all-linear"
 ADAPTER = ".lora_"  # in the name of every weight of an adapter
@@ -19,8 +18,8 @@ def check_values(lora: Mapping[str, Any]) -> None:
     require(isinstance(rank, int) and rank >= 0, "encoder.lora.rank", rank, "0 for no adapter, or e.g. 16")
     require(0 <= dropout < 1, "encoder.lora.dropout", dropout, "at least 0 and below 1")
     require(not rank or lora["alpha"] > 0, "encoder.lora.alpha", lora["alpha"], "above 0, e.g. twice the rank")
-    require(not rank or find_spec("peft") is not None, "encoder.lora.rank", rank,
-            "needs the package peft: pip install 'dream-retrieval[lora]'")  # fmt: skip
+    if rank:
+        require_installed(["peft"], "lora", "encoder.lora.rank", rank)
 
 
 def add_adapter(model: Any, lora: Mapping[str, Any]) -> Any:

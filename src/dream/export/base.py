@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dream.encoders.base import Side
 from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
 from dream.runs.load import FinishedRun
-from dream.utils.errors import ConfigError, require
+from dream.utils.errors import ConfigError, require_installed
 
 Embed = Callable[[list[str], Side], np.ndarray]  # (B texts, side) -> embedding_BD, float32
 
@@ -91,9 +90,7 @@ class Format:
 
     def require_installed(self, name: str) -> None:
         """Raise ConfigError if a package is missing."""
-        for package in self.packages:
-            require(find_spec(package) is not None, "to", name,
-                    f"needs the package {package}: pip install 'dream-retrieval[{self.extra}]'")  # fmt: skip
+        require_installed(self.packages, self.extra, "to", name)
 
     def write(self, job: Job, folder: Path) -> None:
         """Write the export into an existing empty folder.

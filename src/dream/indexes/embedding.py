@@ -3,7 +3,6 @@
 Shape suffixes: B passages of a batch, D embedding width.
 """
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,27 +64,32 @@ def embed_corpus(
                "device": torch.device(device).type}  # fmt: skip
     done = ranks.on_rank_zero(lambda: _complete_shards(folder, made_of))
     record = PROGRESS if ranks.is_first() else f"progress-{ranks.rank()}.json"
-    names = [f"shard-{number:05d}.npy" for number in range(math.ceil(count / rows_per_shard))]
-    bounds = zip(names, pairwise([*range(0, count, rows_per_shard), count]), strict=True)
-    own = [shard for number, shard in enumerate(bounds) if number % ranks.world() == ranks.rank()]
+    shards = _shards(count, rows_per_shard)
+    own = shards[ranks.rank() :: ranks.world()]
     total = sum(end - first for _, (first, end) in own)
     bar = progress(total=total, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
     with torch.inference_mode(), _in_eval_mode(encoder), bar:
         for name, (first, end) in own:
-            if name not in done:
-                unfinished = folder / f"{name}.tmp"
-                shard = _new_shard(unfinished, end - first, encoder.width)
-                for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
-                    shard[ids - first] = _embed(encoder, store, ids, device)
-                    bar.update(len(ids))
-                shard.flush()
-                done[name] = checksum(unfinished)
-                unfinished.replace(folder / name)
-                write_checked_json(folder / record, {"made_of": made_of, "shards": done})
-            else:
+            if name in done:
                 bar.update(end - first)
+                continue
+            unfinished = folder / f"{name}.tmp"
+            shard = _new_shard(unfinished, end - first, encoder.width)
+            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
+                shard[ids - first] = _embed(encoder, store, ids, device)
+                bar.update(len(ids))
+            shard.flush()
+            done[name] = checksum(unfinished)
+            unfinished.replace(folder / name)
+            write_checked_json(folder / record, {"made_of": made_of, "shards": done})
     ranks.everyone(None)  # all shards are complete
-    return names
+    return [name for name, _ in shards]
+
+
+def _shards(count: int, rows_per_shard: int) -> list[tuple[str, tuple[int, int]]]:
+    """(file name, (first passage, end)) of each shard."""
+    bounds = pairwise([*range(0, count, rows_per_shard), count])
+    return [(f"shard-{number:05d}.npy", ends) for number, ends in enumerate(bounds)]
 
 
 def open_shard(path: Path) -> np.ndarray:

@@ -9,9 +9,7 @@ LAST = CHECKPOINTS / "last.ckpt"
 CHECKPOINT_PATTERNS = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt")  # Lightning writes the second kind for SLURM
 ENCODER = "encoder"  # the trained encoder
 UNTRAINED_ENCODER = "untrained_encoder"  # the encoder before training, for dream-evaluate
-BELONGS_TO = (
-    "belongs_to.json"  # in the encoder's folder: hashes of the weights and of the store, and the hybrid's weight
-)
+BELONGS_TO = "belongs_to.json"  # in the encoder's folder: hashes of weights and store, weight of the hybrid
 UNTRAINED_SCORES = "untrained.json"  # scores of the untrained encoder, for a resumed run
 INDEX = "index"  # snapshots of the index
 SUMMARY = "summary.json"

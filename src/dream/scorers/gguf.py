@@ -1,7 +1,6 @@
 """Scorers from GGUF files, the format of llama.cpp. A file is converted once into a folder of transformers."""
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from dream.corpora.base import Corpus
 from dream.scorers.hf import HFScorer, why_not_causal
 from dream.utils.atomic_io import FINGERPRINT_CHARACTERS, checksum
 from dream.utils.cached_folders import new_directory, verify_or_discard
-from dream.utils.errors import ConfigError, DreamError, require
+from dream.utils.errors import ConfigError, DreamError, require, require_installed
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
 PACKAGES = ("gguf", "accelerate")  # what transformers needs to read GGUF
-INSTALL = "pip install 'dream-retrieval[gguf]'"
 
 
 class GGUFScorer(HFScorer):
@@ -59,8 +57,7 @@ def convert(file: Path, folder: Path) -> None:
     Raises:
         ConfigError: see `GGUFScorer`.
     """
-    for package in PACKAGES:
-        require(find_spec(package) is not None, "scorer.path", file, f"needs the package {package}: {INSTALL}")
+    require_installed(PACKAGES, "gguf", "scorer.path", file)
     config = _read(file, AutoConfig.from_pretrained)
     reason = why_not_causal(config)
     require(not reason, "scorer.path", file, f"{reason}; choose a decoder")

@@ -34,17 +34,20 @@ LINK_SECONDS = 60  # a link cannot be locked; if a temporary link is older, its 
 
 
 @contextmanager
-def new_directory(path: Path, replace: bool = False) -> Iterator[Path]:
+def new_directory(path: Path, replace: bool = False, checksums: bool = True) -> Iterator[Path]:
     """Yield a temporary directory next to `path`. It is renamed to `path` if the block ends without an error.
 
     If another process has completed the same directory, its copy is kept. Names are hashes of the content, so both
-    copies are equal. With `replace`, an existing directory is replaced.
+    copies are equal. With `replace`, an existing directory is replaced. Without `checksums`, it gets no file of them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     with temporary(path, Path.mkdir) as unfinished:
         yield unfinished
-        seal(unfinished)
+        if checksums:
+            seal(unfinished)
+        else:
+            _flush(unfinished)
         if replace and path.exists():
             discard(path)
         _rename(unfinished, path)
@@ -91,11 +94,17 @@ def exclusive_workdir(folder: Path) -> Iterator[Path]:
 
 def seal(folder: Path) -> None:
     """Flush all files of the folder to disk, then write their sizes and checksums."""
+    files = _flush(folder)
+    entries = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}
+    write_bytes(folder / CHECKSUMS, _listing(entries))
+
+
+def _flush(folder: Path) -> list[Path]:
+    """Flush all files of the folder to disk, and return them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (CHECKSUMS, LOCK))
     for file in files:
         flush_to_disk(file)
-    entries = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}
-    write_bytes(folder / CHECKSUMS, _listing(entries))
+    return files
 
 
 def _listing(entries: dict[str, list]) -> bytes:

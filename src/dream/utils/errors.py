@@ -1,5 +1,7 @@
 """Errors that the user can fix. They are reported in one line without a traceback."""
 
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -38,3 +40,10 @@ def require(holds: bool, key: str, value: Any, remedy: str) -> None:
     """Raise `ConfigError` if the condition is false."""
     if not holds:
         raise ConfigError(key, value, remedy)
+
+
+def require_installed(packages: Iterable[str], extra: str, key: str, value: Any) -> None:
+    """Raise `ConfigError` if an importable package is missing that this extra of the project installs."""
+    for package in packages:
+        require(find_spec(package) is not None, key, value,
+                f"needs the package {package}: pip install 'dream-retrieval[{extra}]'")  # fmt: skip
