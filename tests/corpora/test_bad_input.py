@@ -113,7 +113,7 @@ READ = [  # name, bytes of the file, texts
     ("a field twice", b'{"text": "one", "text": "two"}', ["two"]),
     ("a number as id and title", b'{"_id": 7, "title": 2.5, "text": "one"}', ["one"]),
     ("a line as long as may be", b'{"text": "' + b"x" * 988 + b'"}', ["x" * 988]),
-    ("gzip members, one after another", gzip.compress(A + b"\n") + gzip.compress(B), ["one", "two"]),
+    ("gzip members, one after another", gzip.compress(A + b"\n", mtime=0) + gzip.compress(B, mtime=0), ["one", "two"]),
 ]  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_a_file_whose_name_is_not_utf8(tmp_path):
 @pytest.mark.parametrize("damage", ["cut short", "zeros in the middle"])
 def test_a_damaged_gzip_file_is_an_error_under_both_policies(tmp_path, policy, share, damage):
     lines = [json.dumps({"_id": str(n), "text": os.urandom(20).hex()}).encode() for n in range(5000)]
-    packed = gzip.compress(b"\n".join(lines))
+    packed = gzip.compress(b"\n".join(lines), mtime=0)
     middle = int(share * len(packed))
     file = tmp_path / "c.jsonl.gz"
     file.write_bytes(packed[:middle] if damage == "cut short" else packed[:middle] + bytes(99) + packed[middle + 99 :])
@@ -217,7 +217,7 @@ def test_a_damaged_gzip_file_is_an_error_under_both_policies(tmp_path, policy, s
 
 
 def test_a_gzip_file_without_its_suffix_is_read(tmp_path):
-    (tmp_path / "c.jsonl").write_bytes(gzip.compress(A))
+    (tmp_path / "c.jsonl").write_bytes(gzip.compress(A, mtime=0))
     assert [document.text for document in jsonl(tmp_path / "c.jsonl", "error").documents()] == ["one"]
 
 
@@ -326,7 +326,7 @@ def test_arbitrary_bytes_as_text(tmp_path, content):
 def test_arbitrary_bytes_as_gzip(tmp_path, content, cut, change):
     """A changed gzip file is an error, or reads as what was packed."""
     file = tmp_path / "c.txt.gz"
-    packed = bytearray(gzip.compress(content))
+    packed = bytearray(gzip.compress(content, mtime=0))
     packed[change % len(packed)] ^= 1 + cut
     file.write_bytes(packed[: len(packed) - cut % 7])
     try:
@@ -334,7 +334,7 @@ def test_arbitrary_bytes_as_gzip(tmp_path, content, cut, change):
     except DataError as error:
         assert re.search(r"c\.txt\.gz:\d+: damaged gzip", str(error))  # noqa: PT017
     else:
-        file.write_bytes(gzip.compress(content))
+        file.write_bytes(gzip.compress(content, mtime=0))
         assert skipped(text(file, "skip"))[0] == texts
 
 

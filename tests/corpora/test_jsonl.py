@@ -67,7 +67,7 @@ def test_lone_surrogates_become_question_marks(tmp_path):
 
 
 def test_gzip(tmp_path):
-    corpus = jsonl(tmp_path / "c.jsonl.gz", gzip.compress(GOOD.encode() * 2))
+    corpus = jsonl(tmp_path / "c.jsonl.gz", gzip.compress(GOOD.encode() * 2, mtime=0))
     assert [d.id for d in corpus.documents()] == ["a", "a"]
 
 
@@ -86,7 +86,7 @@ def test_empty_file(tmp_path):
         ("c.jsonl", '{"texts": "a"}\n', r"c\.jsonl:1: none of the fields .*'text'.* only \['texts'\]; .*text_fields"),
         ("c.jsonl", '{"text": ["a", 1]}\n', r"c\.jsonl:1: field 'text' is a list with int, not text"),
         ("c.jsonl.gz", GOOD, r"c\.jsonl\.gz:1: damaged gzip"),
-        ("c.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"c\.jsonl\.gz:\d: damaged gzip"),
+        ("c.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], r"c\.jsonl\.gz:\d: damaged gzip"),
     ],
 )
 def test_bad_content_is_named_with_its_line(tmp_path, name, content, message):
@@ -175,7 +175,7 @@ def test_splits_are_the_files_and_others_are_refused(tmp_path):
 def test_beir_without_labels_or_corpus(tmp_path):
     with pytest.raises(ConfigError, match=r"no corpus\.jsonl"):
         BeirCorpus("b", str(tmp_path), True, "error", 1, None)
-    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(GOOD.encode()))
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(GOOD.encode(), mtime=0))
     corpus = BeirCorpus("b", str(tmp_path), True, "error", 1, None)
     assert corpus.splits() == []
     assert [d.text for d in corpus.documents()] == ["T\none"]
