@@ -5,7 +5,8 @@
 
 DREAM reads a JSONL file, tokenises, writes a store, embeds, and writes float16 shards. The peers get a list of texts in
 memory, and return an array. All get the first 128 tokens of each document. Without --beir, the documents are those of
-corpus pydocs. The static model is compared with sentence-transformers' StaticEmbedding, and with model2vec if it is installed.
+corpus pydocs. The static model is compared with sentence-transformers' StaticEmbedding, and with model2vec if it is
+installed.
 """
 
 import argparse
