@@ -16,6 +16,7 @@ FREE = {
     "data.stores_dir",
     "data.workers",
     "encoder.gradient_checkpointing",
+    "encoder.chunk",
     "scorer.cache_megabytes",
     "scorer.data_dir",
     "scorer.scoring.compile",
