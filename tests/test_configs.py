@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
 from dream.build import build_module, build_text, build_trainer
@@ -24,8 +25,14 @@ MOST_VALUES = 114  # lines with a value that `dream-train --cfg job` prints
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def server(llama_folder):
+    with CompletionsServer(llama_folder).running() as server:
+        yield server
+
+
 @pytest.fixture
-def composed(corpus_folder, llama_folder, tmp_path):
+def composed(corpus_folder, llama_folder, tmp_path, request):
     """Composes the training config with one option of one group; what must be given is given."""
     with new_directory(tmp_path / "data" / SMOLLM2) as unfinished:
         shutil.copytree(llama_folder, unfinished, dirs_exist_ok=True)
@@ -62,6 +69,14 @@ def composed(corpus_folder, llama_folder, tmp_path):
     }
 
     def make(option: str) -> DictConfig:
+        if option == "scorer=server":
+            url = request.getfixturevalue("server").url
+            needed[option] = [
+                f"scorer.url={url}",
+                f"scorer.tokenizer={llama_folder}",
+                "encoder=hf",
+                *needed["encoder=hf"],
+            ]
         base = {"corpus": "corpus=jsonl", "scorer": "scorer=hf"}
         group = option.split("=")[0]
         chosen = [option]

@@ -21,6 +21,12 @@ FREE = {
     "scorer.data_dir",
     "scorer.scoring.compile",
     "scorer.scoring.tokens_per_forward",
+    "scorer.url",
+    "scorer.concurrency",
+    "scorer.retries",
+    "scorer.seconds",
+    "scorer.token_limit",
+    "scorer.key_variable",
     "candidates.schedule_steps",
 }
 

@@ -113,18 +113,20 @@ class CausalScorer:
 
     def use(self, model: Any, store: Store) -> None:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
-        self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
-        self.prompt.require_start(store.target)
-        positions, _ = probe(model)
-        self.most_tokens = positions or np.iinfo(np.int64).max
-        require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
-                self.scoring.max_passage_tokens, f"with template, context and target a sequence has up to "
-                f"{self.longest} tokens, but the model reads {positions}; lower it, or data.context_tokens or "
-                "data.target_tokens")  # fmt: skip
+        self.fit(probe(model)[0], store)
         self.model = model.eval().requires_grad_(False)
         self.packs = can_pack(self.model, self.longest)
         self.weights_fingerprint = fingerprint(_checksums(self.model))
         self.to(self.device)
+
+    def fit(self, positions: int | None, store: Store) -> None:
+        """Check that a model with this number of positions reads the longest sequence. None: any number of tokens."""
+        self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
+        self.prompt.require_start(store.target)
+        self.most_tokens = positions or np.iinfo(np.int64).max
+        require(self.longest <= self.most_tokens, "scorer.scoring.max_passage_tokens", self.scoring.max_passage_tokens,
+                f"with template, context and target a sequence has up to {self.longest} tokens, but the model reads "
+                f"{positions}; lower it, or data.context_tokens or data.target_tokens")  # fmt: skip
 
     def to(self, device: torch.device | str) -> "CausalScorer":
         """Move to the device, and choose the type of the weights and the compilation for this device."""
