@@ -73,7 +73,7 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
             url = request.getfixturevalue("server").url
             needed[option] = [
                 f"scorer.url={url}",
-                f"scorer.tokenizer={llama_folder}",
+                f"scorer.name={llama_folder}",
                 "encoder=hf",
                 *needed["encoder=hf"],
             ]

@@ -44,7 +44,7 @@ def scorer_of(url: str, folder: str, store=None, scoring: dict | None = None, **
     own = OmegaConf.load(CONFIG_DIR / "scorer/server.yaml")
     own = OmegaConf.merge(
         own,
-        {"url": url, "tokenizer": folder, "cache_megabytes": 0, "retries": 2},
+        {"url": url, "name": folder, "cache_megabytes": 0, "retries": 2},
         changes,
         {"scoring": {"template": SCORING["template"], "max_passage_tokens": 16} | (scoring or {})},
     )
@@ -141,7 +141,7 @@ def test_a_server_without_logprobs_of_prompts_is_refused(folder, store):
 def test_another_tokenizer_is_refused(server, tmp_path, store):
     other = KINDS["word_piece"]()
     other.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"scorer.tokenizer=.*: the model tiny reads the ids of .* as .*; set the"):
+    with pytest.raises(ConfigError, match=r"scorer.name=.*: the model tiny reads the ids of .* as .*; name the"):
         scorer_of(server.url, str(tmp_path), store)
 
 
@@ -197,7 +197,7 @@ def test_a_whole_run(server, config, folder, llama_folder, tmp_path):
 
     cfg = config("run", "encoder=hf", f"encoder.name={llama_folder}", "encoder.pooling=last")
     cfg.scorer = OmegaConf.merge(OmegaConf.load(CONFIG_DIR / "scorer/server.yaml"), {
-        "url": server.url, "tokenizer": folder, "scoring": {"max_passage_tokens": 16}})  # fmt: skip
+        "url": server.url, "name": folder, "scoring": {"max_passage_tokens": 16}})  # fmt: skip
     train(cfg)
     assert (tmp_path / "logs/run/summary.json").exists()
     assert len(server.requests) > 2

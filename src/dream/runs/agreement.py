@@ -19,6 +19,7 @@ FREE = {
     "encoder.chunk",
     "scorer.cache_megabytes",
     "scorer.data_dir",
+    "scorer.device_map",
     "scorer.scoring.compile",
     "scorer.scoring.tokens_per_forward",
     "scorer.url",

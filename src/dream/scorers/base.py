@@ -21,10 +21,11 @@ from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
 from dream.scorers.prompt import Prompt, special_ids
+from dream.scorers.weights import checksums, first_device
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
 from dream.utils.errors import require
-from dream.utils.model_probe import probe
+from dream.utils.model_probe import in_float32, probe
 from dream.utils.pretrained import Pretrained
 
 
@@ -89,6 +90,7 @@ class CausalScorer:
     model: Any
     _cache: LoglikCache | None
     fingerprint: str
+    is_placed = False  # whether accelerate has placed the layers, which then stay where they are
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache_megabytes: int) -> None:
         require(cache_megabytes >= 0, "scorer.cache_megabytes", cache_megabytes, "a number of MB, or 0 for no cache")
@@ -99,14 +101,21 @@ class CausalScorer:
         self.prompt = Prompt(scoring.template, tokenizer)
         self.device = torch.device("cpu")
 
-    def open(self, name: str, store: Store, trust_remote_code: bool = False) -> None:
-        """Load the weights from a folder or the hub, in float32.
+    def open(self, name: str, store: Store, trust_remote_code: bool = False, device_map: str | None = None) -> None:
+        """Load the weights from a folder or the hub, in the type in which this device scores.
+
+        Args:
+            name: a folder or a hub name; with `trust_remote_code`, its Python code is run.
+            store: the store of windows and passages.
+            device_map: where accelerate puts the layers; they then stay there. None: the CPU, until `to` moves them.
 
         Raises:
-            ConfigError: the model cannot be loaded, or has too few positions for the longest sequence.
+            ConfigError: the model cannot be loaded, or has too few positions.
         """
-        source = Pretrained("scorer.name", name, trust_remote_code)
-        model = source.model(AutoModelForCausalLM, torch.float32)
+        source, self.is_placed = Pretrained("scorer.name", name, trust_remote_code), device_map is not None
+        dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, torch.device(first_device(device_map)))
+        options: dict[str, Any] = {"device_map": device_map} if device_map else {}
+        model = source.model(AutoModelForCausalLM, dtype, **options)
         source.require_rows(self.tokenizer, len(model.get_input_embeddings().weight),
                             special_ids(self.scoring.template, self.tokenizer))  # fmt: skip
         self.use(model, store)
@@ -115,8 +124,9 @@ class CausalScorer:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
         self.fit(probe(model)[0], store)
         self.model = model.eval().requires_grad_(False)
-        self.packs = can_pack(self.model, self.longest)
-        self.weights_fingerprint = fingerprint(_checksums(self.model))
+        with in_float32(self.model):
+            self.packs = can_pack(self.model, self.longest)
+        self.weights_fingerprint = fingerprint(checksums(self.model))
         self.to(self.device)
 
     def fit(self, positions: int | None, store: Store) -> None:
@@ -130,11 +140,12 @@ class CausalScorer:
 
     def to(self, device: torch.device | str) -> "CausalScorer":
         """Move to the device, and choose the type of the weights and the compilation for this device."""
-        self.device = torch.device(device)
+        self.device = self.model.device if self.is_placed else torch.device(device)
         if not hasattr(self, "model"):
             return self
         dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
-        self.model.to(self.device, dtype)
+        if not self.is_placed:
+            self.model.to(self.device, dtype)
         if self.scoring.dtype == INT8:
             to_int8(self.model)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
@@ -287,11 +298,3 @@ class CausalScorer:
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
     """Maximum number of tokens of a sequence with this number of passages and a window of the store."""
     return prompt.overhead(passages) + passages * scoring.max_passage_tokens + sum(store.longest_window)
-
-
-def _checksums(model: Any) -> list[int]:
-    """Sums of the weights' bits as integers. They are exact, so they do not depend on machine or order of summation."""
-    bits = {2: torch.int16, 4: torch.int32}
-    return [
-        int(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64)) for weight in model.parameters()
-    ]

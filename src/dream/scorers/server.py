@@ -29,7 +29,7 @@ class ServerScorer(CausalScorer):
         corpus: not used. All scorers have this argument.
         url: address of the API, e.g. http://localhost:8000/v1.
         model: name of the model there; None: the only one.
-        tokenizer: hub name or folder of the model's tokenizer.
+        name: hub name or folder of the model, of which only the tokenizer is read.
         scoring: template, max_passage_tokens, and tokens_per_forward, here of one request.
         concurrency: requests at a time.
         retries: tries after a failure in passing, after 1, 2, 4 … seconds.
@@ -50,7 +50,7 @@ class ServerScorer(CausalScorer):
         corpus: Corpus | None,
         url: str,
         model: str | None,
-        tokenizer: str,
+        name: str,
         scoring: Mapping[str, Any],
         concurrency: int,
         retries: int,
@@ -62,7 +62,7 @@ class ServerScorer(CausalScorer):
         self.server = Completions(url, model, key_variable, concurrency, retries, seconds)
         limited = token_limit is None or token_limit > 0
         require(limited, "scorer.token_limit", token_limit, "null, or a number of tokens")
-        own = Pretrained("scorer.tokenizer", tokenizer, False).tokenizer()
+        own = Pretrained("scorer.name", name, False).tokenizer()
         super().__init__(own, Scoring(**scoring, dtype="auto", compile=False), cache_megabytes)
         self.token_limit, self.tokens_sent = token_limit, 0
         self._connect()
@@ -76,8 +76,8 @@ class ServerScorer(CausalScorer):
         probe = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         self.positions = self.server.open(probe).get("max_model_len")  # vLLM and SGLang name it
         heard, own = self.server.text_of_probe, "".join(self.tokenizer.batch_decode([[token] for token in probe]))
-        require(heard is None or _letters(heard) == _letters(own), "scorer.tokenizer", self.tokenizer.name_or_path,
-                f"the model {self.server.model} reads the ids of {own!r} as {heard!r}; set the tokenizer of this model"
+        require(heard is None or _letters(heard) == _letters(own), "scorer.name", self.tokenizer.name_or_path,
+                f"the model {self.server.model} reads the ids of {own!r} as {heard!r}; name the model of this server"
                 )  # fmt: skip
         nats = round(float(np.nansum(self.server.logprobs([[probe]])[0][0])), 1)
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
