@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dream.scorers.batching import TOKENS_PER_FORWARD, PairBatching
-from dream.scorers.compilation import INT8, wants_compilation, weight_dtype
-from dream.scorers.int8 import input_levels, to_int8
+from dream.scorers.compilation import wants_compilation, weight_dtype
+from dream.scorers.int8 import INT8, INT8_WEIGHTS, quantise
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
@@ -37,7 +37,7 @@ class Scoring:
         template: pieces of the prompt before the target: see `Prompt`.
         max_passage_tokens: longer passages are cut at their end.
         tokens_per_forward: maximum number of tokens of one forward, with padding; `auto`: depends on the device.
-        dtype: type of the weights: `auto`, bfloat16, float16, float32 or int8.
+        dtype: type of the weights: `auto`, bfloat16, float16, float32, int8 or int8_weights.
         compile: whether to use torch.compile: `auto`, true or false.
 
     Raises:
@@ -146,13 +146,11 @@ class CausalScorer:
         dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
         if not self.is_placed:
             self.model.to(self.device, dtype)
-        if self.scoring.dtype == INT8:
-            to_int8(self.model)
+        kind = quantise(self.model, self.scoring.dtype, dtype)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
         padding = Padding(self.model, PairBatching(self.most_tokens, self.longest_target), self.compiles)
         self._forwards = Packing(self.model, self.compiles) if self.packs else padding
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
-        kind = f"{INT8} {input_levels()}" if self.scoring.dtype == INT8 else str(dtype)
         how = [kind, self.packs, self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
         return self
@@ -221,7 +219,7 @@ class CausalScorer:
 
     def require_gradient(self) -> None:
         """Check that the model can be differentiated. Raises ConfigError if it has 8-bit layers."""
-        require(self.scoring.dtype != INT8, "scorer.scoring.dtype", INT8,
+        require(self.scoring.dtype not in (INT8, INT8_WEIGHTS), "scorer.scoring.dtype", self.scoring.dtype,
                 "8-bit layers have no gradient, which this objective needs; choose auto")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
