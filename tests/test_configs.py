@@ -9,9 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
-from dream.build import build_module, build_text, build_trainer
+from dream.build import build_module, build_text, build_trainer, check_config
 from dream.scorers.smollm2 import FOLDER as SMOLLM2
 from dream.utils.cached_folders import new_directory
+from dream.utils.errors import ConfigError
 from dream.utils.runtime import CONFIG_DIR, PACKAGE
 
 OPTIONS = sorted(
@@ -174,6 +175,15 @@ def test_a_run_has_few_knobs():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", ["paths.run=/tmp/run"]))
     assert values_of(cfg) <= MOST_VALUES
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "model_parallel"])
+def test_divided_weights_are_refused(strategy):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", ["paths.run=/tmp/run", f"+trainer.strategy={strategy}"])
+        check_config(compose("train", ["paths.run=/tmp/run", "trainer=ddp"]))
+    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: weights that are divided .* choose ddp"):
+        check_config(cfg)
 
 
 def test_every_default_callback_has_a_file_and_a_class():
