@@ -6,11 +6,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
-from dream.build import build_module, build_text, build_trainer
+from dream.build import build_module, build_text, build_trainer, check_config
 from dream.scorers.smollm2 import FOLDER as SMOLLM2
 from dream.utils.cached_folders import new_directory
+from dream.utils.errors import ConfigError
 from dream.utils.runtime import CONFIG_DIR, PACKAGE
 
 OPTIONS = sorted(
@@ -24,8 +26,14 @@ MOST_VALUES = 110  # lines with a value that `dream-train --cfg job` prints
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def server(llama_folder):
+    with CompletionsServer(llama_folder).running() as server:
+        yield server
+
+
 @pytest.fixture
-def composed(corpus_folder, llama_folder, tmp_path):
+def composed(corpus_folder, llama_folder, tmp_path, request):
     """Composes the training config with one option of one group; what must be given is given."""
     with new_directory(tmp_path / "data" / SMOLLM2) as unfinished:
         shutil.copytree(llama_folder, unfinished, dirs_exist_ok=True)
@@ -62,6 +70,14 @@ def composed(corpus_folder, llama_folder, tmp_path):
     }
 
     def make(option: str) -> DictConfig:
+        if option == "scorer=server":
+            url = request.getfixturevalue("server").url
+            needed[option] = [
+                f"scorer.url={url}",
+                f"scorer.name={llama_folder}",
+                "encoder=hf",
+                *needed["encoder=hf"],
+            ]
         base = {"corpus": "corpus=jsonl", "scorer": "scorer=hf"}
         group = option.split("=")[0]
         chosen = [option]
@@ -159,6 +175,15 @@ def test_a_run_has_few_knobs():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", ["paths.run=/tmp/run"]))
     assert values_of(cfg) <= MOST_VALUES
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "model_parallel"])
+def test_divided_weights_are_refused(strategy):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", ["paths.run=/tmp/run", f"+trainer.strategy={strategy}"])
+        check_config(compose("train", ["paths.run=/tmp/run", "trainer=ddp"]))
+    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: weights that are divided .* choose ddp"):
+        check_config(cfg)
 
 
 def test_every_default_callback_has_a_file_and_a_class():

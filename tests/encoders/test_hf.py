@@ -60,6 +60,7 @@ def make(folder, pooling="mean", **changes) -> HFEncoder:
         "max_tokens": 8,
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "chunk": None,
         "trust_remote_code": False,
         "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None},
     }

@@ -35,6 +35,9 @@ class RetrievalEvaluation(L.Callback):
         """Raise ConfigError if the index could be older than the encoder when queries are ranked."""
         for callback in callbacks:
             if isinstance(callback, IndexRefresh) and self.every_n_steps:
+                require(callback.mode == "blocking", "callbacks.evaluation.every_n_steps", self.every_n_steps, "with "
+                        "callbacks.index_refresh.mode=background the index is older than the encoder; set it to 0, and "
+                        "queries are ranked at the end")  # fmt: skip
                 interval = callback.every_n_steps
                 remedy = f"must be a multiple of callbacks.index_refresh.every_n_steps={interval}"
                 fits = interval > 0 and self.every_n_steps % interval == 0

@@ -16,6 +16,7 @@ from dream.batch import TokenBatch
 from dream.encoders import lora as adapters
 from dream.encoders import st_folder
 from dream.encoders.base import Encoder, Side
+from dream.encoders.chunks import embed_in_chunks
 from dream.encoders.framing import Framing
 from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
@@ -50,6 +51,7 @@ class HFEncoder(Encoder):
         max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, otherwise 256.
         dtype: torch type of the weights.
         gradient_checkpointing: compute activations twice instead of keeping them.
+        chunk: texts of a forward in training, with cached gradients: see `embed_in_chunks`. None: all texts.
         trust_remote_code: run Python code from the model's repository.
         lora: train low-rank adapters instead of all weights: see `dream.encoders.lora`. rank 0: none.
 
@@ -57,8 +59,8 @@ class HFEncoder(Encoder):
         ConfigError: a value is impossible, or the model cannot be loaded.
 
     Example:
-        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, False,
-        ...                     {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
+        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, None,
+        ...                     False, {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
         >>> encoder.embed_queries(["how do I read a file"]).shape
         torch.Size([1, 384])
     """
@@ -74,12 +76,15 @@ class HFEncoder(Encoder):
         max_tokens: int | None,
         dtype: str,
         gradient_checkpointing: bool,
+        chunk: int | None,
         trust_remote_code: bool,
         lora: Mapping[str, Any],
     ) -> None:
         super().__init__()
         adapters.check_values(lora)
         weight_type = _check_values(pooling, max_tokens, dtype)
+        require(chunk is None or chunk > 0, "encoder.chunk", chunk, "null, or at least 1 text")
+        self.chunk = chunk
         source = Pretrained("encoder.name", name, trust_remote_code)
         published = st_folder.read(source)
         source.subfolder = published.subfolder
@@ -173,7 +178,10 @@ class HFEncoder(Encoder):
         return self.embedding_width
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        return self._embed(self.framing.frame_ids(batch, side))
+        framed = self.framing.frame_ids(batch, side)
+        if self.chunk is None or len(batch) <= self.chunk or not torch.is_grad_enabled():
+            return self._embed(framed)
+        return embed_in_chunks(self._embed, framed, self.chunk)
 
     def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
         rows: Any = self.framing.frame_texts(texts, side, self.max_tokens)
@@ -181,7 +189,9 @@ class HFEncoder(Encoder):
 
     def _embed(self, batch: TokenBatch) -> Tensor:
         output = self._reader(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long())
-        pooled_BD = pool(output.last_hidden_state.float(), batch.mask_BT, self.pooling)
+        hidden_BTD = output.last_hidden_state
+        hidden_BTD = hidden_BTD if hidden_BTD.dtype == torch.float64 else hidden_BTD.float()
+        pooled_BD = pool(hidden_BTD, batch.mask_BT, self.pooling)
         return F.normalize(self.layers(pooled_BD), dim=1)
 
     def weights(self) -> dict[str, Tensor]:
@@ -218,6 +228,7 @@ class HFEncoder(Encoder):
             **{name: settings[name] for name in SETTINGS},
             dtype="float32",
             gradient_checkpointing=False,
+            chunk=None,
             trust_remote_code=False,
             lora={"rank": 0, "alpha": 1, "dropout": 0.0, "targets": None},
         )

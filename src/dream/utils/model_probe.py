@@ -5,7 +5,8 @@ count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a sh
 position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,35 @@ class _PositionLookups(TorchFunctionMode):
         first = index.reshape(-1)[:PROBE_TOKENS].tolist() if one_sequence else []
         if len(first) == PROBE_TOKENS and first == list(range(first[0], first[0] + PROBE_TOKENS)):
             self.limits.append(len(weight) - first[0])
+
+
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Inside, a 16-bit model computes in float32: each module has float32 copies of its weights during its forward.
+
+    So no more than the copies of one module are in memory.
+    """
+    kept: dict[torch.nn.Module, list[Tensor]] = {}
+
+    def expand(module: torch.nn.Module, _: Any) -> None:
+        kept[module] = [weight.data for weight in module.parameters(recurse=False)]
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.float()
+
+    def restore(module: torch.nn.Module, *_: Any) -> None:
+        for weight, data in zip(module.parameters(recurse=False), kept.pop(module, []), strict=False):
+            weight.data = data
+
+    narrow = [module for module in model.modules()
+              if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in module.parameters(recurse=False))
+              ]  # fmt: skip
+    hooks = [module.register_forward_pre_hook(expand) for module in narrow]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in narrow]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
