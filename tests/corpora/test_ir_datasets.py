@@ -1,4 +1,4 @@
-"""The catalogue of ir_datasets, with a data set that is registered here. Run: pytest tests/corpora/test_ir_datasets.py"""
+"""The catalogue of ir_datasets, with a data set registered here. Run: pytest tests/corpora/test_ir_datasets.py"""
 
 import pytest
 

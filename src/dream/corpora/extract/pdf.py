@@ -25,7 +25,7 @@ def extract_pdf(file: Path) -> Extract:
             if reader.is_encrypted and not reader.decrypt(""):
                 raise BadDocument(str(file), 0, "encrypted PDF", "this PDF needs a password; save it without one")
             pages = [DIVIDED.sub("", page.extract_text()).strip() for page in reader.pages]
-            title = " ".join(str((reader.metadata or {}).get("/Title") or "").split())
+            title = " ".join(str((reader.metadata and reader.metadata.title) or "").split())
     except BadDocument:
         raise
     except Exception as error:  # pypdf raises errors of many kinds for damaged files
