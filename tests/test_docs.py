@@ -36,6 +36,7 @@ COMMANDS = {
     "dream-search": "search",
     "dream-export": "export",
     "dream-serve": "serve",
+    "dream-inspect": "inspect",
 }
 # Names that existed before 0.2.0: only the changelog may contain them.
 OLD_NAMES = re.compile(
