@@ -36,6 +36,7 @@ COMMANDS = {  # config of a command → the command
     "export": "dream-export",
     "serve": "dream-serve",
     "inspect": "dream-inspect",
+    "tune": "dream-tune",
 }
 OVERLAYS = ("experiment", "debug")  # groups whose files change keys of other groups
 LAST = ("logger", "paths", "hydra")  # groups that people change least

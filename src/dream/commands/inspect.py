@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 ABOUT = """
-dream-inspect reads a corpus before training: lengths, copies, languages, refused documents, windows with candidates, and
-an estimate of time and memory. Nothing is trained. It takes the same options as dream-train.
+dream-inspect reads a corpus before training: lengths, copies, languages, refused documents, windows with candidates,
+and an estimate of time and memory. Nothing is trained. It takes the same options as dream-train.
 
   dream-inspect experiment=own_corpus corpus.path=my.jsonl
   dream-inspect experiment=own_corpus corpus=folder corpus.path=my_wiki probe_steps=0

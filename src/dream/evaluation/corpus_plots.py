@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,8 +41,8 @@ def histogram(values_N: np.ndarray, label: str, title: str, marks: dict[str, flo
         axes.set_xticklabels(["0", *(f"{10**power:,}" for power in range(len(str(most))))])
     for row, (name, value) in enumerate(marks.items()):
         axes.axvline(max(value, 0.6), color=LINE, linewidth=1, linestyle="--")
-        axes.text(max(value, 0.6), 0.97 - 0.09 * row, f" {name}: {value:,g}", transform=axes.get_xaxis_transform(), va="top",
-                  fontsize=8, color=LINE)  # fmt: skip
+        place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "top"}
+        axes.text(max(value, 0.6), 0.97 - 0.09 * row, f" {name}: {value:,g}", fontsize=8, color=LINE, **place)
     axes.set(xlabel=label, ylabel="documents")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title(title, fontsize=9, loc="left")
