@@ -61,6 +61,9 @@ def make(folder, pooling="mean", **changes) -> HFEncoder:
         "dtype": "float32",
         "gradient_checkpointing": False,
         "trust_remote_code": False,
+        "attention": "auto",
+        "bidirectional": None,
+        "compile": False,
         "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None},
     }
     return HFEncoder(**(settings | {"name": str(folder), "pooling": pooling} | changes))
