@@ -20,6 +20,18 @@ Gain = Callable[[str, Sequence[int]], list[float]]  # (query, document rows) -> 
 
 
 def open_gain(searcher: Searcher, run: Path, trust: Sequence[str] = (), data: str | Path | None = None) -> Gain:
+    """The gain by the language model that the run was trained with. Raises as `open_language_model`."""
+    ranker = open_language_model(searcher, run, trust, data)
+
+    def gain(query: str, rows: Sequence[int]) -> list[float]:
+        return ranker.gain(query, np.array(rows, dtype=np.int64)).tolist() if rows else []
+
+    return gain
+
+
+def open_language_model(
+    searcher: Searcher, run: Path, trust: Sequence[str] = (), data: str | Path | None = None
+) -> LanguageModelRanker:
     """Load the language model that the run was trained with.
 
     Raises:
@@ -33,9 +45,4 @@ def open_gain(searcher: Searcher, run: Path, trust: Sequence[str] = (), data: st
     require(not untrained, "gain", True, "the language model of this run is not there: its objective needed none, or "
             "the data folder has moved")  # fmt: skip
     scorer.load(searcher.store)
-    ranker = LanguageModelRanker(scorer, searcher.store)
-
-    def gain(query: str, rows: Sequence[int]) -> list[float]:
-        return ranker.gain(query, np.array(rows, dtype=np.int64)).tolist() if rows else []
-
-    return gain
+    return LanguageModelRanker(scorer, searcher.store)
