@@ -2,8 +2,8 @@
 
   python benchmarks/exports.py --corpus my.jsonl --bert MINILM --llm DECODER --python CLEAN/bin/python --out FOLDER
 
-The runs are short: a static encoder, a BERT-like encoder and a decoder with LoRA, each in two variants (with and without
-prefixes; the static encoder, which has no prefix, with and without random directions). `--python` needs
+The runs are short: a static encoder, a BERT-like encoder and a decoder with LoRA, each in two variants: with and
+without prefixes; the static encoder, which has no prefix, with and without random directions. `--python` needs
 sentence-transformers 6. The lowest cosine of each run must be at least 0.99999.
 """
 
@@ -27,7 +27,7 @@ TEXTS = [
     "RIVER Stone 42",
 ]
 COMMON = ["objective=info_nce", "trainer.max_steps=6", "data.batch_size=16", "callbacks.candidate_panels=null",
-          "callbacks.index_refresh.every_n_steps=0", "callbacks.throughput=null", "logger=null", "scorer=hf"]  # fmt: skip
+          "callbacks.index_refresh.every_n_steps=0", "logger=null", "scorer=hf"]  # fmt: skip
 PREFIXES = ['encoder.query_prefix="query: "', 'encoder.passage_prefix="passage: "']
 READER = """
 import importlib.util, sys
