@@ -127,6 +127,8 @@ def open_study(folder: Path, cfg: DictConfig, space: list[dict[str, Any]]) -> "S
 
 def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], folder: Path) -> float:
     """Train with the values that the sampler suggests. Returns the metric."""
+    from hydra.utils import instantiate
+
     from dream.commands.train import train
     from dream.runs.layout import SUMMARY
     from dream.utils.atomic_io import read_checked_json
@@ -140,6 +142,9 @@ def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], fold
         for entry in space:
             OmegaConf.update(config, entry["key"], _suggest(trial, entry))
     train(config)
+    if trial.number == 0 and cfg.evaluation.dev_split not in instantiate(cfg.corpus).splits():
+        log.warning("no labelled dev split: the trials are compared by questions of the language model, which can "
+                    "prefer other values than labels would; even 100 labelled queries are better")  # fmt: skip
     summary = read_checked_json(run / SUMMARY)
     remedy = ("not in summary.json: the corpus needs labels of evaluation.dev_split, or the language model must write "
               "held-out questions (experiment=questions, or data.questions)")  # fmt: skip

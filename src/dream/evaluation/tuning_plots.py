@@ -23,6 +23,7 @@ def write_plots(study: "Study", folder: Path, metric: str) -> list[str]:
     """
     import matplotlib
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
     from optuna.exceptions import ExperimentalWarning
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.trial import TrialState
@@ -44,6 +45,8 @@ def write_plots(study: "Study", folder: Path, metric: str) -> list[str]:
             plot()
             figure = plt.gcf()
             figure.set_size_inches(max(8, 3.5 * len(study.best_params)) if name == "slices.png" else 8, 4.5)
+            for axes in figure.axes if name == "slices.png" else ():
+                axes.xaxis.set_minor_formatter(NullFormatter())  # minor labels of a logarithmic axis overlap
             image = BytesIO()
             figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
             write_bytes(folder / name, image.getvalue())
