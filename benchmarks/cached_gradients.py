@@ -14,14 +14,15 @@ import time
 from pathlib import Path
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
-from dream.encoders.hf import HFEncoder
 from dream.objectives.info_nce import info_nce
 from dream.store.ragged import pad_tokens
 from dream.utils.logging import get_logger
+from dream.utils.runtime import CONFIG_DIR
 
 log = get_logger(__name__)
 
@@ -75,8 +76,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), options.width, options.layers)
-        encoder = HFEncoder(folder, "mean", "", "", 256, "float32", False, options.chunk, False,
-                            {"rank": 0, "alpha": 1, "dropout": 0.0, "targets": None})  # fmt: skip
+        encoder = instantiate(OmegaConf.load(CONFIG_DIR / "encoder" / "hf.yaml"), name=folder, chunk=options.chunk)
     texts = pad_tokens(torch.randint(len(SPECIAL), ENTRIES, (2 * options.windows, options.tokens)).tolist(), 0)
     others = torch.eye(options.windows, dtype=torch.bool)
     began = time.perf_counter()

@@ -20,22 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from dream.corpora.jsonl import JsonlCorpus
 from dream.encoders.base import Encoder
-from dream.encoders.hf import HFEncoder
 from dream.encoders.static import StaticEncoder
 from dream.indexes.embedding import embed_corpus, open_shard
 from dream.store.build import open_or_build_passages
 from dream.store.store import ENCODER
 from dream.utils.logging import get_logger
-from dream.utils.runtime import has_fast_bfloat16
+from dream.utils.runtime import CONFIG_DIR, has_fast_bfloat16
 from side_by_side import Row, alternate, product_peak, read_bandwidth, record
 
 log = get_logger(__name__)
 
 TOKENS = 128  # of a document, with special tokens
-NO_ADAPTER = {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None}
 
 
 def documents_of(folder: Path | None, count: int) -> list[str]:
@@ -45,9 +45,6 @@ def documents_of(folder: Path | None, count: int) -> list[str]:
             rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
         return [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
     from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    from dream.utils.runtime import CONFIG_DIR
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"), tempfile.TemporaryDirectory() as cache:
         corpus = instantiate(compose("train", [f"corpus.cache_dir={cache}"]).corpus)
@@ -119,7 +116,7 @@ def transformer(name: str, texts: list[str], scratch: Path) -> list[Row]:
     types = ["float32", *(["bfloat16"] if has_fast_bfloat16("cpu") else [])]
     runs: dict[str, Any] = {}
     for dtype in types:
-        encoder = HFEncoder(name, "auto", None, None, None, dtype, False, False, NO_ADAPTER)
+        encoder = instantiate(OmegaConf.load(CONFIG_DIR / "encoder" / "hf.yaml"), name=name, dtype=dtype)
         folder = scratch / dtype
         folder.mkdir()
         runs[f"dream {dtype}"] = Ours(encoder.eval(), texts, folder, TOKENS - 2, 64)

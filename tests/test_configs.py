@@ -1,11 +1,13 @@
 """Every YAML composes and instantiates. Run: pytest tests/test_configs.py"""
 
+import json
 import shutil
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tests.corpora.conftest import write_records
 from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
@@ -23,6 +25,8 @@ OPTIONS = sorted(
 CALLBACKS = sorted(path.stem for path in (CONFIG_DIR / "callbacks").glob("*.yaml") if path.stem != "default")
 ABLATION = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablation").glob("[!_]*.yaml"))
 MOST_VALUES = 110  # lines with a value that `dream-train --cfg job` prints
+NEED_PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow", "corpus=folder": "bs4",
+                 "corpus=hf_dataset": "datasets", "corpus=ir_datasets": "ir_datasets"}  # fmt: skip
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
@@ -42,6 +46,16 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
     for name in ("corpus.jsonl", "queries.jsonl"):
         (beir / name).write_text((corpus_folder / name).read_text())
     (beir / "qrels" / "dev.tsv").write_text((corpus_folder / "dev.tsv").read_text())
+    records = [json.loads(line) for line in (corpus_folder / "corpus.jsonl").read_text().splitlines()]
+    parquet = write_records(tmp_path / "corpus.parquet", records)
+    table = write_records(tmp_path / "corpus.csv", records)
+    write_records(tmp_path / "corpus.tsv", records)
+    pages = tmp_path / "pages"
+    for folder in (pages, tmp_path / "rows"):
+        folder.mkdir()
+    for record in records:
+        (pages / f"{record['_id']}.md").write_text(f"# {record['title']}\n{record['text']}")
+    shutil.copy(corpus_folder / "corpus.jsonl", tmp_path / "rows" / "train.jsonl")
     labels = [
         f"corpus.queries={corpus_folder / 'queries.jsonl'}",
         f"corpus.qrels={{train: {corpus_folder / 'dev.tsv'}}}",
@@ -52,6 +66,12 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
         "experiment=supervised": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus=jsonl", *labels],
         "corpus=pydocs": ["corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3"],
         "corpus=jsonl": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "corpus=parquet": [f"corpus.path={parquet}"],
+        "corpus=csv": [f"corpus.path={table}"],
+        "corpus=tsv": [f"corpus.path={table.with_suffix('.tsv')}"],
+        "corpus=folder": [f"corpus.path={pages}"],
+        "corpus=hf_dataset": [f"corpus.dataset={pages.parent / 'rows'}"],
+        "corpus=ir_datasets": ["corpus.dataset_id=cranfield"],
         "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
         "corpus=beir": [f"corpus.path={beir}"],
         "scorer=hf": [f"scorer.name={llama_folder}"],
@@ -106,9 +126,12 @@ def test_there_is_something_to_find():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_and_instantiates(composed, option):
     cfg = composed(option)
-    if option in ("logger=wandb", "logger=mlflow"):
-        pytest.importorskip(option.partition("=")[2])
+    if option in NEED_PACKAGES:
+        pytest.importorskip(NEED_PACKAGES[option], reason="an extra that is not installed")
     assert "experiment" not in cfg, "the overlay's first line must be: # @package _global_"
+    if option == "corpus=ir_datasets":  # its documents would be fetched
+        assert instantiate(cfg.corpus).splits() == ["test"]
+        return
     if option == "corpus=text":  # one block: its only document could not be trained on
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
@@ -125,8 +148,10 @@ def test_option_composes_and_instantiates(composed, option):
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "beir", "text"])
+@pytest.mark.parametrize("kind", ["jsonl", "beir", "text", "csv", "folder"])
 def test_own_corpus_may_be_of_any_kind(composed, kind):
+    if kind == "folder":
+        pytest.importorskip("bs4", reason="an extra that is not installed")
     path = composed(f"corpus={kind}").corpus.path
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", ["experiment=own_corpus", f"corpus={kind}", f"corpus.path={path}"])

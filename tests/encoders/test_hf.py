@@ -62,6 +62,9 @@ def make(folder, pooling="mean", **changes) -> HFEncoder:
         "gradient_checkpointing": False,
         "chunk": None,
         "trust_remote_code": False,
+        "attention": "auto",
+        "bidirectional": None,
+        "compile": False,
         "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None},
     }
     return HFEncoder(**(settings | {"name": str(folder), "pooling": pooling} | changes))

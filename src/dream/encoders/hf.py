@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoMod
 from dream.batch import TokenBatch
 from dream.encoders import lora as adapters
 from dream.encoders import st_folder
+from dream.encoders.attention import choose_attention, choose_direction
 from dream.encoders.base import Encoder, Side
 from dream.encoders.chunks import embed_in_chunks
 from dream.encoders.framing import Framing
@@ -53,6 +54,9 @@ class HFEncoder(Encoder):
         gradient_checkpointing: compute activations twice instead of keeping them.
         chunk: texts of a forward in training, with cached gradients: see `embed_in_chunks`. None: all texts.
         trust_remote_code: run Python code from the model's repository.
+        attention: implementation of attention: see `dream.encoders.attention`.
+        bidirectional: whether each token reads the whole text; None: as the model was published.
+        compile: run the model with torch.compile.
         lora: train low-rank adapters instead of all weights: see `dream.encoders.lora`. rank 0: none.
 
     Raises:
@@ -60,7 +64,7 @@ class HFEncoder(Encoder):
 
     Example:
         >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, None,
-        ...                     False, {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
+        ...                     False, "auto", None, False, {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
         >>> encoder.embed_queries(["how do I read a file"]).shape
         torch.Size([1, 384])
     """
@@ -78,6 +82,9 @@ class HFEncoder(Encoder):
         gradient_checkpointing: bool,
         chunk: int | None,
         trust_remote_code: bool,
+        attention: str,
+        bidirectional: bool | None,
+        compile: bool,
         lora: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -92,6 +99,8 @@ class HFEncoder(Encoder):
         self.query_prefix = _first(query_prefix, published.prefixes["query"], "")
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
         self._read_model(source, published, weight_type)
+        choose_attention(self._reader, attention)
+        choose_direction(self._reader, bidirectional)
         limit = self._probe(source)
         own_length = published.max_tokens or (limit if published.found else None)  # like sentence-transformers
         self.max_tokens = self._length(max_tokens, own_length, limit)
@@ -102,6 +111,8 @@ class HFEncoder(Encoder):
         if self.has_adapter:
             self.model = adapters.add_adapter(self.model, lora)
             adapters.save_only_adapter(self, "model")
+        if compile:  # in place, so that names of weights stay the same
+            self._reader.compile(dynamic=True)
         self.train()  # from_pretrained returns a model in eval mode, and Lightning would keep this mode
         if published.found:
             self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
@@ -205,12 +216,15 @@ class HFEncoder(Encoder):
         return {name: getattr(self, name) for name in SETTINGS} | {"layers": [str(layer) for layer in self.layers]}
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged.
+        """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged,
+        and also written by themselves.
 
         For an encoder–decoder model, sentence-transformers would use the decoder's output, so its files are left out.
         """
         model = adapters.merged(self.model) if self.has_adapter else self.model
         model.save_pretrained(folder)
+        if self.has_adapter:
+            self.model.save_pretrained(folder / adapters.FOLDER)
         self.own_tokenizer.save_pretrained(folder)
         if not self.has_decoder:
             framing = self.framing
@@ -230,6 +244,9 @@ class HFEncoder(Encoder):
             gradient_checkpointing=False,
             chunk=None,
             trust_remote_code=False,
+            attention="auto",
+            bidirectional=None,
+            compile=False,
             lora={"rank": 0, "alpha": 1, "dropout": 0.0, "targets": None},
         )
 

@@ -88,6 +88,19 @@ def probe(model: Any) -> tuple[int | None, Any]:
     return (min(limits) if limits else None), output
 
 
+@torch.no_grad()
+def sees_later_tokens(model: Any) -> bool:
+    """Whether the first hidden state depends on the last token. False for a model that reads from left to right."""
+    was_training = model.training
+    model.eval()
+    ordinary = _ordinary_id(model)
+    ids_BT = torch.full((2, PROBE_TOKENS), ordinary, device=next(model.parameters()).device)
+    ids_BT[1, -1] = ordinary - 1 if ordinary else 1
+    one_TD, other_TD = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).last_hidden_state
+    model.train(was_training)
+    return not torch.equal(one_TD[0], other_TD[0])
+
+
 def _limits_of_config(model: Any) -> list[int]:
     config = model.config.get_text_config()
     values = [getattr(config, key, None) for key in LENGTH_KEYS]
