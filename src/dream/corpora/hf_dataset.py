@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dream.corpora.readers import Records
 from dream.corpora.record_corpus import RecordCorpus
 from dream.corpora.source_file import SourceFile
-from dream.utils.errors import ConfigError, DataError, require, require_installed
+from dream.utils.errors import ConfigError, DataError, first_line, require, require_installed
 
 ROWS_AT_ONCE = 64
 SAVED = ("state.json", "dataset_dict.json")  # files of a folder that was written by save_to_disk
@@ -88,12 +88,12 @@ class HFDatasetCorpus(RecordCorpus):
                     number += 1
                     yield number, record
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.file}:{number + 1}: cannot be read ({_first_line(error)}); {number:,} rows are "
+            raise DataError(f"{self.file}:{number + 1}: cannot be read ({first_line(error)}); {number:,} rows are "
                             "before it: fetch or write the file again") from error  # fmt: skip
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("datasets", "pyarrow"):
                 raise
-            raise DataError(f"{self.file}:{number + 1}: cannot be read ({_first_line(error)})") from error
+            raise DataError(f"{self.file}:{number + 1}: cannot be read ({first_line(error)})") from error
 
     def _open(self) -> Any:
         """The split as a `Dataset`, or as an `IterableDataset` with `streaming`."""
@@ -145,7 +145,7 @@ class _named_errors:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if not isinstance(error, OSError | ValueError | LookupError):
             return
-        text, corpus = _first_line(error), self.corpus
+        text, corpus = first_line(error), self.corpus
         if "split" in text.lower():
             raise ConfigError("corpus.split", corpus.split, text) from error
         if "config" in text.lower():
@@ -158,7 +158,3 @@ class _named_errors:
 def _records(rows: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     for values in zip(*rows.values(), strict=True):
         yield dict(zip(rows, values, strict=True))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.corpora.base import Document, Labels, known_language
 from dream.corpora.lines import too_long
 from dream.corpora.values import valid
-from dream.utils.errors import ConfigError, DataError, require, require_installed
+from dream.utils.errors import ConfigError, DataError, first_line, require, require_installed
 
 BYTES_PER_DOCUMENT = 1_000  # a guess for the progress bar: the catalogue knows only the number of documents
 OTHER_SPLIT = "test"  # the split of a data set whose name does not end in one of SPLITS
@@ -93,7 +93,7 @@ class IrDatasetsCorpus:
                 number += 1
                 yield record
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.dataset_id}:{number + 1}: cannot be read ({_first_line(error)})") from error
+            raise DataError(f"{self.dataset_id}:{number + 1}: cannot be read ({first_line(error)})") from error
 
     def _document(self, number: int, record: Any) -> Document:
         if self.text_fields:
@@ -135,7 +135,3 @@ def _load(key: str, name: str) -> Any:
 
 def _is_labelled(dataset: Any) -> bool:
     return dataset.has_queries() and dataset.has_qrels()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

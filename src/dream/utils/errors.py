@@ -36,6 +36,11 @@ def user_error(error: BaseException | None) -> DreamError | None:
     return error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of a library, for a message of one line; its class if it has no text."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def require(holds: bool, key: str, value: Any, remedy: str) -> None:
     """Raise `ConfigError` if the condition is false."""
     if not holds:
