@@ -25,6 +25,7 @@ OBJECTIVES = {
     "kl_posterior with a null passage": ["objective.unhelped_weight=0.5", "objective.null_similarity=0.1"],
     "marginal": [],
     "leave_one_out": ["objective.in_batch=false"],
+    "joint_posterior": [],
     "attention": ["objective.heads=all"],
     "in_batch_attention": [],
     "info_nce": [],

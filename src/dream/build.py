@@ -131,8 +131,8 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
         candidates=text.candidates,
         index=index,
         store=store,
-        optimizer=instantiate(cfg.optimizer.optimizer),
-        schedule=instantiate(cfg.optimizer.schedule),
+        optimizer=instantiate(cfg.optimizer.optimizer, _partial_=True),
+        schedule=instantiate(cfg.optimizer.schedule, _partial_=True),
         seed=cfg.seed,
     )
 

@@ -64,7 +64,8 @@ class RetrievalEvaluation(L.Callback):
         """Rank, and log the scores of this step only: `pl_module.log` would log them again at every later step."""
         self.evaluated_step = trainer.global_step
         rank = lambda: self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))  # noqa: E731
-        scores = ranks.on_rank_zero(rank)
+        with pl_module.timer("evaluate"):
+            scores = ranks.on_rank_zero(rank)
         metrics = {f"val/{name}": value for name, value in scores.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         trainer.progress_bar_metrics["val/ndcg_at_10"] = metrics["val/ndcg_at_10"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-FOLDERS = ("paths.root", "paths.data", "paths.logs", "paths.run")
+FOLDERS = ("paths.data", "paths.logs", "paths.run")
 FILES = ("corpus.path", "corpus.queries", "scorer.path")  # always files or folders
 MODELS = ("encoder.name", "scorer.name")  # folders, or names on a hub
 RESUME_WORDS = ("last", "auto")  # values of ckpt that are not files
