@@ -54,8 +54,7 @@ def check_config(cfg: DictConfig) -> None:
     strategy = cfg.trainer.get("strategy", "auto")
     whole = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
     require(whole, "trainer.strategy", strategy, "weights that are divided over processes are not supported; choose "
-            "ddp, and for a large encoder encoder.lora.rank, encoder.gradient_checkpointing or encoder.chunk"
-            )  # fmt: skip
+            "ddp; encoder.lora.rank, encoder.gradient_checkpointing and encoder.chunk save memory")  # fmt: skip
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
 
