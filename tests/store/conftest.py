@@ -4,6 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dream.encoders.word_tokenizer import word_tokenizer
+
 
 @pytest.fixture(scope="session")
 def tokenizer(corpus) -> PreTrainedTokenizerFast:
@@ -18,3 +20,9 @@ def tokenizer(corpus) -> PreTrainedTokenizerFast:
     )
     rust.train_from_iterator((document.text for document in corpus.documents()), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=rust, bos_token="<bos>", sep_token="<sep>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def lower_case_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
+    """The static encoder's tokenizer for the same vocabulary: it drops white space and ignores case."""
+    return word_tokenizer(tokenizer)

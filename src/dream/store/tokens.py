@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -47,11 +47,14 @@ class BatchTokenizer:
         self.pad_id = tokenizer.pad_token_id or 0
         self.vocabulary = 1 + max(tokenizer.get_vocab().values())
         self.dtype = np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
-        self.rust = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.rust.no_truncation()
-        self.rust.no_padding()
-        self.rust.encode_special_tokens = True
+        self.rust = _bare(tokenizer.backend_tokenizer.to_str())
         self.bytes_V = _bytes_of_tokens(self.rust, self.vocabulary)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"rust": self.rust.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, rust=_bare(state["rust"]))
 
     def __call__(self, texts: list[str]) -> Tokens:
         """The tokens of these texts. No text may be empty."""
@@ -94,6 +97,15 @@ class BatchTokenizer:
             starts.append(np.array([start for start, _ in encoding.offsets], dtype=np.int64) + characters)
             characters += len(text)
         return ids, np.concatenate(starts)
+
+
+def _bare(settings: str) -> Tokenizer:
+    """The tokenizer with these settings, without truncation and padding. It reads special tokens as text."""
+    tokenizer = Tokenizer.from_str(settings)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None:

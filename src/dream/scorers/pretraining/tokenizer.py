@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
 from dream.encoders.word_tokenizer import WORD_OR_SIGN
-from dream.store.build import parallel_tokenizers, sample_texts
+from dream.store.build import sample_texts
+from dream.store.parallel import parallel_tokenizers
 from dream.utils.atomic_io import fingerprint
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.logging import get_logger
