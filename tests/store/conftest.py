@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dream.encoders.word_tokenizer import word_tokenizer
+from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,9 @@ def tokenizer(corpus) -> PreTrainedTokenizerFast:
 def lower_case_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
     """The static encoder's tokenizer for the same vocabulary: it drops white space and ignores case."""
     return word_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def scratch_tokenizer(tmp_path_factory, corpus) -> PreTrainedTokenizerFast:
+    folder = open_or_train_tokenizer(tmp_path_factory.mktemp("scratch"), corpus, 400)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
