@@ -1,6 +1,7 @@
 """Documents with named fields: JSON lines, a JSON array, CSV, TSV or Parquet, with optional labels."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from dream.corpora.labels import read_labels
 from dream.corpora.lines import too_long
 from dream.corpora.readers import Fields, find_field, format_of, read_records
 from dream.corpora.readers.formats import SUFFIXES
+from dream.corpora.readers.jsonl import json_object
 from dream.corpora.readers.records import ID_NAMES, MISSING, field_names
 from dream.corpora.source_file import SourceFile
 from dream.corpora.values import can_name, valid
@@ -97,6 +99,22 @@ class JsonlCorpus:
                 handle(bad)
             else:
                 yield document
+
+    def sample(self, pieces: int, piece_bytes: int) -> tuple[list[Document], float] | None:
+        """(documents from evenly spaced places of the file, their share of it); None if only reading from the start
+        finds documents."""
+        if self.form != "jsonl":
+            return None
+        documents, read = [], 0
+        warned, self._warned = self._warned, True  # these lines have no numbers yet
+        for line in self.source.lines_at(pieces, piece_bytes):
+            read += len(line) + 1
+            with suppress(BadDocument, ConfigError):  # reported when the corpus is read
+                record = json_object(str(self.path), 0, line, self.most_bytes)
+                document = self._document(str(self.path), 0, record)
+                documents += [document] if document.text.strip() else []
+        self._warned = warned
+        return (documents, read / self.size_bytes()) if documents else None
 
     def _document(self, file: str, number: int, record: dict[str, Any]) -> Document:
         text = self._text(file, number, record)

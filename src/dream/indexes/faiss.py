@@ -52,6 +52,14 @@ class FaissIndex:
     def description(self) -> dict[str, Any]:
         return {"kind": "faiss", "factory": self.factory, "train_points": TRAIN_POINTS}
 
+    def bytes_per_passage(self, width: int) -> int:
+        """Memory of a passage in the index: its code, and in inverted lists its id. Links of graphs are not counted."""
+        try:
+            code = self._new(width, self.factory.replace("{lists}", "1")).sa_code_size()
+        except RuntimeError:  # this kind does not say it; most keep the embedding
+            code = 4 * width
+        return code + 8 * ("IVF" in self.factory)
+
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         chunks = list(embeddings_ND)
         index = self._new(width, self.factory)
