@@ -27,6 +27,8 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG, 
 Unit = Literal["passage", "document"]  # a row of the index is a passage or a document
 
 LAYOUT = 4  # increase it when the words or the formula change; cached indexes are then rebuilt
+CHECK_ROWS = 2_000  # before a term in more rows, a search looks whether it is needed
+ROUNDING = 1e-5  # relative error of a sum
 K1, B = 1.2, 0.75  # how soon more occurrences of a word add nothing; how much long texts are penalised, 0 to 1
 
 
@@ -105,6 +107,7 @@ class BM25Index:
         self.scores = np.asarray(index.scores["data"])  # still memory-mapped; slicing a plain array is faster
         self.rows = np.asarray(index.scores["indices"])
         self.ends = np.asarray(index.scores["indptr"])
+        self.most: dict[int, np.float32] = {}
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
@@ -137,8 +140,10 @@ class BM25Index:
         """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
+        sums_N = np.zeros(self.passages, dtype=np.float32)
         for q, text in enumerate(texts):
-            scores, ids = top_k(self.scores_of(text), k)
+            terms, counts = self._terms(text)
+            scores, ids = self._scored(terms, counts, self._possible(terms, counts, k, sums_N), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
@@ -148,12 +153,64 @@ class BM25Index:
         known = [term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None]
         return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
 
+    def _postings(self, term: int) -> slice:
+        return slice(self.ends[term], self.ends[term + 1])
+
+    def _most(self, term: int) -> np.float32:
+        """The highest score of a row for this term."""
+        if term not in self.most:
+            self.most[term] = self.scores[self._postings(term)].max()
+        return self.most[term]
+
+    def _possible(self, terms: np.ndarray, counts: np.ndarray, k: int, sums_N: np.ndarray) -> np.ndarray:
+        """Rows, ascending, that include the k best ones: Turtle and Flood's max score, from the rarest term on.
+
+        The other terms are left out when a row that has only these cannot reach the k-th best sum so far.
+
+        Args:
+            sums_N: zeros, and again afterwards.
+        """
+        sizes = self.ends[terms + 1] - self.ends[terms]
+        order = np.argsort(sizes, kind="stable")
+        next_sizes = np.append(sizes[order][1:], np.iinfo(np.int64).max)
+        most = np.array([self._most(term) for term in terms[order].tolist()]) * counts[order]
+        rest = np.append(np.cumsum(most[::-1])[::-1][1:], 0)  # the highest sum of the terms that follow
+        found, least, seen = [], 0.0, 0
+        for number, position in enumerate(order):
+            postings = self._postings(terms[position])
+            rows = self.rows[postings]
+            before = sums_N[rows]
+            sums_N[rows] = before + self.scores[postings] * np.float32(counts[position])
+            found.append(rows[before == 0])
+            seen += len(found[-1])
+            if k <= seen and next_sizes[number] > CHECK_ROWS:
+                found = [np.concatenate(found)]
+                least = np.partition(sums_N[found[0]], -k)[-k] * (1 - ROUNDING)
+                if rest[number] < least:
+                    break
+        rows = np.concatenate(found) if found else np.empty(0, dtype=self.rows.dtype)
+        possible = rows[sums_N[rows] + (rest[number] if len(order) else 0) >= least]
+        sums_N[rows] = 0
+        return np.sort(possible)
+
+    def _scored(self, terms: np.ndarray, counts: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows) of the k best of these rows, which are ascending. The sums are those of `scores_of`, bitwise."""
+        scores = np.zeros(len(rows), dtype=np.float32)
+        for term, count in zip(terms, counts, strict=True):
+            postings = self._postings(term)
+            places = np.searchsorted(self.rows[postings], rows)
+            places[places == postings.stop - postings.start] = 0
+            has = self.rows[postings][places] == rows
+            scores[has] += self.scores[postings][places[has]] * np.float32(count)
+        best, places = top_k(scores, k)
+        return best, rows[places]
+
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""
         scores_N = np.zeros(self.passages, dtype=np.float32)
         for term, count in zip(*self._terms(text), strict=True):
-            postings = slice(self.ends[term], self.ends[term + 1])
-            np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
+            postings = self._postings(term)
+            scores_N[self.rows[postings]] += self.scores[postings] * np.float32(count)
         return scores_N
 
 
