@@ -105,13 +105,13 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self.before = memory_mb()
-        self.peaks, self.start = Peaks(), time.perf_counter()
+        self.peaks, self.start, self.cpu = Peaks(), time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *exception: object) -> None:
         seconds = time.perf_counter() - self.start
         resident, anonymous = self.peaks.stop()
-        self.found = {"seconds": seconds, "peak_mb": resident - self.before[0],
+        self.found = {"seconds": seconds, "cpu_seconds": time.process_time() - self.cpu, "peak_mb": resident - self.before[0],
                       "anonymous_mb": anonymous - self.before[1], "process_mb": anonymous}  # fmt: skip
 
 
