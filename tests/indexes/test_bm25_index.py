@@ -138,8 +138,10 @@ def test_the_search_finds_what_all_scores_would_give_bitwise(make_store, monkeyp
             assert (ids[len(rows) :] == -1).all()
 
 
-def test_common_words_are_left_out_of_a_search(make_store, monkeypatch):
+def test_common_words_are_only_added_to_rows_that_can_be_among_the_best(make_store, monkeypatch):
     monkeypatch.setattr("dream.indexes.bm25.CHECK_ROWS", 0)
     index = BM25Index.open_or_build(make_store([f"fox hen{n % 50} cow" for n in range(500)]))
-    terms, counts = index._terms("fox hen3 cow")
-    assert len(index._possible(terms, counts, 5, np.zeros(500, dtype=np.float32))) == 10  # those with hen3
+    added, add = [], index._add
+    monkeypatch.setattr(index, "_add", lambda *args: (added.append(len(args[2])), add(*args)))
+    assert index.search(["fox hen3 cow"], 5)[1].tolist() == [[3, 53, 103, 153, 203]]
+    assert added == [10, 10]  # rows with hen3

@@ -142,16 +142,17 @@ class BM25Index:
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
         sums_N = np.zeros(self.passages, dtype=np.float32)
         for q, text in enumerate(texts):
-            terms, counts = self._terms(text)
-            scores, ids = self._scored(terms, counts, self._possible(terms, counts, k, sums_N), k)
+            scores, ids = self._best(text, k, sums_N)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
 
     def _terms(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct term ids of the text's known words, how often each occurs)"""
+        """(distinct term ids of the text's known words, how often each occurs), those in the fewest rows first."""
         known = [term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None]
-        return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
+        terms, counts = np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
+        order = np.argsort(self.ends[terms + 1] - self.ends[terms], kind="stable")
+        return terms[order], counts[order]
 
     def _postings(self, term: int) -> slice:
         return slice(self.ends[term], self.ends[term + 1])
@@ -162,48 +163,49 @@ class BM25Index:
             self.most[term] = self.scores[self._postings(term)].max()
         return self.most[term]
 
-    def _possible(self, terms: np.ndarray, counts: np.ndarray, k: int, sums_N: np.ndarray) -> np.ndarray:
-        """Rows, ascending, that include the k best ones: Turtle and Flood's max score, from the rarest term on.
+    def _best(self, text: str, k: int, sums_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, rows) of the k best rows: Turtle and Flood's max score, from the rarest term on.
 
-        The other terms are left out when a row that has only these cannot reach the k-th best sum so far.
+        Rows that have only the common terms at the end are left out when they cannot reach the k-th best sum so far.
 
         Args:
             sums_N: zeros, and again afterwards.
         """
-        sizes = self.ends[terms + 1] - self.ends[terms]
-        order = np.argsort(sizes, kind="stable")
-        next_sizes = np.append(sizes[order][1:], np.iinfo(np.int64).max)
-        most = np.array([self._most(term) for term in terms[order].tolist()]) * counts[order]
+        terms, counts = self._terms(text)
+        most = np.array([self._most(term) for term in terms.tolist()]) * counts
         rest = np.append(np.cumsum(most[::-1])[::-1][1:], 0)  # the highest sum of the terms that follow
-        found, least, seen = [], 0.0, 0
-        for number, position in enumerate(order):
-            postings = self._postings(terms[position])
+        sizes = np.append(self.ends[terms + 1] - self.ends[terms], np.iinfo(np.int64).max)
+        found, seen, least, number = [np.empty(0, dtype=self.rows.dtype)], 0, 0.0, 0
+        for number, term in enumerate(terms, start=1):
+            postings = self._postings(term)
             rows = self.rows[postings]
             before = sums_N[rows]
-            sums_N[rows] = before + self.scores[postings] * np.float32(counts[position])
+            sums_N[rows] = before + self.scores[postings] * np.float32(counts[number - 1])
             found.append(rows[before == 0])
             seen += len(found[-1])
-            if k <= seen and next_sizes[number] > CHECK_ROWS:
+            if seen >= k and sizes[number] > CHECK_ROWS:
                 found = [np.concatenate(found)]
                 least = np.partition(sums_N[found[0]], -k)[-k] * (1 - ROUNDING)
-                if rest[number] < least:
+                if rest[number - 1] < least:
                     break
-        rows = np.concatenate(found) if found else np.empty(0, dtype=self.rows.dtype)
-        possible = rows[sums_N[rows] + (rest[number] if len(order) else 0) >= least]
+        rows = np.concatenate(found)
+        scores = sums_N[rows]
         sums_N[rows] = 0
-        return np.sort(possible)
-
-    def _scored(self, terms: np.ndarray, counts: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, rows) of the k best of these rows, which are ascending. The sums are those of `scores_of`, bitwise."""
-        scores = np.zeros(len(rows), dtype=np.float32)
-        for term, count in zip(terms, counts, strict=True):
-            postings = self._postings(term)
-            places = np.searchsorted(self.rows[postings], rows)
-            places[places == postings.stop - postings.start] = 0
-            has = self.rows[postings][places] == rows
-            scores[has] += self.scores[postings][places[has]] * np.float32(count)
+        possible = scores + (rest[number - 1] if number else 0) >= least
+        order = np.argsort(rows[possible])
+        rows, scores = rows[possible][order], scores[possible][order]
+        for term, count in zip(terms[number:], counts[number:], strict=True):
+            self._add(term, count, rows, scores)
         best, places = top_k(scores, k)
         return best, rows[places]
+
+    def _add(self, term: int, count: int, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Add a term's scores to those of these rows, which are ascending."""
+        postings = self._postings(term)
+        its_rows = self.rows[postings]
+        places = np.minimum(np.searchsorted(its_rows, rows), len(its_rows) - 1)
+        has = its_rows[places] == rows
+        scores[has] += self.scores[postings][places[has]] * np.float32(count)
 
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""
