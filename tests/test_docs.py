@@ -36,6 +36,8 @@ COMMANDS = {
     "dream-search": "search",
     "dream-export": "export",
     "dream-serve": "serve",
+    "dream-inspect": "inspect",
+    "dream-tune": "tune",
 }
 # Names that existed before 0.2.0: only the changelog may contain them.
 OLD_NAMES = re.compile(

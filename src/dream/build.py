@@ -52,6 +52,11 @@ NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the label
 def check_config(cfg: DictConfig) -> None:
     """Refuse values that no part of the training can check itself, before a run folder is made."""
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
+    strategy = cfg.trainer.get("strategy", "auto")
+    whole = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
+    require(whole, "trainer.strategy", strategy, "weights that are divided over processes are not supported; choose "
+            "ddp, and for a large encoder encoder.lora.rank, encoder.gradient_checkpointing or encoder.chunk"
+            )  # fmt: skip
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
 
@@ -131,8 +136,8 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
         candidates=text.candidates,
         index=index,
         store=store,
-        optimizer=instantiate(cfg.optimizer.optimizer),
-        schedule=instantiate(cfg.optimizer.schedule),
+        optimizer=instantiate(cfg.optimizer.optimizer, _partial_=True),
+        schedule=instantiate(cfg.optimizer.schedule, _partial_=True),
         seed=cfg.seed,
     )
 

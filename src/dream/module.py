@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dream.batch import WindowBatch
 from dream.encoders.base import Encoder
+from dream.encoders.untrained import UntrainedEncoder
 from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective
 from dream.runs.agreement import identity, refuse_other
 from dream.scorers.base import CausalScorer
@@ -66,6 +67,7 @@ class RetrieverModule(L.LightningModule):
         self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
         self.outputs: dict[str, Tensor] = {}  # tensors of the last training step
         self.timer = Timer()
+        self.untrained = UntrainedEncoder(encoder, store) if objective.needs_untrained else None
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and the tensors that callbacks read."""
@@ -126,7 +128,10 @@ class RetrieverModule(L.LightningModule):
         # The candidates of a scored window share its posterior: they may come from its own document.
         allowed_BU = negative_BU.clone()
         allowed_BU[: len(scored)].scatter_(1, columns_SK, True)
-        return Candidates(sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, columns_RSK.unique(), scores)
+        untrained_sim_SK = self.untrained.similarities(scored.context, ids[1]) if self.untrained else None
+        return Candidates(
+            sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, columns_RSK.unique(), scores, untrained_sim_SK
+        )
 
     def _embed_passages(self, distinct_U: Tensor) -> Tensor:
         """passage_UD, with gradient. Each rank embeds an equal share of the passages; the last one may repeat some."""
@@ -185,6 +190,8 @@ class RetrieverModule(L.LightningModule):
     def on_fit_start(self) -> None:
         if self.scorer.device.type != self.device.type:  # Lightning moves only submodules
             self.scorer.to(self.device)
+        if self.untrained:
+            self.untrained.to(self.device)
 
     def on_train_start(self) -> None:
         self.encoder.train()

@@ -1,12 +1,18 @@
 """How the time of a step is measured. Run: pytest tests/callbacks/test_throughput.py"""
 
 import csv
+import json
 import time
+from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dream.callbacks.checkpoints import LastCheckpoint
-from dream.callbacks.throughput import PARTS
+from dream.callbacks.learning_monitor import LearningMonitor
+from dream.commands import train as command
+from dream.utils.timing import PARTS, fractions
+
+OF_A_STEP = [part for part in PARTS if part != "prepare"]
 
 PAUSE = 0.2  # seconds; the rest of a tiny step takes a few milliseconds
 
@@ -21,7 +27,7 @@ def sleep_before(function):
 
 def logged(run) -> list[dict[str, float]]:
     """The perf/* metrics of each logged step."""
-    rows = [row for row in csv.DictReader((run / "csv" / "metrics.csv").open()) if row.get("perf/fraction_step")]
+    rows = [row for row in csv.DictReader((run / "csv" / "metrics.csv").open()) if row.get("perf/fraction_encode")]
     return [{name: float(value) for name, value in row.items() if name.startswith("perf/") and value} for row in rows]
 
 
@@ -34,13 +40,33 @@ def test_shares_of_wall_time(train_retriever, tmp_path, accumulate) -> None:
     rows = logged(tmp_path / "run")
     assert len(rows) == 6
     for row in rows:
-        shares = [row[f"perf/fraction_{part}"] for part in PARTS]
+        shares = [row[f"perf/fraction_{part}"] for part in OF_A_STEP]
         assert all(0 <= share <= 1 for share in shares)
-        assert sum(shares) <= 1
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
         # 2 steps of `accumulate` batches of 8 windows were trained within the whole time.
         assert row["perf/windows_per_second"] > 2 * accumulate * 8 / seconds
     assert sum(row["perf/fraction_score"] > 0 for row in rows) == 6
     assert sum(row["perf/fraction_refresh"] > 0 for row in rows) == 2  # after steps 5 and 10
+
+
+def test_shares_of_the_whole_run_are_in_its_summary_and_in_a_table(config, capsys) -> None:
+    began = time.perf_counter()
+    command.train(config("run"))
+    seconds = time.perf_counter() - began
+    summary = json.loads((Path(config("run").paths.run) / "summary.json").read_text())
+    shares = {part: summary[f"perf/fraction_{part}"] for part in PARTS}
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-9)
+    assert all(share >= 0 for share in shares.values())
+    assert shares["prepare"] * summary["wall_seconds"] <= seconds
+    assert min(shares[part] for part in ("prepare", "encode", "score", "optimizer", "refresh", "evaluate")) > 0
+    table = capsys.readouterr().out.split("Where the")[1]
+    largest = max(shares, key=shares.__getitem__)
+    assert largest in table.splitlines()[4]
+
+
+def test_other_is_what_no_part_measures() -> None:
+    assert fractions({"encode": 2.0, "score": 1.0}, 4.0)["other"] == 0.25
+    assert fractions({"encode": 2.0, "other": 1.0}, 4.0)["other"] == 0.5
 
 
 def test_windows_are_counted_once_with_accumulation(train_retriever, tmp_path) -> None:
@@ -63,7 +89,7 @@ def attributes(disturb):
     def run(module) -> None:
         objective = module.objective
         disturb(module)
-        for name in ("needs_candidates", "needs_continuation", "temperature", "lm_temperature"):
+        for name in ("needs_candidates", "needs_continuation", "needs_untrained", "temperature", "lm_temperature"):
             setattr(module.objective, name, getattr(objective, name))
 
     return run
@@ -74,7 +100,10 @@ SLOW = {
     "encode": lambda module: setattr(module.encoder, "forward", sleep_before(module.encoder.forward)),
     "propose": lambda module: setattr(module.candidates, "propose", sleep_before(module.candidates.propose)),
     "score": lambda module: setattr(module.scorer, "loglik", sleep_before(module.scorer.loglik)),
-    "step": attributes(lambda module: setattr(module, "objective", sleep_before(module.objective))),
+    "backward": attributes(lambda module: setattr(module, "objective", sleep_before(module.objective))),
+    "optimizer": lambda module: setattr(
+        module, "configure_gradient_clipping", sleep_before(module.configure_gradient_clipping)
+    ),
 }
 
 
@@ -88,14 +117,17 @@ def test_time_counts_for_its_part(train_retriever, tmp_path, part) -> None:
     options = ["trainer.max_steps=4", "trainer.log_every_n_steps=2", "callbacks.index_refresh.every_n_steps=0"]
     train_retriever("run", *options, disturb=SLOW[part])
     for row in logged(tmp_path / "run"):
-        assert max(PARTS, key=lambda other: row[f"perf/fraction_{other}"]) == part
+        assert max(OF_A_STEP, key=lambda other: row[f"perf/fraction_{other}"]) == part
         assert seconds_of(part, row) >= 2 * PAUSE
 
 
-def test_saving_a_checkpoint_is_not_waiting_for_data(train_retriever, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", sleep_before(LastCheckpoint.on_train_batch_end))
+@pytest.mark.parametrize(("slow", "part"), [(ModelCheckpoint, "checkpoint"), (LearningMonitor, "other")])
+def test_time_of_callbacks_is_not_waiting_for_data(train_retriever, tmp_path, monkeypatch, slow, part) -> None:
+    monkeypatch.setattr(slow, "on_train_batch_end", sleep_before(slow.on_train_batch_end))
     train_retriever("run", "trainer.max_steps=4", "trainer.log_every_n_steps=2")
-    assert all(seconds_of("data", row) < PAUSE for row in logged(tmp_path / "run"))
+    rows = logged(tmp_path / "run")
+    assert all(seconds_of("data", row) < PAUSE for row in rows)
+    assert all(seconds_of(part, row) >= PAUSE for row in rows)
 
 
 def test_cached_pairs(train_retriever, tmp_path) -> None:

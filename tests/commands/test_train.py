@@ -159,6 +159,7 @@ def test_hard_negatives_alone_need_no_forward_of_the_language_model(config):
 EVERY_OBJECTIVE = {
     "kl_posterior": ["objective.null_similarity=0.1", "objective.unhelped_weight=0.5"],
     "marginal": ["objective.null_similarity=0.1"],
+    "joint_posterior": [],
     "leave_one_out": ["scorer.scoring.max_passage_tokens=24"],  # the tiny model has few positions
     "attention": ["scorer.scoring.max_passage_tokens=24", "objective.heads=all"],
     "in_batch_attention": [],

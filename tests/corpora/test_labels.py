@@ -53,6 +53,11 @@ def test_queries_as_lines_of_id_and_text(tmp_path):
         ("dev.tsv", "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{g}\n" for q, d, g in QRELS)),
         ("dev.qrels", "".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in QRELS)),
         ("dev.csv", "".join(f'"{q}",{d},{g}\n' for q, d, g in QRELS)),
+        ("dev.csv", "".join(f"{q}\t{d}\t{g}\n" for q, d, g in QRELS)),
+        ("dev.txt", "".join(f"{q},{d},{g}\n" for q, d, g in QRELS)),
+        ("dev.txt", "".join(json.dumps({"query-id": q, "corpus-id": d, "score": g}) + "\n" for q, d, g in QRELS)),
+        ("dev.csv", "docid;grade;qid;who\n" + "".join(f"{d};{g};{q};me\n" for q, d, g in QRELS)),
+        ("dev.tsv", "docno\tqid\trel\n" + "".join(f"{d}\t{q}\t{g}\n" for q, d, g in QRELS)),
         ("dev.csv", "query-id,corpus-id,score\n" + "".join(f"{q},{d},{g}\n" for q, d, g in QRELS)),
         ("dev.jsonl", "".join(json.dumps({"query-id": q, "corpus-id": d, "score": g}) + "\n" for q, d, g in QRELS)),
         ("dev.jsonl", "".join(json.dumps({"qid": q, "docid": d, "label": f"{g}.0"}) + "\n" for q, d, g in QRELS)),
@@ -140,3 +145,12 @@ def test_every_query_of_the_labels_needs_a_text(tmp_path):
     write(tmp_path / "dev.csv", "1,a,1\n9,a,1\n")
     with pytest.raises(DataError, match=r"dev\.csv: 1 queries are not in .*q\.csv, the first is '9'"):
         read_labels(tmp_path / "q.csv", tmp_path / "dev.csv")
+
+
+def test_one_line_says_what_was_read(tmp_path, caplog):
+    queries = write_records(tmp_path / "queries.csv", QUERIES)
+    qrels = write(tmp_path / "dev.qrels", "1 0 a 2\n1 0 b -1\n")
+    with caplog.at_level("INFO", logger="dream"):
+        read_labels(queries, qrels)
+        read_labels(queries, qrels)
+    assert caplog.messages == ["Labels: 2 grades of 1 queries from dev.qrels (tsv) and queries.csv (csv)"]

@@ -60,7 +60,11 @@ def make(folder, pooling="mean", **changes) -> HFEncoder:
         "max_tokens": 8,
         "dtype": "float32",
         "gradient_checkpointing": False,
+        "chunk": None,
         "trust_remote_code": False,
+        "attention": "auto",
+        "bidirectional": None,
+        "compile": False,
         "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None},
     }
     return HFEncoder(**(settings | {"name": str(folder), "pooling": pooling} | changes))

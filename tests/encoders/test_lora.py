@@ -1,17 +1,20 @@
 """Adapters: only they are trained and saved, a resumed run is the same. Run: pytest tests/encoders/test_lora.py"""
 
 import copy
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.encoders.test_st_folder import OWN
 from tests.encoders.tokenizers_of_all_kinds import KINDS
+from tests.export.conftest import job_of, static  # noqa: F401
 from tests.export.test_export import MODELS
 from tests.random_models import save_random_model
 from transformers import MistralConfig, MistralModel, Qwen2Config, Qwen2Model
 
 from dream.encoders.hf import HFEncoder
+from dream.export.formats import FORMATS
 from dream.module import RetrieverModule
 from dream.runs.load import open_run
 from dream.utils import errors
@@ -80,6 +83,32 @@ def test_saved_it_is_merged(kind, tmp_path):
     torch.testing.assert_close(opened.embed_queries(TEXTS), own, rtol=0, atol=1e-5)
     assert opened.fingerprint() == encoder.fingerprint()
     assert torch.equal(encoder.embed_queries(TEXTS), own), "saving changes nothing"
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_exported_the_adapter_is_kept_beside_its_base_model(kind, job_of, tmp_path):  # noqa: F811
+    """The folder has no weights of the base model, and sentence-transformers gives the vectors of the run."""
+    pytest.importorskip("sentence_transformers")
+    encoder = train(adapted(kind, tmp_path)).eval()
+    job = job_of(encoder, adapter="kept")
+    (job.folder / "encoder").mkdir(parents=True)
+    encoder.save(job.folder / "encoder")
+    (tmp_path / "kept").mkdir()
+    chosen = FORMATS["sentence_transformers"]
+    chosen.write(job, tmp_path / "kept")
+    assert chosen.check(job, tmp_path / "kept")["lowest_cosine"] > 0.99999
+    weights = [file.name for file in (tmp_path / "kept").rglob("*.safetensors")]
+    assert weights == ["adapter_model.safetensors"]
+    assert json.loads((tmp_path / "kept/adapter_config.json").read_text())["base_model_name_or_path"].endswith(kind)
+
+
+def test_a_run_without_adapter_cannot_keep_it(job_of, static, tmp_path):  # noqa: F811
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ConfigError, match="adapter=kept: a static encoder has no adapter"):
+        FORMATS["sentence_transformers"].write(job_of(static, adapter="kept"), tmp_path / "kept")
+    plain = adapted("bert", tmp_path, rank=0).eval()
+    with pytest.raises(ConfigError, match=r"adapter=kept: this run has no adapter: encoder\.lora\.rank was 0"):
+        FORMATS["sentence_transformers"].write(job_of(plain, adapter="kept"), tmp_path / "kept")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LENGTHS = {"passage_tokens": 24, "context_tokens": 12, "min_context_tokens": 6, 
 def job_of(corpus, corpus_folder, tokenizer, tmp_path):
     """Makes the job of an untrained encoder over the tiny corpus."""
 
-    def make(encoder: Encoder, weights: str = "float32", labels: bool = True) -> Job:
+    def make(encoder: Encoder, weights: str = "float32", labels: bool = True, adapter: str = "merged") -> Job:
         own = getattr(encoder, "tokenizer", tokenizer)
         store: Store = open_or_build(tmp_path / "stores", corpus, own, tokenizer, **LENGTHS)
         index = IndexHandle(ExactIndex(65_536, True), tmp_path / "index")
@@ -35,7 +35,9 @@ def job_of(corpus, corpus_folder, tokenizer, tmp_path):
                    "max_document_mb": 32, "language": "english"}  # fmt: skip
         section["queries"] = section["queries"] if labels else None
         run = FinishedRun(OmegaConf.create({}), encoder, store, index)
-        return Job(run, {"corpus": section}, tmp_path / "run", tmp_path, Checks(20, "dev", 30, 200), weights, None)
+        return Job(
+            run, {"corpus": section}, tmp_path / "run", tmp_path, Checks(20, "dev", 30, 200), weights, adapter, None
+        )
 
     return make
 

@@ -11,6 +11,7 @@ from dream.objectives.attention import Attention
 from dream.objectives.base import Candidates, LossInputs, spread
 from dream.objectives.in_batch_attention import InBatchAttention, in_batch_weights
 from dream.objectives.info_nce import InfoNCE, contrast, info_nce
+from dream.objectives.joint_posterior import JointPosterior
 from dream.objectives.kl_posterior import KLPosterior, kl_posterior
 from dream.objectives.leave_one_out import LeaveOneOut
 from dream.objectives.marginal import Marginal, marginal
@@ -146,6 +147,39 @@ def test_kl_posterior_of_two_windows_with_three_candidates_by_hand():
     loss.backward()
     assert loss.item() == pytest.approx(0.096373, abs=1e-6)
     torch.testing.assert_close(sim.grad, torch.tensor([[-0.075, -0.075, 0.15], [0.0, 0.0, 0.0]]))
+
+
+def test_joint_posterior_of_two_windows_with_three_candidates_by_hand():
+    """`lm_temperature` 1 and `untrained_temperature` 1/2; cosines before training (0, 0, ln(2) / 2) and 0.
+
+    Posterior: (2, 2, 1) times (1, 1, 2) is uniform in both windows. p is (1/4, 1/4, 1/2) and uniform: KL of window 1:
+    2/3 ln(4/3) + 1/3 ln(2/3) = 0.056633, mean 0.028317. Gradient (p - posterior) / 2: (-1/24, -1/24, 1/12) and 0.
+    """
+    sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
+    objective = JointPosterior(0.5, temperature=1.0, lm_temperature=1.0, **KL)
+    inputs = inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK))
+    inputs.candidates.untrained_sim_SK = torch.tensor([[0.0, 0.0, math.log(2) / 2], [0.0, 0.0, 0.0]])
+    loss = objective(inputs).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(0.028317, abs=1e-6)
+    torch.testing.assert_close(sim.grad, torch.tensor([[-1 / 24, -1 / 24, 1 / 12], [0.0, 0.0, 0.0]]))
+
+
+def test_cosines_before_training_weigh_the_same_at_every_lm_temperature():
+    """Equal log-likelihoods: the posterior is softmax(cosine / untrained_temperature), whatever lm_temperature is."""
+    for lm_temperature in (0.5, 4.0):
+        objective = JointPosterior(0.5, temperature=1.0, lm_temperature=lm_temperature, **KL)
+        given = candidates(torch.zeros(1, 2), torch.tensor([[0, 1]]), loglik_SK=torch.full((1, 2), -3.0))
+        given.untrained_sim_SK = torch.tensor([[math.log(3) / 2, 0.0]])
+        posterior_SK, _ = objective._posterior(given, given.scores.loglik_SK)
+        torch.testing.assert_close(posterior_SK, torch.tensor([[0.75, 0.25]]))
+
+
+def test_joint_posterior_needs_cosines_of_every_candidate():
+    with pytest.raises(ConfigError, match=r"^objective\.null_similarity=0\.1: joint_posterior has no cosine"):
+        JointPosterior(0.5, temperature=1.0, lm_temperature=1.0, **(KL | {"null_similarity": 0.1}))
+    with pytest.raises(ConfigError, match=r"^objective\.untrained_temperature=0: must be above 0"):
+        JointPosterior(0, temperature=1.0, lm_temperature=1.0, **KL)
 
 
 def test_leave_one_out_of_two_windows_with_three_candidates_by_hand():

@@ -18,14 +18,14 @@ def test_every_path_of_a_config_becomes_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "bert").mkdir()
     cfg = OmegaConf.create({
-        "paths": {"root": ".", "data": "${paths.root}/data", "logs": "~/logs"},
+        "paths": {"data": "data", "logs": "~/logs"},
         "corpus": {"path": "my.jsonl", "queries": "q.jsonl", "qrels": {"dev": "dev.tsv"}},
         "encoder": {"name": "bert"}, "scorer": {"name": "Qwen/Qwen2.5-0.5B"}, "ckpt": "last.ckpt", "run": ["a", "b"],
     })  # fmt: skip
     make_absolute(cfg)
     here = str(tmp_path)
     assert OmegaConf.to_container(cfg, resolve=True) == {
-        "paths": {"root": here, "data": f"{here}/data", "logs": f"{here}/home/logs"},
+        "paths": {"data": f"{here}/data", "logs": f"{here}/home/logs"},
         "corpus": {"path": f"{here}/my.jsonl", "queries": f"{here}/q.jsonl", "qrels": {"dev": f"{here}/dev.tsv"}},
         "encoder": {"name": f"{here}/bert"}, "scorer": {"name": "Qwen/Qwen2.5-0.5B"}, "ckpt": f"{here}/last.ckpt",
         "run": [f"{here}/a", f"{here}/b"],

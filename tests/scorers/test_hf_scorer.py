@@ -4,6 +4,9 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     RobertaConfig,
@@ -25,12 +30,13 @@ from transformers import (
 
 from dream.encoders.hf import HFEncoder
 from dream.scorers.hf import HFScorer
+from dream.utils import errors
 from dream.utils.errors import ConfigError
 
 SCORING = {"template": ["{bos}", "{passage}", "\n", "{context}"], "max_passage_tokens": 16,
            "tokens_per_forward": 512, "dtype": "float32", "compile": False}  # fmt: skip
 ENCODER = {"pooling": "auto", "query_prefix": None, "passage_prefix": None, "max_tokens": None, "dtype": "float32",
-           "gradient_checkpointing": False, "trust_remote_code": False,
+           "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False,
        "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None}}  # fmt: skip
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90868376\n"
 GPT2 = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -215,3 +221,54 @@ def test_the_scorer_knows_how_many_tokens_its_model_reads(store, tokenizer, tmp_
     assert fits.loglik(store, torch.tensor([0, 1]), torch.tensor([[3, -1], [5, 9]])).isfinite().all()
     with pytest.raises(ConfigError, match=f"scorer.scoring.max_passage_tokens={room + 1}: .* reads {64 + tokens};"):
         scorer_of(tmp_path, max_passage_tokens=room + 1).load(store)
+
+
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+from transformers import AutoTokenizer
+from dream.scorers.base import CausalScorer, Scoring
+from dream.store.store import Store
+folder, store, dtype = sys.argv[1:]
+scoring = Scoring(["{passage}", "{context}"], 16, 512, dtype, False)
+scorer = CausalScorer(AutoTokenizer.from_pretrained(folder), scoring, 0)
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = peak()
+scorer.open(folder, Store(Path(store), None))
+assert scorer.packs and str(scorer.model.dtype) == "torch." + dtype
+print(scorer.weights_fingerprint, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
+def test_the_weights_are_loaded_in_their_type(tmp_path, store, tokenizer):
+    """A bfloat16 folder in bfloat16 takes about half the memory, and its weights keep their fingerprint."""
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=512, intermediate_size=4096, num_hidden_layers=12,
+                         num_attention_heads=8, max_position_embeddings=128)  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        command = [sys.executable, "-c", PEAK, str(tmp_path), str(store.path), dtype]
+        found[dtype] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    (fingerprint, megabytes), (other, more) = found.values()
+    assert fingerprint == other
+    assert int(megabytes) < 0.7 * int(more), found
+
+
+def test_accelerate_places_the_layers(llama_folder, store):
+    pytest.importorskip("accelerate")
+    windows, candidates = torch.tensor([0, 7]), torch.tensor([[3, -1], [50, 51]])
+    scorers = [HFScorer(None, str(llama_folder), SCORING, False, 0, device_map) for device_map in (None, "cpu", "auto")]
+    for scorer in scorers:
+        scorer.load(store)
+    assert scorers[1].to("meta").device.type == "cpu", "the layers stay"
+    values = [scorer.loglik(store, windows, candidates) for scorer in scorers]
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+
+
+def test_without_accelerate_the_extra_is_named(gpt2, monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"scorer.device_map=auto: needs the package accelerate: .*\[accelerate\]"):
+        HFScorer(None, str(gpt2), SCORING, False, 0, "auto")

@@ -27,6 +27,7 @@ from dream.scorers.hf import HFScorer
 from dream.scorers.int8 import eight_bit_problem
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
+from dream.utils import errors
 from dream.utils.errors import ConfigError
 from dream.utils.timing import Timer
 
@@ -198,16 +199,28 @@ def test_cached_values_resume_bitwise(llama_folder, store, tmp_path_factory):
         assert all(torch.equal(a, b) for a, b in zip(resumed, uninterrupted[1:], strict=True))
 
 
-def test_eight_bits_are_close_and_have_their_own_cache(tokenizer, store, tmp_path):
+@pytest.mark.parametrize("dtype", ["int8", "int8_weights"])
+def test_eight_bits_are_close_and_have_their_own_cache(tokenizer, store, tmp_path, dtype):
+    if dtype == "int8_weights":
+        pytest.importorskip("torchao")
     torch.manual_seed(0)
     folder = save_random_model(LlamaForCausalLM(LlamaConfig(**SMALL | {"vocab_size": len(tokenizer)})), tokenizer,
                                tmp_path)  # fmt: skip
-    exact, eight = load(folder, store), load(folder, store, dtype="int8")
+    exact, eight = load(folder, store), load(folder, store, dtype=dtype)
     assert exact.fingerprint != eight.fingerprint
     expected, found = (scorer.loglik(store, WINDOWS, CANDIDATES) for scorer in (exact, eight))
     assert not torch.equal(expected, found)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
-    torch.testing.assert_close(eight.token_embeddings(), exact.token_embeddings())
+    torch.testing.assert_close(eight.token_embeddings(), exact.token_embeddings(), atol=2e-3, rtol=1e-2)
+    assert torch.equal(eight.to("cpu").loglik(store, WINDOWS, CANDIDATES), found), "moved, it is not changed again"
+    with pytest.raises(ConfigError, match=f"scorer.scoring.dtype={dtype}: 8-bit layers have no gradient"):
+        eight.require_gradient()
+
+
+def test_without_torchao_the_extra_is_named(llama_folder, store, monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"scorer.scoring.dtype=int8_weights: needs the package torchao: .*\[int8\]"):
+        load(llama_folder, store, dtype="int8_weights")
 
 
 def test_eight_bits_are_refused_where_they_cannot_be_used(llama_folder, store, monkeypatch):

@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 from tests.evaluation.conftest import composed, training, world  # noqa: F401
 
@@ -33,11 +34,29 @@ def searcher(world) -> Searcher:  # noqa: F811
 @pytest.fixture(scope="module")
 def address(searcher):
     """A server on a free port, in a thread."""
+    yield from served(searcher, None)
+
+
+@pytest.fixture(scope="module")
+def judge(searcher, world):  # noqa: F811
+    """The gain by the language model of the run."""
+    from dream.serving.gain import open_gain
+
+    return open_gain(searcher, world / "logs/sweep/0")
+
+
+@pytest.fixture(scope="module")
+def judged(searcher, judge):
+    """A server that also has the language model."""
+    yield from served(searcher, judge)
+
+
+def served(searcher: Searcher, gain):
     from dream.serving.page import make_app
     from dream.serving.server import bind
 
     listener = bind(0)
-    server = uvicorn.Server(uvicorn.Config(make_app(searcher, 5), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(searcher, 5, gain), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
@@ -67,7 +86,39 @@ def test_the_json_is_that_of_a_search(address, searcher, mode):
 
 def test_facts(address, searcher):
     assert json.loads(get(address, "/api/about")) == {
-        "corpus": "jsonl", "documents": 80, "passages": len(searcher.store.passages), "modes": list(MODES)}  # fmt: skip
+        "corpus": "jsonl", "documents": 80, "passages": len(searcher.store.passages), "modes": list(MODES),
+        "gain": False}  # fmt: skip
+
+
+def test_the_gain_is_the_difference_of_two_log_likelihoods(judged, judge, searcher, world):  # noqa: F811
+    from hydra.utils import instantiate
+
+    from dream.runs.load import open_config
+
+    query = " ".join(searcher.store.texts[7].split()[-4:])
+    answer = json.loads(get(judged, "/api/search", q=query, mode="bm25", k=2))
+    hit = answer["hits"][0]
+    config = open_config(world / "logs/sweep/0")
+    config.scorer.scoring.compile = False
+    scorer = instantiate(config.scorer, corpus=instantiate(config.corpus))
+    scorer.load(searcher.store)
+    ids = scorer.tokenizer(query, add_special_tokens=False)["input_ids"]
+    row = searcher.search(query, 1, "bm25")[0].row
+    first, end = np.searchsorted(searcher.store.passage_documents, [row, row + 1])
+    gains = []
+    for passage in range(first, end):
+        texts = [scorer.passage(searcher.store, passage), np.empty(0, dtype=np.int64)]
+        sequences = [scorer.prompt.join(text, np.array(ids)) for text in texts]
+        loglik = scorer.score_sequences(sequences, [len(ids)] * 2)
+        gains.append((loglik[0] - loglik[1]) / len(ids))
+    assert min(abs(gain - hit["gain"]) for gain in gains) < 1e-3
+    assert json.loads(get(judged, "/api/about"))["gain"] is True
+
+
+def test_the_page_shows_gains_only_if_the_language_model_is_loaded(address, judged, searcher):
+    query = " ".join(searcher.store.texts[3].split()[-2:])
+    assert len(re.findall(r'class="gain"[^>]*>LM [+-]\d+\.\d\d<', get(judged, "/", q=query))) >= 5
+    assert 'class="gain"' not in get(address, "/", q=query)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +197,7 @@ def test_mistakes_are_reported_in_one_line(world, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_browser_shows_it(address, searcher):
+def test_a_browser_shows_it(address, judged, searcher):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs chromium")
@@ -155,3 +206,6 @@ def test_a_browser_shows_it(address, searcher):
     done = subprocess.run([chromium, *arguments], capture_output=True, text=True, timeout=120)
     assert done.stdout.count("<section") == 3
     assert "<mark>" in done.stdout
+    arguments[-1] = f"{judged}/?{urlencode({'q': query})}"
+    done = subprocess.run([chromium, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count('class="gain"') >= 5

@@ -23,6 +23,10 @@ class _RunCheckpoint(ModelCheckpoint):
         self.dirpath = f"{trainer.default_root_dir}/{CHECKPOINTS}"
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *batch: Any) -> None:
+        with pl_module.timer("checkpoint"):
+            super().on_train_batch_end(trainer, pl_module, *batch)
+
 
 class LastCheckpoint(_RunCheckpoint):
     """Saves checkpoints/last.ckpt at regular steps, to resume from.

@@ -35,6 +35,9 @@ class RetrievalEvaluation(L.Callback):
         """Raise ConfigError if the index could be older than the encoder when queries are ranked."""
         for callback in callbacks:
             if isinstance(callback, IndexRefresh) and self.every_n_steps:
+                require(callback.mode == "blocking", "callbacks.evaluation.every_n_steps", self.every_n_steps, "with "
+                        "callbacks.index_refresh.mode=background the index is older than the encoder; set it to 0, and "
+                        "queries are ranked at the end")  # fmt: skip
                 interval = callback.every_n_steps
                 remedy = f"must be a multiple of callbacks.index_refresh.every_n_steps={interval}"
                 fits = interval > 0 and self.every_n_steps % interval == 0
@@ -61,7 +64,8 @@ class RetrievalEvaluation(L.Callback):
         """Rank, and log the scores of this step only: `pl_module.log` would log them again at every later step."""
         self.evaluated_step = trainer.global_step
         rank = lambda: self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))  # noqa: E731
-        scores = ranks.on_rank_zero(rank)
+        with pl_module.timer("evaluate"):
+            scores = ranks.on_rank_zero(rank)
         metrics = {f"val/{name}": value for name, value in scores.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         trainer.progress_bar_metrics["val/ndcg_at_10"] = metrics["val/ndcg_at_10"]

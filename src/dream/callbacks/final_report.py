@@ -73,7 +73,8 @@ class FinalReport(L.Callback):
             refresh.refresh(trainer, pl_module, prune=False)
         systems = "BM25" if stored else "BM25 and the untrained encoder"
         log.info(f"Ranking the {len(self.queries):,} {self._kind} by {systems}")
-        self.scores = ranks.on_rank_zero(lambda: self._rank_before(pl_module, stored))
+        with pl_module.timer("evaluate"):
+            self.scores = ranks.on_rank_zero(lambda: self._rank_before(pl_module, stored))
         if stored is None:
             content = belongs_to | {"scores": self.scores["untrained"]}
             ranks.on_rank_zero(lambda: write_checked_json(run / UNTRAINED_SCORES, content))
@@ -101,7 +102,8 @@ class FinalReport(L.Callback):
         if self.queries is None:
             return
         pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        self.scores, weight = ranks.on_rank_zero(lambda: self._rank_after(pl_module))
+        with pl_module.timer("evaluate"):
+            self.scores, weight = ranks.on_rank_zero(lambda: self._rank_after(pl_module))
         documents = pl_module.store.manifest["counts"]["documents"]
         title = f"{len(self.queries):,} held-out {self._kind}, all {documents:,} documents"
         if trainer.is_global_zero:

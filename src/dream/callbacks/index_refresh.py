@@ -1,5 +1,6 @@
 """Keeps the index fresh: every n steps, the current encoder embeds the whole corpus again."""
 
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from dream.indexes.background import BackgroundSnapshots
 from dream.indexes.snapshot import IndexHandle
 from dream.utils import ranks
 from dream.utils.errors import DataError, DreamError, require
@@ -15,6 +17,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
+MODES = ("blocking", "background")
 KEEP = 1  # number of newest snapshots to keep, in addition to the snapshots named by the run's checkpoints
 
 
@@ -31,24 +34,31 @@ class IndexRefresh(L.Callback):
     Order: before all callbacks that use the index. Lightning calls checkpoints last, so a checkpoint always names the
     refreshed snapshot.
 
+    With mode `background`, the refresh of step s is embedded by another process, on the CPU and in float32, while
+    training continues. It is searched from the next refresh on, at step s + `every_n_steps`, whenever it is complete.
+    So the candidates of a step do not depend on the speed of that process. A checkpoint also names this snapshot.
+
     Args:
         every_n_steps: optimizer steps between two refreshes; 0: only at the start and at the end.
         batch_passages: passages embedded at a time.
+        mode: `blocking` or `background`. The refreshes at the start and at the end are always blocking.
 
     Raises:
         ConfigError: an argument is out of range.
         DreamError: the module has no index.
     """
 
-    def __init__(self, every_n_steps: int, batch_passages: int) -> None:
+    def __init__(self, every_n_steps: int, batch_passages: int, mode: str = "blocking") -> None:
         remedy = "at least 1, or 0 for only at the start and at the end"
         require(every_n_steps >= 0, "callbacks.index_refresh.every_n_steps", every_n_steps, remedy)
         require(batch_passages >= 1, "callbacks.index_refresh.batch_passages", batch_passages, "at least 1")
+        require(mode in MODES, "callbacks.index_refresh.mode", mode, f"choose {' or '.join(MODES)}")
         self.every_n_steps = every_n_steps
-        self.batch_passages = batch_passages
+        self.batch_passages, self.mode = batch_passages, mode
+        self._background: BackgroundSnapshots | None = None
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
-        self._named: dict[tuple[Path, int], Path | None] = {}  # snapshot of each checkpoint file, by its mtime
+        self._named: dict[tuple[Path, int], set[Path] | None] = {}  # snapshots of each checkpoint file, by its mtime
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._state)
@@ -60,6 +70,8 @@ class IndexRefresh(L.Callback):
         reopened = self._resumed and self._reopen(trainer, pl_module)
         if not reopened and not self._is_current(trainer, pl_module):
             self.refresh(trainer, pl_module)
+        if self.mode == "background":
+            self._start_background(trainer, pl_module)
         self._resumed = {}
 
     def on_train_batch_end(
@@ -67,13 +79,20 @@ class IndexRefresh(L.Callback):
     ) -> None:
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0:
-            self._refresh_unless_fresh(trainer, pl_module)
+            if self.mode == "background":
+                self._exchange(trainer, pl_module)
+            else:
+                self._refresh_unless_fresh(trainer, pl_module)
         age = float(step - self._state["step"])
         interval = self.every_n_steps or trainer.max_steps
         pl_module.log_dict({"index/age_steps": age, "index/age_fraction": age / interval})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
         self._refresh_unless_fresh(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """If a run is resumed after its last step, Lightning calls no training hooks, only this one."""
@@ -113,30 +132,62 @@ class IndexRefresh(L.Callback):
         self._remember(handle)
         if prune:
             ranks.on_rank_zero(lambda: handle.prune(self._to_keep(handle)))
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        _log(trainer, metrics)
+
+    def _exchange(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Search the snapshot of the last refresh, and start the next one."""
+        background, handle, step = self._background, _handle(pl_module), trainer.global_step
+        assert background is not None
+        assert handle.current is not None
+        if step == handle.current.step or (background.path is not None and step == background.step):
+            return  # with gradient accumulation, several batches have the same step
+        began = time.perf_counter()
+        metrics: dict[str, float] = {}
+        with pl_module.timer("refresh"):
+            if background.path is not None and (shared := background.open()) is not None:
+                metrics["index/overlap_at_10"] = shared
+            self._remember(handle)
+            ranks.on_rank_zero(lambda: handle.prune(self._to_keep(handle)))
+            if step != trainer.max_steps:
+                background.start(step)
+            self._remember(handle)
+        _log(trainer, metrics | {"index/seconds": time.perf_counter() - began})
+
+    def _start_background(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Continue with the snapshot that was pending at the checkpoint, or start the one of this step."""
+        handle, step = _handle(pl_module), trainer.global_step
+        background = self._background = BackgroundSnapshots(
+            handle, pl_module.encoder, pl_module.store, self.batch_passages
+        )
+        if pending := self._resumed.get("pending"):
+            paths = _places(trainer, handle, pending)
+            if not background.resume(paths, pending["step"], pending["encoder_fingerprint"]):
+                log.warning(f"{paths[-1]}: the checkpoint's next index snapshot is missing; embedding it with the "
+                            "current weights. Candidates can differ from those of an uninterrupted run")  # fmt: skip
+                background.start(step)
+        elif step and self.every_n_steps and step % self.every_n_steps == 0 and step != trainer.max_steps:
+            background.start(step)
+        self._remember(handle)
+
+    def _stop(self) -> None:
+        if self._background is not None:
+            self._background.stop()
 
     def _remember(self, handle: IndexHandle) -> None:
-        assert handle.current is not None
-        path, run = handle.current.path.absolute(), handle.folder.parent.absolute()
-        self._state = {
-            "snapshot": str(path.relative_to(run)) if path.is_relative_to(run) else str(path),
-            "absolute": str(path),
-            "encoder_fingerprint": handle.current.encoder_fingerprint,
-            "step": handle.current.step,
-        }
+        current, background = handle.current, self._background
+        assert current is not None
+        self._state = _named(handle, current.path, current.encoder_fingerprint, current.step)
+        if background is not None and background.path is not None:
+            self._state["pending"] = _named(handle, background.path, background.fingerprint, background.step)
 
     def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """Open the snapshot that the checkpoint names: in this run, in the checkpoint's run, or at its old path."""
         module: Any = pl_module
         handle = _handle(pl_module)
-        checkpoint = Path(trainer.ckpt_path or ".").absolute()
-        runs = [handle.folder.parent.absolute(), *list(checkpoint.parents)[:3]]
-        paths = [*(run / self._resumed["snapshot"] for run in runs), Path(self._resumed["absolute"])]
+        paths = _places(trainer, handle, self._resumed)
         fingerprint, step = self._resumed["encoder_fingerprint"], self._resumed["step"]
         expected = module.store, module.encoder.width, fingerprint
-        for path in ranks.on_rank_zero(lambda: list(filter(Path.exists, dict.fromkeys(paths)))):
+        for path in ranks.on_rank_zero(lambda: list(filter(Path.exists, paths))):
             if ranks.on_rank_zero(partial(_opens, handle, path, *expected)):
                 if not ranks.is_first():
                     handle.open(path, *expected)
@@ -157,25 +208,45 @@ class IndexRefresh(L.Callback):
         """The newest snapshots, and the snapshots that any checkpoint in the run's folder names."""
         newest = sorted(handle.snapshots(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-KEEP:]
         run = handle.folder.parent
-        named = set()
+        named: set[Path] = set()
         for file in run.rglob("*.ckpt"):
             key = (file, file.stat().st_mtime_ns)
             if key not in self._named:
-                self._named[key] = _snapshot_of(file, run, self.state_key)
-            path = self._named[key]
-            if path is None:
+                self._named[key] = _snapshots_of(file, run, self.state_key)
+            paths = self._named[key]
+            if paths is None:
                 return set(handle.snapshots())  # an unreadable checkpoint may need any snapshot, so keep all
-            named.add(path)
+            named |= paths
         return named | set(newest)
 
 
-def _snapshot_of(checkpoint: Path, run: Path, state_key: str) -> Path | None:
-    """The snapshot that a checkpoint names; None if the checkpoint cannot be read. Does not read the weights."""
+def _snapshots_of(checkpoint: Path, run: Path, state_key: str) -> set[Path] | None:
+    """The snapshots that a checkpoint names; None if the checkpoint cannot be read. Does not read the weights."""
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return run / content["callbacks"][state_key]["snapshot"]
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"][state_key]
+        return {run / named["snapshot"] for named in (state, state.get("pending")) if named}
     except Exception:
         return None
+
+
+def _places(trainer: L.Trainer, handle: IndexHandle, named: dict[str, Any]) -> list[Path]:
+    """Where a snapshot may be that a checkpoint names: in this run, in the checkpoint's run, at its old path."""
+    checkpoint = Path(trainer.ckpt_path or ".").absolute()
+    runs = [handle.folder.parent.absolute(), *list(checkpoint.parents)[:3]]
+    return list(dict.fromkeys([*(run / named["snapshot"] for run in runs), Path(named["absolute"])]))
+
+
+def _named(handle: IndexHandle, path: Path, fingerprint: str, step: int) -> dict[str, Any]:
+    """How a checkpoint names a snapshot."""
+    path, run = path.absolute(), handle.folder.parent.absolute()
+    relative = str(path.relative_to(run)) if path.is_relative_to(run) else str(path)
+    return {"snapshot": relative, "absolute": str(path), "encoder_fingerprint": fingerprint, "step": step}
+
+
+def _log(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
 
 def _opens(handle: IndexHandle, path: Path, *expected: Any) -> bool:

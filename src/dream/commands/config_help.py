@@ -41,8 +41,13 @@ def choices(folder: Path) -> list[str]:
 
 
 def default_choices(file: Path) -> dict[str, str]:
-    """Group → default choice, from the defaults list of a command's config."""
-    entries = [entry for entry in yaml.safe_load(file.read_text())["defaults"] if isinstance(entry, dict)]
+    """Group → default choice, from the defaults list of a command's config, and of a config that it includes."""
+    entries = []
+    for entry in yaml.safe_load(file.read_text())["defaults"]:
+        if isinstance(entry, dict):
+            entries.append(entry)
+        elif entry != "_self_":
+            entries += [{group: choice} for group, choice in default_choices(file.with_name(f"{entry}.yaml")).items()]
     chosen = {group: choice for entry in entries for group, choice in entry.items() if not group.startswith("optional")}
     return {group: str(choice) for group, choice in chosen.items() if group not in ("hydra", "paths")}
 

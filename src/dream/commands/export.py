@@ -30,6 +30,7 @@ KEYS = (
     "path",
     "overwrite",
     "weights",
+    "adapter",
     "license",
     "push",
     "private",
@@ -49,13 +50,14 @@ def export(cfg: DictConfig) -> None:
     folder = Path(cfg.run).resolve()
     to = cfg.to
     name = to if cfg.weights == "float32" else f"{to}_{cfg.weights}"
+    name += "_adapter" if cfg.adapter == "kept" else ""
     path = Path(cfg.path).expanduser().absolute() if cfg.path else folder / "exports" / name
     refuse_existing(path, cfg.overwrite)
     log.info(f"DREAM: exporting {folder} to {to}")
     run = open_run(folder, trust=list(cfg.trust), data=cfg.paths.data)
     config: Any = OmegaConf.to_container(run.cfg)
-    job = Job(run, config, folder, Path(cfg.paths.logs), Checks(**cfg.check), cfg.weights, cfg.license,
-              cfg.push)  # fmt: skip
+    job = Job(run, config, folder, Path(cfg.paths.logs), Checks(**cfg.check), cfg.weights, cfg.adapter,
+              cfg.license, cfg.push)  # fmt: skip
     with new_directory(path, replace=True, checksums=False) as unfinished:
         chosen.write(job, unfinished)
         found = chosen.check(job, unfinished)
@@ -73,6 +75,7 @@ def export(cfg: DictConfig) -> None:
 
 def _format(cfg: DictConfig) -> "Format":
     """The chosen format. Raises ConfigError if a key has a wrong value, or if a package is missing."""
+    from dream.export.base import ADAPTERS
     from dream.export.formats import FORMATS
     from dream.utils.errors import require
 
@@ -81,6 +84,9 @@ def _format(cfg: DictConfig) -> "Format":
     chosen = FORMATS[to]
     require(cfg.weights in ("float32", "int8"), "weights", cfg.weights, "choose float32 or int8")
     require(cfg.weights == "float32" or chosen.int8, "weights", cfg.weights, "only to=onnx and to=openvino have int8")
+    require(cfg.adapter in ADAPTERS, "adapter", cfg.adapter, f"choose {' or '.join(ADAPTERS)}")
+    remedy = "only to=sentence_transformers and to=hub can keep the adapter"
+    require(cfg.adapter == "merged" or chosen.adapters, "adapter", cfg.adapter, remedy)
     require(cfg.push is None or to == "hub", "push", cfg.push, "only to=hub is uploaded")
     require(cfg.push is None or REPOSITORY.fullmatch(cfg.push) is not None, "push", cfg.push, "give OWNER/NAME")
     require(cfg.check.texts > 0, "check.texts", cfg.check.texts, "at least 1 passage")

@@ -71,6 +71,7 @@ def _train(cfg: DictConfig | None) -> float | None:
 
         text, module = ranks.in_turn(build)
         ranks.share(module.encoder.state_dict().values())
+        module.timer = run.timer
         trainer = build_trainer(cfg, text.corpus)
         run.begin()
         trainer.fit(module, text.data, ckpt_path=run.checkpoint, weights_only=True)

@@ -1,18 +1,23 @@
 """Reads labelled queries and relevance grades. There is no policy for bad records: the first one is an error."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dream.corpora.bad_documents import BadDocument
 from dream.corpora.base import Labels
 from dream.corpora.lines import decoded
-from dream.corpora.readers import Fields, find_field, format_of, read_records
+from dream.corpora.readers import Fields, find_field, read_records
 from dream.corpora.readers.delimited import csv_rows
+from dream.corpora.readers.formats import format_by_content
 from dream.corpora.readers.records import MISSING, MOST_NAMES
 from dream.corpora.source_file import SourceFile
 from dream.corpora.values import can_name, valid
 from dream.utils.errors import DataError
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 HIGHEST_GRADE = 1000
 MOST_BYTES = 100_000_000  # maximum size of one query or label
@@ -24,8 +29,8 @@ QUERY = Fields(
 )
 QREL_FIELDS = (
     ("query-id", "query_id", "qid"),
-    ("corpus-id", "corpus_id", "doc_id", "docid", "pid"),
-    ("score", "relevance", "label", "grade"),
+    ("corpus-id", "corpus_id", "doc_id", "docid", "docno", "pid"),
+    ("score", "relevance", "label", "grade", "rel"),
 )
 QREL = Fields(ids=QREL_FIELDS[1], texts=QREL_FIELDS[0], others=QREL_FIELDS[2], remedy="see BEIR's qrels")
 
@@ -36,8 +41,8 @@ def read_labels(queries: Path, qrels: Path) -> Labels:
     Args:
         queries: JSON lines or array, CSV, Parquet, or TSV with or without a header.
         qrels: Lines of query-id, corpus-id and grade (BEIR) or of query-id, 0, corpus-id and grade (TREC), with or
-            without a header. Separators are tabs or spaces, in a .csv file commas. JSON and Parquet with the same
-            fields are also accepted.
+            without a header. Separators are tabs, blanks or commas. A header may name the columns in another order,
+            among others. JSON and Parquet with the same fields are also accepted.
 
     Raises:
         DataError: A line cannot be read, two lines contradict each other, or a query has no text.
@@ -47,14 +52,27 @@ def read_labels(queries: Path, qrels: Path) -> Labels:
     missing = [query for query in grades if query not in texts]
     if missing:
         raise DataError(f"{qrels}: {len(missing)} queries are not in {queries}, the first is {missing[0]!r}")
+    _report(queries, qrels, grades)
     return Labels(texts, grades)
+
+
+@cache  # a run reads the same labels several times
+def _report_once(message: str) -> None:
+    log.info(message)
+
+
+def _report(queries: Path, qrels: Path, grades: dict[str, dict[str, int]]) -> None:
+    """Write one line that says what was read, and in which formats."""
+    count = sum(map(len, grades.values()))
+    files = [f"{file.name} ({format_by_content(SourceFile(file))})" for file in (qrels, queries)]
+    _report_once(f"Labels: {count:,} grades of {len(grades):,} queries from {files[0]} and {files[1]}")
 
 
 def read_queries(path: Path, wanted: set[str]) -> dict[str, str]:
     """Texts of the wanted queries by id."""
     texts: dict[str, str] = {}
     lines: dict[str, int] = {}
-    for number, record in _good_records(path, QUERY):
+    for number, record in _good_records(path, QUERY, format_by_content(SourceFile(path))):
         name, text = _first(record, QUERY.ids), _first(record, QUERY.texts)
         if not can_name(name) or not isinstance(text, str):
             raise DataError(f"{path}:{number}: a query needs the fields _id and text, both of them text; this line has "
@@ -73,7 +91,7 @@ def read_queries(path: Path, wanted: set[str]) -> dict[str, str]:
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Grades by query id and document id."""
     qrels: dict[str, dict[str, int]] = {}
-    for number, query, document, written in _qrel_rows(path):
+    for number, query, document, written in _qrel_rows(path, format_by_content(SourceFile(path))):
         grade = _grade(written)
         if grade is None:
             found = f"{query} {document} {written}"[:80]
@@ -86,11 +104,10 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def _qrel_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
+def _qrel_rows(path: Path, form: str) -> Iterator[tuple[int, str, str, str]]:
     """(line, query id, document id, grade as text)"""
-    form = format_of(SourceFile(path), default="tsv")
     if form not in ("csv", "tsv"):
-        for number, record in _good_records(path, QREL):
+        for number, record in _good_records(path, QREL, form):
             cells = [_first(record, names) for names in QREL_FIELDS]
             if not all(map(can_name, cells)):
                 raise DataError(f"{path}:{number}: a label needs the fields query-id, corpus-id and score; this line "
@@ -98,12 +115,25 @@ def _qrel_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
             yield number, str(cells[0]), str(cells[1]), str(cells[2])
         return
     rows = _csv_cells(path) if form == "csv" else _tsv_cells(path)
-    for row, (number, fields) in enumerate(rows):
-        if row == 0 and len(fields) in (3, 4) and not _is_number(fields[-1]):
-            continue  # a header
-        if len(fields) not in (3, 4):
-            raise _expected(path, number, " ".join(fields)[:80])
-        yield number, fields[0], fields[-2], fields[-1]
+    places: tuple[int, ...] | None = None
+    for row, (number, cells) in enumerate(rows):
+        if row == 0 and (places := _named_columns(cells)):
+            continue
+        if row == 0 and len(cells) in (3, 4) and not _is_number(cells[-1]):
+            continue  # a header with other names
+        if places and len(cells) > max(places):
+            yield number, cells[places[0]], cells[places[1]], cells[places[2]]
+        elif not places and len(cells) in (3, 4):
+            yield number, cells[0], cells[-2], cells[-1]
+        else:
+            raise _expected(path, number, " ".join(cells)[:80])
+
+
+def _named_columns(header: list[str]) -> tuple[int, ...] | None:
+    """Places of query id, document id and grade in a header that names them; otherwise None."""
+    columns = [cell.strip().strip('"').lower() for cell in header]
+    places = [next((columns.index(name) for name in names if name in columns), None) for names in QREL_FIELDS]
+    return tuple(place for place in places if place is not None) if None not in places else None
 
 
 def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -114,14 +144,17 @@ def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, row in csv_rows(SourceFile(path), MOST_BYTES):
+    source = SourceFile(path)
+    first = next(iter(source.head().splitlines()), b"")
+    delimiter = ";" if first.count(b";") > first.count(b",") else ","
+    for number, row in csv_rows(source, MOST_BYTES, delimiter):
         if isinstance(row, BadDocument):
             raise row
         yield number, row
 
 
-def _good_records(path: Path, fields: Fields) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, record in read_records(SourceFile(path), fields, MOST_BYTES):
+def _good_records(path: Path, fields: Fields, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, record in read_records(SourceFile(path), fields, MOST_BYTES, form):
         if isinstance(record, BadDocument):
             raise record
         yield number, record

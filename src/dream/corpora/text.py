@@ -55,7 +55,7 @@ class TextCorpus:
         require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
         self.split_by, self.most_bytes = split_by, int(max_document_mb * 1_000_000)
         self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
-        files = [self.root] if self.root.is_file() else _files(self.root, pattern)
+        files = [self.root] if self.root.is_file() else matching_files(self.root, pattern)
         require(bool(files), "corpus.path", path, f"no file in this folder matches corpus.pattern={pattern}")
         self.files = [SourceFile(file) for file in files]
 
@@ -65,7 +65,7 @@ class TextCorpus:
             "kind": "text",
             "split_by": self.split_by,
             "policy": [self.on_bad_document, self.most_bytes],
-            "files": [[self._name(file.path), file.fingerprint()] for file in self.files],
+            "files": [[relative_name(file.path, self.root), file.fingerprint()] for file in self.files],
         }
 
     def size_bytes(self) -> int:
@@ -116,7 +116,7 @@ class TextCorpus:
         Raises:
             BadDocument: A line is bad, or the document is too long.
         """
-        name, first, size = self._name(file), 0, 0
+        name, first, size = relative_name(file, self.root), 0, 0
         lines: list[str] = []
         for number, line in numbered:
             if isinstance(line, BadDocument):
@@ -129,11 +129,6 @@ class TextCorpus:
         document_id = name if self.split_by == "file" else f"{name}:{first}"
         return Document(document_id, name, "\n".join(lines).strip(), str(file), first)
 
-    def _name(self, file: Path) -> str:
-        """The file's path relative to the root. Bytes that are not UTF-8 are written as escapes."""
-        name = file.name if file == self.root else file.relative_to(self.root).as_posix()
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-
     def splits(self) -> list[str]:
         return []
 
@@ -141,7 +136,13 @@ class TextCorpus:
         raise ConfigError("split", split, f"corpus {self.name} has no labels; corpus=jsonl and corpus=beir can")
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
+def relative_name(file: Path, root: Path) -> str:
+    """The file's path relative to the corpus's path. Bytes that are not UTF-8 are written as escapes."""
+    name = file.name if file == root else file.relative_to(root).as_posix()
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def matching_files(folder: Path, pattern: str) -> list[Path]:
     """The matching files at any depth, sorted. A folder that cannot be listed is an error."""
 
     def refuse(error: OSError) -> None:

@@ -15,7 +15,9 @@ from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoMod
 from dream.batch import TokenBatch
 from dream.encoders import lora as adapters
 from dream.encoders import st_folder
+from dream.encoders.attention import choose_attention, choose_direction
 from dream.encoders.base import Encoder, Side
+from dream.encoders.chunks import embed_in_chunks
 from dream.encoders.framing import Framing
 from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
@@ -50,15 +52,19 @@ class HFEncoder(Encoder):
         max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, otherwise 256.
         dtype: torch type of the weights.
         gradient_checkpointing: compute activations twice instead of keeping them.
+        chunk: texts of a forward in training, with cached gradients: see `embed_in_chunks`. None: all texts.
         trust_remote_code: run Python code from the model's repository.
+        attention: implementation of attention: see `dream.encoders.attention`.
+        bidirectional: whether each token reads the whole text; None: as the model was published.
+        compile: run the model with torch.compile.
         lora: train low-rank adapters instead of all weights: see `dream.encoders.lora`. rank 0: none.
 
     Raises:
         ConfigError: a value is impossible, or the model cannot be loaded.
 
     Example:
-        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, False,
-        ...                     {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
+        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, None,
+        ...                     False, "auto", None, False, {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
         >>> encoder.embed_queries(["how do I read a file"]).shape
         torch.Size([1, 384])
     """
@@ -74,12 +80,18 @@ class HFEncoder(Encoder):
         max_tokens: int | None,
         dtype: str,
         gradient_checkpointing: bool,
+        chunk: int | None,
         trust_remote_code: bool,
+        attention: str,
+        bidirectional: bool | None,
+        compile: bool,
         lora: Mapping[str, Any],
     ) -> None:
         super().__init__()
         adapters.check_values(lora)
         weight_type = _check_values(pooling, max_tokens, dtype)
+        require(chunk is None or chunk > 0, "encoder.chunk", chunk, "null, or at least 1 text")
+        self.chunk = chunk
         source = Pretrained("encoder.name", name, trust_remote_code)
         published = st_folder.read(source)
         source.subfolder = published.subfolder
@@ -87,6 +99,8 @@ class HFEncoder(Encoder):
         self.query_prefix = _first(query_prefix, published.prefixes["query"], "")
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
         self._read_model(source, published, weight_type)
+        choose_attention(self._reader, attention)
+        choose_direction(self._reader, bidirectional)
         limit = self._probe(source)
         own_length = published.max_tokens or (limit if published.found else None)  # like sentence-transformers
         self.max_tokens = self._length(max_tokens, own_length, limit)
@@ -97,6 +111,8 @@ class HFEncoder(Encoder):
         if self.has_adapter:
             self.model = adapters.add_adapter(self.model, lora)
             adapters.save_only_adapter(self, "model")
+        if compile:  # in place, so that names of weights stay the same
+            self._reader.compile(dynamic=True)
         self.train()  # from_pretrained returns a model in eval mode, and Lightning would keep this mode
         if published.found:
             self._report(source.name, published, (pooling, query_prefix, passage_prefix, max_tokens))
@@ -173,7 +189,10 @@ class HFEncoder(Encoder):
         return self.embedding_width
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
-        return self._embed(self.framing.frame_ids(batch, side))
+        framed = self.framing.frame_ids(batch, side)
+        if self.chunk is None or len(batch) <= self.chunk or not torch.is_grad_enabled():
+            return self._embed(framed)
+        return embed_in_chunks(self._embed, framed, self.chunk)
 
     def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
         rows: Any = self.framing.frame_texts(texts, side, self.max_tokens)
@@ -181,7 +200,9 @@ class HFEncoder(Encoder):
 
     def _embed(self, batch: TokenBatch) -> Tensor:
         output = self._reader(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long())
-        pooled_BD = pool(output.last_hidden_state.float(), batch.mask_BT, self.pooling)
+        hidden_BTD = output.last_hidden_state
+        hidden_BTD = hidden_BTD if hidden_BTD.dtype == torch.float64 else hidden_BTD.float()
+        pooled_BD = pool(hidden_BTD, batch.mask_BT, self.pooling)
         return F.normalize(self.layers(pooled_BD), dim=1)
 
     def weights(self) -> dict[str, Tensor]:
@@ -195,12 +216,15 @@ class HFEncoder(Encoder):
         return {name: getattr(self, name) for name in SETTINGS} | {"layers": [str(layer) for layer in self.layers]}
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged.
+        """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged,
+        and also written by themselves.
 
         For an encoder–decoder model, sentence-transformers would use the decoder's output, so its files are left out.
         """
         model = adapters.merged(self.model) if self.has_adapter else self.model
         model.save_pretrained(folder)
+        if self.has_adapter:
+            self.model.save_pretrained(folder / adapters.FOLDER)
         self.own_tokenizer.save_pretrained(folder)
         if not self.has_decoder:
             framing = self.framing
@@ -218,7 +242,11 @@ class HFEncoder(Encoder):
             **{name: settings[name] for name in SETTINGS},
             dtype="float32",
             gradient_checkpointing=False,
+            chunk=None,
             trust_remote_code=False,
+            attention="auto",
+            bidirectional=None,
+            compile=False,
             lora={"rank": 0, "alpha": 1, "dropout": 0.0, "targets": None},
         )
 

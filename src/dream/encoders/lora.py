@@ -9,6 +9,7 @@ from torch import nn
 from dream.utils.errors import ConfigError, require, require_installed
 
 ALL_LINEAR = "all-linear"
+FOLDER = "adapter"  # of the adapters by themselves, in the folder of a saved encoder
 ADAPTER = ".lora_"  # in the name of every weight of an adapter
 
 

@@ -87,6 +87,17 @@ class LanguageModelRanker:
         loglik_QR[query_P, rank_P] = self._loglik(targets, query_P, passages_QR[query_P, rank_P])
         return loglik_QR
 
+    def gain(self, query: str, documents_R: np.ndarray) -> np.ndarray:
+        """gain_R float32: log p(query | passage) - log p(query | no passage), in nats per token of the query.
+
+        The passage of each document is its best one by BM25.
+        """
+        passages_QR = self.best_passages([query], documents_R[None])
+        (target,) = self._targets([query])
+        alone = self.scorer.prompt.join(np.empty(0, dtype=np.int64), target)
+        without = self.scorer.score_sequences([alone], [len(target)])[0]
+        return (self.loglik([query], passages_QR)[0] - without) / max(len(target), 1)
+
     def _loglik(self, targets: list[np.ndarray], query_P: np.ndarray, passage_P: np.ndarray) -> np.ndarray:
         cache, key_P = self._open_cache(), np.array([_key(target) for target in targets], dtype=np.int64)[query_P]
         loglik_P = np.full(len(key_P), np.nan, dtype=np.float32)

@@ -30,12 +30,14 @@ class Hit:
         title: its title, which may be empty.
         text: its whole text.
         score: higher is better; scores of different modes cannot be compared.
+        row: row of the document in the store.
     """
 
     id: str
     title: str
     text: str
     score: float
+    row: int
 
 
 class Searcher:
@@ -116,4 +118,4 @@ class Searcher:
         return hybrid(lexical, dense, self.run.hybrid_weight, depth)
 
     def _hit(self, row: int, score: float) -> Hit:
-        return Hit(self.store.document_names[row], self.store.titles[row], self.store.texts[row], score)
+        return Hit(self.store.document_names[row], self.store.titles[row], self.store.texts[row], score, row)

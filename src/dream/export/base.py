@@ -16,6 +16,7 @@ from dream.encoders.static import StaticEncoder
 from dream.runs.load import FinishedRun
 from dream.utils.errors import ConfigError, require_installed
 
+ADAPTERS = ("merged", "kept")  # into the weights, or beside the base model
 Embed = Callable[[list[str], Side], np.ndarray]  # (B texts, side) -> embedding_BD, float32
 
 
@@ -47,6 +48,7 @@ class Job:
         logs: folder of all runs and evaluations.
         checks: see `Checks`.
         weights: float32 or int8.
+        adapter: merged or kept: see `ADAPTERS`.
         licence: licence of the model, as the Hugging Face hub writes it; None: unknown.
         repository: where the model will be published, for its card; None: nowhere.
     """
@@ -57,6 +59,7 @@ class Job:
     logs: Path
     checks: Checks
     weights: str
+    adapter: str
     licence: str | None
     repository: str | None = None
 
@@ -82,11 +85,13 @@ class Format:
         packages: importable packages that it needs.
         extra: the extra of this project that installs them.
         int8: whether it has `weights=int8`.
+        adapters: whether it has `adapter=kept`.
     """
 
     packages: tuple[str, ...] = ()
     extra = ""
     int8 = False
+    adapters = False
 
     def require_installed(self, name: str) -> None:
         """Raise ConfigError if a package is missing."""

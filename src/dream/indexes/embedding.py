@@ -27,6 +27,7 @@ log = get_logger(__name__)
 ROWS_PER_BLOCK = 16_384  # passages that are sorted by length together; a batch then has little padding
 PROGRESS = "progress.json"  # the inputs of the shards, and the checksums of complete shards
 PROGRESS_FILES = "progress*.json"  # each rank of a job has its own
+PENDING = "pending-"  # start of the name of a folder with the encoder of an unfinished snapshot: see background.py
 
 
 def embed_corpus(

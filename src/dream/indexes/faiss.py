@@ -42,7 +42,7 @@ class FaissIndex:
         >>> index = FaissIndex("IVF1024,Flat", {"nprobe": 16})
     """
 
-    def __init__(self, factory: str, search_params: dict[str, Any] | None) -> None:
+    def __init__(self, factory: str, search_params: dict[str, Any] | None = None) -> None:
         require(isinstance(factory, str) and bool(factory), "index.factory", factory, "e.g. Flat or IVF1024,Flat")
         require("IDMap" not in factory, "index.factory", factory, "leave IDMap out: rows of the store are the ids")
         self.factory = factory

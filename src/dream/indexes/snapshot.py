@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dream.encoders.base import Encoder
 from dream.indexes.base import Index
-from dream.indexes.embedding import PROGRESS_FILES, embed_corpus, open_shard
+from dream.indexes.embedding import PENDING, PROGRESS_FILES, embed_corpus, open_shard
 from dream.indexes.overlap import overlap
 from dream.store.store import Store
 from dream.utils import ranks
@@ -122,7 +122,7 @@ class IndexHandle:
 
     def __init__(self, index: Index, folder: Path, rows_per_shard: int = ROWS_PER_SHARD) -> None:
         require(rows_per_shard >= 1, "rows_per_shard", rows_per_shard, "at least 1")
-        self.index = index
+        self.index = self.unbuilt = index
         self.folder = Path(folder)
         self.rows_per_shard = rows_per_shard
         self.current: IndexSnapshot | None = None
@@ -170,8 +170,9 @@ class IndexHandle:
         self.index, self.current = index, snapshot
 
     def refresh(
-        self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int
-    ) -> RefreshReport:
+        self, encoder: Encoder, store: Store, step: int, device: torch.device | str, batch_passages: int,
+        weights: Path | None = None,
+    ) -> RefreshReport:  # fmt: skip
         """Embed every passage and build the index. Later searches use the new snapshot. All ranks of a job call it.
 
         The old snapshot is unchanged, on disk and in memory, until the new one is complete. After an interruption, only
@@ -181,10 +182,11 @@ class IndexHandle:
             step: optimizer step, for the folder's name.
             device: the encoder's device.
             batch_passages: passages of a forward pass.
+            weights: file with the weights that the snapshot keeps; None: those of `encoder`.
         """
         began = time.perf_counter()
         old, fingerprint = self.current, ranks.on_rank_zero(encoder.fingerprint)
-        name, exists = ranks.on_rank_zero(lambda: self._name(fingerprint, store.hash, step))
+        name, exists = ranks.on_rank_zero(lambda: self.name_of(fingerprint, store.hash, step))
         path, speed, is_built = self.folder / name, 0.0, False
         if not exists:  # otherwise a run resumed from an earlier checkpoint repeats this step
             with ExitStack() as making:  # rank 0 creates and completes the folder
@@ -198,7 +200,7 @@ class IndexHandle:
                            "count": len(store.passages), "width": encoder.width, "shards": shards}  # fmt: skip
 
                 def build() -> None:
-                    index = self._complete(unfinished, encoder, made_of)
+                    index = self._complete(unfinished, encoder, made_of, weights)
                     making.close()
                     self.index, self.current = index, IndexSnapshot(path)
 
@@ -209,12 +211,15 @@ class IndexHandle:
         shared = overlap(old, self.current) if old and self.current and ranks.is_first() else None
         return RefreshReport(time.perf_counter() - began, shared, speed)
 
-    def _complete(self, folder: Path, encoder: Encoder, made_of: dict[str, Any]) -> Index:
+    def _complete(self, folder: Path, encoder: Encoder, made_of: dict[str, Any], weights: Path | None) -> Index:
         """Write the index, the weights and the manifest next to the shards. Returns the index."""
         index = copy.copy(self.index)
         index.build([open_shard(folder / shard) for shard in made_of["shards"]], made_of["count"], made_of["width"])
         index.save(folder)
-        _save_weights(encoder, folder / WEIGHTS)
+        if weights is None:
+            save_weights(encoder, folder / WEIGHTS)
+        else:
+            shutil.copyfile(weights, folder / WEIGHTS)
         shards = made_of.pop("shards")
         write_json(folder / "manifest.json", made_of | {"index": index.description(), "shards": shards})
         for file in folder.glob(PROGRESS_FILES):
@@ -259,12 +264,16 @@ class IndexHandle:
                 discard(path)
         for path in self.folder.glob(".snapshot-*"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"{PENDING}snapshot-*"):
+            snapshot = self.folder / path.name.removeprefix(PENDING)
+            if snapshot.exists() or snapshot.resolve() not in kept:
+                discard(path)
 
     def snapshots(self) -> list[Path]:
         """Complete snapshots in the folder, oldest first."""
         return sorted(path.parent for path in self.folder.glob("snapshot-*/manifest.json"))
 
-    def _name(self, encoder_fingerprint: str, store_hash: str, step: int) -> tuple[str, bool]:
+    def name_of(self, encoder_fingerprint: str, store_hash: str, step: int) -> tuple[str, bool]:
         """Name of the snapshot, and whether it exists. A snapshot of the same step with other weights is kept."""
         plain = f"snapshot-{step:08d}"
         for name in (plain, f"{plain}-{encoder_fingerprint}"):
@@ -285,6 +294,6 @@ def _load_weights(encoder: Encoder, file: Path, fingerprint: str) -> bool:
     return encoder.fingerprint() == fingerprint
 
 
-def _save_weights(encoder: Encoder, file: Path) -> None:
+def save_weights(encoder: Encoder, file: Path) -> None:
     # Cloned, because safetensors refuses tensors that share memory.
     save_file({name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}, file)

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from dream.utils.timing import PARTS
+
 # Tab CUSTOM SCALARS: category → chart → curves. Curves of one chart have about the same range.
 LAYOUT = {
     "Does the language model teach, and the retriever learn?": {
@@ -19,9 +21,7 @@ LAYOUT = {
     },
     "Is the index fresh? Where does the time go?": {
         "Index: age / interval, overlap": ["index/age_fraction", "index/overlap_at_10"],
-        "Share of wall time": [
-            f"perf/fraction_{part}" for part in ("data", "encode", "propose", "score", "step", "refresh")
-        ],
+        "Share of wall time": [f"perf/fraction_{part}" for part in PARTS if part != "prepare"],
         "Windows per second": ["perf/windows_per_second"],
     },
     "Is the training stable?": {

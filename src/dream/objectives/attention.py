@@ -57,6 +57,7 @@ class Attention(MixedObjective):
 
     def prepare(self, scorer, store, k: int) -> None:
         """Choose the heads. Raises ConfigError if they do not exist, or if the model cannot read K passages at once."""
+        scorer.require_gradient()
         scorer.require_room(store, k, "candidates.k", k)
         self.chosen = choose_heads(self.heads, self.count, self.seed, scorer, store, self.finder)
 

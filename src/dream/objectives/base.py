@@ -32,6 +32,8 @@ class Candidates:
         ids_U: passage ids.
         scored_columns_U: the columns of the candidates of all scored windows of the step, on all ranks, ascending.
         scores: log-likelihoods of the scored windows given their candidates, computed on first use.
+        untrained_sim_SK: cosines of each scored window and its candidates by the encoder before training, without
+            gradient; None if the objective does not need them.
     """
 
     sim_BU: Tensor
@@ -41,6 +43,7 @@ class Candidates:
     ids_U: Tensor
     scored_columns_U: Tensor
     scores: "CandidateScores"
+    untrained_sim_SK: Tensor | None = None
 
     @property
     def sim_SK(self) -> Tensor:
@@ -89,6 +92,7 @@ class Objective:
     Attributes:
         needs_candidates: whether it uses candidates and the language model.
         needs_continuation: whether it uses the windows' continuations.
+        needs_untrained: whether it uses the similarities of the encoder before training.
         temperature: temperature of the retriever's softmax over cosines.
         lm_temperature: temperature of the posterior's softmax, if the objective has a posterior.
 
@@ -105,6 +109,7 @@ class Objective:
 
     needs_candidates: bool = False
     needs_continuation: bool = False
+    needs_untrained: bool = False
     temperature: float
     lm_temperature: float = 1.0
 

@@ -40,6 +40,10 @@ class InBatchAttention(MixedObjective):
         super().__init__(temperature, continuation, unhelped_weight)
         self.value_norm = value_norm
 
+    def prepare(self, scorer, store, k: int) -> None:
+        """Raises ConfigError if the scorer has no gradient."""
+        scorer.require_gradient()
+
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         scored, columns_U = len(candidates.columns_SK), candidates.scored_columns_U
         sim_SU, allowed_SU = (part[:scored, columns_U] for part in (candidates.sim_BU, candidates.allowed_BU))

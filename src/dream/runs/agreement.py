@@ -16,10 +16,18 @@ FREE = {
     "data.stores_dir",
     "data.workers",
     "encoder.gradient_checkpointing",
+    "encoder.chunk",
     "scorer.cache_megabytes",
     "scorer.data_dir",
+    "scorer.device_map",
     "scorer.scoring.compile",
     "scorer.scoring.tokens_per_forward",
+    "scorer.url",
+    "scorer.concurrency",
+    "scorer.retries",
+    "scorer.seconds",
+    "scorer.token_limit",
+    "scorer.key_variable",
     "candidates.schedule_steps",
 }
 

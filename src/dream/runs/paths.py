@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-FOLDERS = ("paths.root", "paths.data", "paths.logs", "paths.run")
+FOLDERS = ("paths.data", "paths.logs", "paths.run")
 FILES = ("corpus.path", "corpus.queries", "scorer.path")  # always files or folders
-MODELS = ("encoder.name", "scorer.name")  # folders, or names on a hub
+NAMED = ("encoder.name", "scorer.name", "corpus.dataset")  # folders, or names on a hub
 RESUME_WORDS = ("last", "auto")  # values of ckpt that are not files
 
 
@@ -18,7 +18,7 @@ def make_absolute(cfg: DictConfig) -> None:
     qrels = OmegaConf.select(cfg, "corpus.qrels")
     for split in qrels or ():
         _replace(cfg, f"corpus.qrels.{split}", _absolute)
-    for key in MODELS:
+    for key in NAMED:
         _replace(cfg, key, _absolute_folder)
     if cfg.get("ckpt") not in (None, *RESUME_WORDS):
         _replace(cfg, "ckpt", _absolute)
@@ -69,6 +69,6 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_folder(name: str) -> str:
-    """A model's folder as an absolute path. A name without a local folder may be a name on a hub."""
+    """A folder of a model or data set as an absolute path. A name without a local folder may be a name on a hub."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() or name.startswith("~") else name

@@ -5,8 +5,7 @@ import os
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from dream.runs import resume
 from dream.runs.agreement import refuse_changes, refuse_other
 from dream.runs.claim import claimed, remove_unfinished
 from dream.runs.config_file import read_config, save_config
+from dream.runs.damage import is_whole, read_or_report
 from dream.runs.layout import (
     BELONGS_TO,
     CHECKPOINTS,
@@ -33,11 +33,12 @@ from dream.runs.layout import (
 )
 from dream.utils import ranks
 from dream.utils.atomic_io import LOCK, point_latest, read_checked_json, write_bytes, write_checked_json, write_json
-from dream.utils.cached_folders import discard, new_directory, verify
+from dream.utils.cached_folders import discard, new_directory
 from dream.utils.checkpoints import read_checkpoint, verify_checkpoint
-from dream.utils.errors import ConfigError, DamageError, DataError, user_error
+from dream.utils.errors import ConfigError, DataError, user_error
 from dream.utils.logging import get_logger, log_to_file
 from dream.utils.signals import Interrupted
+from dream.utils.timing import Timer
 
 log = get_logger(__name__)
 
@@ -55,6 +56,7 @@ class Run:
         resumed: whether the run continues in the folder where it stopped.
         is_new: whether the run has a new folder.
         summary: content of summary.json if the run is already finished, otherwise None.
+        timer: measures the time of the run, from its start.
     """
 
     cfg: DictConfig
@@ -63,7 +65,7 @@ class Run:
     resumed: bool = False
     is_new: bool = True
     summary: dict[str, Any] | None = None
-    began: float = field(default_factory=time.perf_counter)
+    timer: Timer = field(default_factory=Timer)
     _open: ExitStack = field(default_factory=ExitStack)
 
     def facts(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ class Run:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         summary: dict[str, Any] = {name: value.item() for name, value in trainer.callback_metrics.items()}
         summary |= {
-            "wall_seconds": round(time.perf_counter() - self.began, 1),
+            "wall_seconds": round(self.timer.wall, 1),
             "windows": data.consumed,
             "steps": trainer.global_step,
             **counts,
@@ -265,36 +267,17 @@ def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     if stored is not None and checkpoint is not None:
         refuse_changes(stored, cfg)
     snapshots = sorted((folder / INDEX).glob("snapshot-*"))
-    whole = [_is_whole(snapshot) for snapshot in snapshots][-1:]  # older ones belong to checkpoints
+    whole = [is_whole(snapshot) for snapshot in snapshots][-1:]  # older ones belong to checkpoints
     if (folder / SUMMARY).exists() or (folder / ENCODER).exists():
         summary = read_or_report(read_checked_json, folder / SUMMARY)
         stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
-        whole += [_is_whole(part) for part in (folder / ENCODER, *stores)]
+        whole += [is_whole(part) for part in (folder / ENCODER, *stores)]
         if summary and snapshots and all(whole) and summary["steps"] >= cfg.trainer.max_steps:
             run.summary = summary
     return run
 
 
-def read_or_report(read: Callable[[Path], Any], path: Path) -> Any:
-    """Return the content; if the file is damaged, log it and return None."""
-    try:
-        return read(path)
-    except DamageError as damage:
-        log.warning(str(damage))
-        return None
-
-
-def _is_whole(path: Path, check: Callable[[Path], None] = verify) -> bool:
-    """Whether the check raises no DamageError. Damage is logged."""
-
-    def checked(path: Path) -> bool:
-        check(path)
-        return True
-
-    return read_or_report(checked, path) is True
-
-
 def _undamaged_checkpoint(job: Path) -> Path | None:
     """The last checkpoint of a sweep's job. If it is damaged, this is logged, and the job starts again."""
     last = resume.newest_checkpoint(job)
-    return last.resolve() if last and _is_whole(last, verify_checkpoint) else None
+    return last.resolve() if last and is_whole(last, verify_checkpoint) else None

@@ -15,16 +15,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dream.scorers.batching import TOKENS_PER_FORWARD, PairBatching
-from dream.scorers.compilation import INT8, wants_compilation, weight_dtype
-from dream.scorers.int8 import input_levels, to_int8
+from dream.scorers.compilation import wants_compilation, weight_dtype
+from dream.scorers.int8 import INT8, INT8_WEIGHTS, quantise
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
 from dream.scorers.prompt import Prompt, special_ids
+from dream.scorers.weights import checksums, first_device
 from dream.store.store import SCORER, Store
 from dream.utils.atomic_io import fingerprint
 from dream.utils.errors import require
-from dream.utils.model_probe import probe
+from dream.utils.model_probe import in_float32, probe
 from dream.utils.pretrained import Pretrained
 
 
@@ -36,7 +37,7 @@ class Scoring:
         template: pieces of the prompt before the target: see `Prompt`.
         max_passage_tokens: longer passages are cut at their end.
         tokens_per_forward: maximum number of tokens of one forward, with padding; `auto`: depends on the device.
-        dtype: type of the weights: `auto`, bfloat16, float16, float32 or int8.
+        dtype: type of the weights: `auto`, bfloat16, float16, float32, int8 or int8_weights.
         compile: whether to use torch.compile: `auto`, true or false.
 
     Raises:
@@ -89,6 +90,7 @@ class CausalScorer:
     model: Any
     _cache: LoglikCache | None
     fingerprint: str
+    is_placed = False  # whether accelerate has placed the layers, which then stay where they are
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, cache_megabytes: int) -> None:
         require(cache_megabytes >= 0, "scorer.cache_megabytes", cache_megabytes, "a number of MB, or 0 for no cache")
@@ -99,47 +101,56 @@ class CausalScorer:
         self.prompt = Prompt(scoring.template, tokenizer)
         self.device = torch.device("cpu")
 
-    def open(self, name: str, store: Store, trust_remote_code: bool = False) -> None:
-        """Load the weights from a folder or the hub, in float32.
+    def open(self, name: str, store: Store, trust_remote_code: bool = False, device_map: str | None = None) -> None:
+        """Load the weights from a folder or the hub, in the type in which this device scores.
+
+        Args:
+            name: a folder or a hub name; with `trust_remote_code`, its Python code is run.
+            store: the store of windows and passages.
+            device_map: where accelerate puts the layers; they then stay there. None: the CPU, until `to` moves them.
 
         Raises:
-            ConfigError: the model cannot be loaded, or has too few positions for the longest sequence.
+            ConfigError: the model cannot be loaded, or has too few positions.
         """
-        source = Pretrained("scorer.name", name, trust_remote_code)
-        model = source.model(AutoModelForCausalLM, torch.float32)
+        source, self.is_placed = Pretrained("scorer.name", name, trust_remote_code), device_map is not None
+        dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, torch.device(first_device(device_map)))
+        options: dict[str, Any] = {"device_map": device_map} if device_map else {}
+        model = source.model(AutoModelForCausalLM, dtype, **options)
         source.require_rows(self.tokenizer, len(model.get_input_embeddings().weight),
                             special_ids(self.scoring.template, self.tokenizer))  # fmt: skip
         self.use(model, store)
 
     def use(self, model: Any, store: Store) -> None:
         """Set the model for scoring. Raises ConfigError if it has too few positions for the longest sequence."""
+        self.fit(probe(model)[0], store)
+        self.model = model.eval().requires_grad_(False)
+        with in_float32(self.model):
+            self.packs = can_pack(self.model, self.longest)
+        self.weights_fingerprint = fingerprint(checksums(self.model))
+        self.to(self.device)
+
+    def fit(self, positions: int | None, store: Store) -> None:
+        """Check that a model with this number of positions reads the longest sequence. None: any number of tokens."""
         self.longest, self.longest_target = longest_sequence(self.prompt, self.scoring, store), store.longest_window[1]
         self.prompt.require_start(store.target)
-        positions, _ = probe(model)
         self.most_tokens = positions or np.iinfo(np.int64).max
-        require(positions is None or self.longest <= positions, "scorer.scoring.max_passage_tokens",
-                self.scoring.max_passage_tokens, f"with template, context and target a sequence has up to "
-                f"{self.longest} tokens, but the model reads {positions}; lower it, or data.context_tokens or "
-                "data.target_tokens")  # fmt: skip
-        self.model = model.eval().requires_grad_(False)
-        self.packs = can_pack(self.model, self.longest)
-        self.weights_fingerprint = fingerprint(_checksums(self.model))
-        self.to(self.device)
+        require(self.longest <= self.most_tokens, "scorer.scoring.max_passage_tokens", self.scoring.max_passage_tokens,
+                f"with template, context and target a sequence has up to {self.longest} tokens, but the model reads "
+                f"{positions}; lower it, or data.context_tokens or data.target_tokens")  # fmt: skip
 
     def to(self, device: torch.device | str) -> "CausalScorer":
         """Move to the device, and choose the type of the weights and the compilation for this device."""
-        self.device = torch.device(device)
+        self.device = self.model.device if self.is_placed else torch.device(device)
         if not hasattr(self, "model"):
             return self
         dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, self.device)
-        self.model.to(self.device, dtype)
-        if self.scoring.dtype == INT8:
-            to_int8(self.model)
+        if not self.is_placed:
+            self.model.to(self.device, dtype)
+        kind = quantise(self.model, self.scoring.dtype, dtype)
         self.compiles = wants_compilation("scorer.scoring.compile", self.scoring.compile, self.device)
         padding = Padding(self.model, PairBatching(self.most_tokens, self.longest_target), self.compiles)
         self._forwards = Packing(self.model, self.compiles) if self.packs else padding
         reads = [self.prompt.before_passage.tolist(), self.prompt.before_context.tolist()]
-        kind = f"{INT8} {input_levels()}" if self.scoring.dtype == INT8 else str(dtype)
         how = [kind, self.packs, self.device.type, self.compiles, torch.__version__]
         self.fingerprint = fingerprint([self.weights_fingerprint, *reads, self.scoring.max_passage_tokens, *how])
         return self
@@ -208,7 +219,7 @@ class CausalScorer:
 
     def require_gradient(self) -> None:
         """Check that the model can be differentiated. Raises ConfigError if it has 8-bit layers."""
-        require(self.scoring.dtype != INT8, "scorer.scoring.dtype", INT8,
+        require(self.scoring.dtype not in (INT8, INT8_WEIGHTS), "scorer.scoring.dtype", self.scoring.dtype,
                 "8-bit layers have no gradient, which this objective needs; choose auto")  # fmt: skip
 
     def _open_cache(self, store: Store) -> LoglikCache:
@@ -285,11 +296,3 @@ class CausalScorer:
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:
     """Maximum number of tokens of a sequence with this number of passages and a window of the store."""
     return prompt.overhead(passages) + passages * scoring.max_passage_tokens + sum(store.longest_window)
-
-
-def _checksums(model: Any) -> list[int]:
-    """Sums of the weights' bits as integers. They are exact, so they do not depend on machine or order of summation."""
-    bits = {2: torch.int16, 4: torch.int32}
-    return [
-        int(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64)) for weight in model.parameters()
-    ]

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from dream.scorers.int8 import eight_bit_problem
+from dream.scorers.int8 import INT8, INT8_WEIGHTS, eight_bit_problem
 from dream.utils.atomic_io import fingerprint
-from dream.utils.errors import require
+from dream.utils.errors import require, require_installed
 from dream.utils.runtime import KERNELS, has_fast_bfloat16
 
-INT8 = "int8"  # 8-bit linear layers: see int8.py
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables that forbid instructions which the processor has
 
 
@@ -61,7 +60,8 @@ def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
 
     Args:
         key: config key, for the error.
-        choice: `auto`, `int8` (everything but the linear layers is float32), or a floating-point type of torch.
+        choice: `auto`, `int8` (everything but the linear layers is float32), `int8_weights` (everything but the weights
+            of the linear layers is as with `auto`), or a floating-point type of torch.
         device: the model's device.
 
     Raises:
@@ -71,11 +71,13 @@ def weight_dtype(key: str, choice: str, device: torch.device) -> torch.dtype:
         reason = eight_bit_problem() if device.type == "cpu" else f"is for CPUs, not for {device.type}"
         require(not reason, key, choice, f"{reason}; choose auto")
         return torch.float32
-    if choice == "auto":
+    if choice == INT8_WEIGHTS:
+        require_installed(["torchao"], "int8", key, choice)
+    if choice in ("auto", INT8_WEIGHTS):
         return torch.bfloat16 if has_fast_bfloat16(device.type) else torch.float32
     dtype = getattr(torch, choice, None)
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    require(floating, key, choice, "choose auto, bfloat16, float16, float32 or int8")
+    require(floating, key, choice, "choose auto, bfloat16, float16, float32, int8 or int8_weights")
     assert isinstance(dtype, torch.dtype)
     return dtype
 

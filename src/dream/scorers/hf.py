@@ -9,6 +9,7 @@ from dream.corpora.base import Corpus
 from dream.scorers.base import CausalScorer, Scoring
 from dream.scorers.prompt import special_ids
 from dream.store.store import Store
+from dream.utils.errors import require_installed
 from dream.utils.pretrained import Pretrained
 
 KEY = "scorer.name"
@@ -27,6 +28,7 @@ class HFScorer(CausalScorer):
         scoring: the fields of `Scoring`.
         trust_remote_code: run Python code from the model's repository.
         cache_megabytes: size of the cache of log-likelihoods; 0 for none.
+        device_map: where accelerate puts the layers, e.g. cuda or auto; None: on the trainer's device.
 
     Raises:
         ConfigError: a value is impossible, or the model cannot be a scorer.
@@ -39,7 +41,10 @@ class HFScorer(CausalScorer):
         scoring: Mapping[str, Any],
         trust_remote_code: bool,
         cache_megabytes: int,
+        device_map: str | None = None,
     ) -> None:
+        if device_map is not None:
+            require_installed(["accelerate"], "accelerate", "scorer.device_map", device_map)
         source = Pretrained(KEY, name, trust_remote_code)
         config = source.config()
         if reason := why_not_causal(config):
@@ -48,12 +53,12 @@ class HFScorer(CausalScorer):
         if rows := getattr(config.get_text_config(), "vocab_size", None):
             source.require_rows(tokenizer, rows, special_ids(scoring["template"], tokenizer))
         super().__init__(tokenizer, Scoring(**scoring), cache_megabytes)
-        self.name, self.trust_remote_code = name, trust_remote_code
+        self.name, self.trust_remote_code, self.device_map = name, trust_remote_code, device_map
         self.width = getattr(config.get_text_config(), "hidden_size", 0)
 
     def load(self, store: Store) -> None:
         """Read the weights. If `name` is a hub name that is not cached, they are downloaded."""
-        self.open(self.name, store, self.trust_remote_code)
+        self.open(self.name, store, self.trust_remote_code, self.device_map)
 
 
 def why_not_causal(config: Any) -> str:

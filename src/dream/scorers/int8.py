@@ -1,8 +1,8 @@
-"""Linear layers with 8-bit weights, for CPUs.
+"""Linear layers with 8-bit weights: our own for fast products on CPUs, and those of torchao, which save memory.
 
-Weights have one scale for each output. Inputs have one scale for each token, found at run time, and two 8-bit parts, a
-coarse and a fine one. With the coarse part alone, large inputs leave the others too few levels, and the order of
-candidates is lost. A token's result does not depend on the other tokens of a forward.
+In our own, weights have one scale for each output. Inputs have one scale for each token, found at run time, and two
+8-bit parts, a coarse and a fine one. With the coarse part alone, large inputs leave the others too few levels, and the
+order of candidates is lost. A token's result does not depend on the other tokens of a forward.
 
 Shapes: T tokens, I inputs, O outputs.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+INT8, INT8_WEIGHTS = "int8", "int8_weights"  # values of scorer.scoring.dtype
 WEIGHT_LEVELS = 127
 TINY = torch.finfo(torch.float32).tiny
 
@@ -73,6 +74,23 @@ def to_int8(model: Any) -> None:
                 setattr(module, name, Int8Linear(child.weight.detach(), child.bias))
             elif isinstance(child, Conv1D):  # GPT-2's layers have transposed weights
                 setattr(module, name, Int8Linear(child.weight.detach().T.contiguous(), child.bias))
+
+
+def quantise(model: Any, choice: str, dtype: torch.dtype) -> str:
+    """Replace the linear layers, if `scorer.scoring.dtype` asks for it. Returns what results depend on, as a text.
+
+    With `int8_weights`, torchao stores their weights in 8 bits, and products are computed in the model's type.
+    """
+    if choice == INT8:
+        to_int8(model)
+        return f"{INT8} {input_levels()}"
+    if choice == INT8_WEIGHTS:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        is_whole = lambda module, _: type(module) is nn.Linear and type(module.weight) is nn.Parameter  # noqa: E731
+        quantize_(model, Int8WeightOnlyConfig(), is_whole)
+        return f"{INT8_WEIGHTS} {dtype}"
+    return str(dtype)
 
 
 @cache

@@ -54,8 +54,11 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
         count: number of passages.
 
     Raises:
-        ConfigError: the model has too few positions for the prompt.
+        ConfigError: the model has too few positions for the prompt, or runs on a server.
     """
+    require(
+        hasattr(scorer, "model"), "data.questions", count, "a server writes no questions; choose scorer=hf, or null"
+    )
     prompt = len(_ids(scorer, HEAD)) + scorer.scoring.max_passage_tokens + len(_ids(scorer, TAIL)) + MOST_TOKENS
     require(prompt <= scorer.most_tokens, "data.questions", count, f"the prompt that asks for a question has up to "
             f"{prompt} tokens, but the model reads {scorer.most_tokens}; take another scorer, or null")  # fmt: skip

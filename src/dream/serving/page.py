@@ -2,7 +2,7 @@
 
 GET /?q=QUERY                                       the page: three rankings side by side
 GET /api/search?q=QUERY&mode=dense|bm25|hybrid&k=5  {"query", "mode", "milliseconds", "hits": [{"rank", "id", …}]}
-GET /api/about                                      {"corpus", "documents", "passages", "run", "modes"}
+GET /api/about                                      {"corpus", "documents", "passages", "modes", "gain"}
 """
 
 import threading
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from dream.evaluation.searcher import MODES, Searcher
 from dream.indexes.words import Analyzer
+from dream.serving.gain import Gain
 from dream.serving.highlight import snippet
 
 HOSTS = ["127.0.0.1", "localhost"]  # a page of another site could otherwise read results through a changed DNS name
@@ -34,10 +35,11 @@ class Pages:
     Args:
         searcher: the run.
         k: documents shown of each ranking.
+        gain: the language model's gain of documents; None: it is not loaded.
     """
 
-    def __init__(self, searcher: Searcher, k: int) -> None:
-        self.searcher, self.k = searcher, k
+    def __init__(self, searcher: Searcher, k: int, gain: Gain | None) -> None:
+        self.searcher, self.k, self.gain = searcher, k, gain
         self.analyzer = Analyzer(searcher.store.language)
         self.lock = threading.Lock()  # requests come from several threads
         environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
@@ -47,10 +49,10 @@ class Pages:
         """Facts about the run."""
         store = self.searcher.store
         return {"corpus": self.searcher.corpus_name, "documents": len(store.texts), "passages": len(store.passages),
-                "modes": list(MODES)}  # fmt: skip
+                "modes": list(MODES), "gain": self.gain is not None}  # fmt: skip
 
     def find(self, query: str, mode: str, k: int) -> dict[str, Any]:
-        """One ranking, as JSON values."""
+        """One ranking, as JSON values. The time is that of the search, without the language model."""
         with self.lock:
             began = time.perf_counter()
             hits = self.searcher.search(query, k, mode) if query.strip() else []
@@ -58,6 +60,9 @@ class Pages:
             rows = [{"rank": rank, "id": hit.id, "title": hit.title, "score": hit.score, "text": hit.text,
                      "snippet": [part._asdict() for part in snippet(hit.text, query, self.analyzer)]}
                     for rank, hit in enumerate(hits, start=1)]  # fmt: skip
+            if self.gain:
+                for row, gain in zip(rows, self.gain(query, [hit.row for hit in hits]), strict=True):
+                    row["gain"] = gain
         return {"query": query, "mode": mode, "milliseconds": milliseconds, "hits": rows}
 
     def page(self, request: Request) -> Response:
@@ -88,8 +93,8 @@ def _refuse(reason: str) -> Response:
     return JSONResponse({"error": reason}, status_code=400)
 
 
-def make_app(searcher: Searcher, k: int) -> Starlette:
-    """The web application over an opened run."""
-    pages = Pages(searcher, k)
+def make_app(searcher: Searcher, k: int, gain: Gain | None = None) -> Starlette:
+    """The web application over an opened run. `gain`: see `Pages`."""
+    pages = Pages(searcher, k, gain)
     routes = [Route("/", pages.page), Route("/api/search", pages.search), Route("/api/about", pages.facts)]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])

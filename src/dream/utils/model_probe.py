@@ -5,7 +5,8 @@ count positions from `pad_token_id + 1`, OPT and BART from 2. The rows that a sh
 position.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,35 @@ class _PositionLookups(TorchFunctionMode):
             self.limits.append(len(weight) - first[0])
 
 
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Inside, a 16-bit model computes in float32: each module has float32 copies of its weights during its forward.
+
+    So no more than the copies of one module are in memory.
+    """
+    kept: dict[torch.nn.Module, list[Tensor]] = {}
+
+    def expand(module: torch.nn.Module, _: Any) -> None:
+        kept[module] = [weight.data for weight in module.parameters(recurse=False)]
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.float()
+
+    def restore(module: torch.nn.Module, *_: Any) -> None:
+        for weight, data in zip(module.parameters(recurse=False), kept.pop(module, []), strict=False):
+            weight.data = data
+
+    narrow = [module for module in model.modules()
+              if any(weight.dtype in (torch.bfloat16, torch.float16) for weight in module.parameters(recurse=False))
+              ]  # fmt: skip
+    hooks = [module.register_forward_pre_hook(expand) for module in narrow]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in narrow]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def probe(model: Any) -> tuple[int | None, Any]:
     """Run a model in eval mode on a few tokens.
@@ -56,6 +86,19 @@ def probe(model: Any) -> tuple[int | None, Any]:
     model.train(was_training)
     limits = [*lookups.limits, *_limits_of_config(model)]
     return (min(limits) if limits else None), output
+
+
+@torch.no_grad()
+def sees_later_tokens(model: Any) -> bool:
+    """Whether the first hidden state depends on the last token. False for a model that reads from left to right."""
+    was_training = model.training
+    model.eval()
+    ordinary = _ordinary_id(model)
+    ids_BT = torch.full((2, PROBE_TOKENS), ordinary, device=next(model.parameters()).device)
+    ids_BT[1, -1] = ordinary - 1 if ordinary else 1
+    one_TD, other_TD = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).last_hidden_state
+    model.train(was_training)
+    return not torch.equal(one_TD[0], other_TD[0])
 
 
 def _limits_of_config(model: Any) -> list[int]:

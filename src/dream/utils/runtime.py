@@ -21,6 +21,10 @@ if not sys.stderr.isatty():
 # differ in length: their kernels would need a third more memory and save only 5 % of the time.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+# Threads that wait for others sleep. By default they spin for a while: if another process uses one of their cores, they
+# keep the working threads from running, and training is several times slower (benchmarks/threads.py).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # otherwise installed from a wheel, which contains conf/

@@ -39,6 +39,26 @@ def format_of(source: SourceFile, default: str = "jsonl") -> str:
     return found
 
 
+def format_by_content(source: SourceFile) -> str:
+    """A key of READERS for a file of queries or labels. For a suffix that names no format, the first line chooses it.
+
+    TREC's columns, which are separated by tabs or blanks, count as tsv. A .csv with tabs and no comma is a tsv, and a
+    .tsv with commas and no tab is a csv.
+    """
+    by_suffix = format_of(source, default="")
+    if by_suffix in ("parquet", "json", "jsonl"):
+        return by_suffix
+    lines = source.head().removeprefix(b"\xef\xbb\xbf").lstrip().splitlines()[:1]
+    line = lines[0] if lines else b""
+    if not by_suffix and line.startswith((b"{", b"[")):
+        return "jsonl" if line.startswith(b"{") else "json"
+    if b"\t" in line:
+        return "tsv"
+    if b"," in line or b";" in line:
+        return "csv" if by_suffix or len(line.split()) not in (3, 4) else "tsv"
+    return by_suffix or "tsv"
+
+
 def read_records(source: SourceFile, fields: Fields, most_bytes: int, form: str | None = None) -> Records:
     """Yield (number, record) of a file, in bounded memory.
 

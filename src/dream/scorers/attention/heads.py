@@ -110,8 +110,10 @@ class HeadFinder:
         """The ranking for this scorer, this store and these settings. It is computed if it is not in the cache.
 
         Raises:
+            ConfigError: the scorer runs on a server.
             DreamError: no window has a sufficiently helpful passage.
         """
+        require(hasattr(scorer, "model"), "scorer", "server", "a server does not show its attention; choose scorer=hf")
         settings = [LAYOUT, self.windows, self.scanned, self.candidates, self.gain, self.rows, self.uninformative,
                     self.seed, bm25_settings(store.language)]  # fmt: skip
         name = f"{store.path.name.rpartition('-')[0]}-{fingerprint([scorer.fingerprint, store.scoring_hash, settings])}"

@@ -52,7 +52,7 @@ class Training:
     max_steps: int
     batch_size: int
     learning_rate: float
-    multi_passage_fraction: float
+    multi_passage_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         key = "scorer.training"

@@ -44,9 +44,14 @@ class ScratchScorer(CausalScorer):
         seed: seed of the initial weights and of the order of windows.
         cache_megabytes: size of the cache of log-likelihoods on disk; 0: no cache.
 
+    Attributes:
+        pretrains: whether `load` trains the weights if they are not cached. Otherwise they are random, for timing.
+
     Raises:
         ConfigError: a value is out of its range.
     """
+
+    pretrains = True
 
     def __init__(
         self,
@@ -83,9 +88,16 @@ class ScratchScorer(CausalScorer):
         }
         return self.data_dir / "scorers" / f"{self.corpus.name}-{fingerprint(description)}"
 
+    def is_trained(self, store: Store) -> bool:
+        """Whether the weights are cached."""
+        return self.folder(store).is_dir()
+
     def load(self, store: Store) -> None:
         """Load the weights. If they are not cached, pretrain them first. An interrupted pretraining is resumed."""
         folder = self.folder(store)
+        if not self.pretrains and not self.is_trained(store):
+            self.use(self._new_model(store), store)
+            return
         training = folder.with_name(f"{folder.name}.training")
         if training.exists() or not verify_or_discard(folder):
             with exclusive_workdir(training):

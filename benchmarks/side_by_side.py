@@ -1,0 +1,116 @@
+"""Shared by the benchmarks: runs contestants in turn, and stores ratios of medians. `make bench` writes README.md.
+
+Contestants alternate in one process, so a change of the machine's speed affects all of them. Printed are medians of
+`ROUNDS` rounds, and the ratio of the medians.
+"""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dream.utils.runtime  # noqa: F401  first, as in every command
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+ROUNDS = 5
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "lightning", "transformers", "sentence-transformers", "bm25s", "faiss-cpu", "numpy")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+@dataclass
+class Row:
+    """A row of benchmarks/README.md.
+
+    Args:
+        work: what was measured.
+        ours: DREAM's figure, with its unit.
+        peer: the peer's name and figure.
+        ratio: peer's time / our time. Above 1: DREAM is faster.
+        bar: the ratio that is wanted, or None. With `at_most`, the ratio is our time / the floor, and small is good.
+        floor: what the machine could do at best, and the share that is reached.
+    """
+
+    work: str
+    ours: str
+    peer: str
+    ratio: float
+    bar: float | None = None
+    at_most: bool = False
+    floor: str = ""
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, warm: bool = True
+) -> dict[str, float]:
+    """Median seconds of each contestant. All run once before they are measured, unless `warm` is false."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + warm):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            if number >= warm:
+                seconds[name].append(time.perf_counter() - start)
+                log.info(f"  {name}: {seconds[name][-1]:.3f} s")
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def product_peak(dtype: torch.dtype = torch.float32, rows: int = 4096, width: int = 384, inner: int = 1536) -> float:
+    """The best speed of a matrix product of this shape, in FLOP/s, with all threads."""
+    x, weight = torch.randn(rows, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
+    best = float("inf")
+    for _ in range(30):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * inner / best
+
+
+def read_bandwidth(megabytes: int = 512) -> float:
+    """Bytes per second of reading memory that is in no cache."""
+    data = np.ones(megabytes * 2**18, dtype=np.float32)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.from_numpy(data).sum()
+        best = min(best, time.perf_counter() - start)
+    return data.nbytes / best
+
+
+def machine() -> dict[str, Any]:
+    """Facts about this machine and the packages."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor(), "threads": torch.get_num_threads(),
+            "flags": [flag for flag in FLAGS if f" {flag}" in text], "python": platform.python_version(),
+            "packages": {name: installed(name) for name in PACKAGES}}  # fmt: skip
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def record(name: str, rows: list[Row]) -> None:
+    """Store the rows in benchmarks/results/NAME.json, and print them."""
+    RESULTS.mkdir(exist_ok=True)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    content = {"command": command, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    unfinished = RESULTS / f"{name}.json.tmp"
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(RESULTS / f"{name}.json")
+    for row in rows:
+        log.info(f"{row.work}: {row.ours}; {row.peer}; {row.ratio:.2f} x" + (f"; {row.floor}" if row.floor else ""))

@@ -1,0 +1,175 @@
+"""Training steps against what a user would run instead. Needs SmolLM2 (`make smollm2`).
+
+    pip install 'dream-retrieval[bench]'
+    python benchmarks/steps.py --model NAME_OR_PATH [--old FOLDER] [--run FOLDER ...] [overrides of dream-train]
+
+1. A transformer, 64 queries with one positive and 4 hard negatives each, against sentence-transformers' trainer with
+   MultipleNegativesRankingLoss on the same texts; float32, AdamW, no evaluation, nothing is saved.
+2. With --old: the static encoder of the quickstart, without scored windows, against a checkout of an older commit with
+   the same Python: `git worktree add FOLDER 54449b6`. Each run has 40 steps; the median of the logged speeds counts.
+3. With --run: folders of finished runs, for the share of a step that is neither encoder, scorer, loss nor optimizer.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+
+from dream.build import build_module, build_text
+from dream.store.store import ENCODER
+from dream.utils.logging import get_logger
+from dream.utils.runtime import CONFIG_DIR, project_root
+from side_by_side import ROUNDS, Row, alternate, record
+
+log = get_logger(__name__)
+
+QUERIES, NEGATIVES, STEPS = 64, 4, 2
+STATIC = ["experiment=quickstart", "candidates.scored_windows=0", "trainer.max_steps=40", "logger=csv",
+          "callbacks.index_refresh.every_n_steps=0", "evaluation.dev_split=none",
+          "evaluation.report_split=none"]  # fmt: skip
+
+
+class OurSteps:
+    """`STEPS` steps by Lightning's trainer, as in dream-train, without callbacks."""
+
+    def __init__(self, model: str, overrides: list[str]) -> None:
+        chosen = ["experiment=quickstart", "encoder=hf", f"encoder.name={model}", "candidates=bm25",
+                  f"candidates.k={NEGATIVES}", f"data.batch_size={QUERIES}", "optimizer.optimizer.lr=1e-5"]  # fmt: skip
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            cfg = compose("train", [*chosen, "paths.run=/nowhere", *overrides])
+        self.text = build_text(cfg)
+        self.module = build_module(cfg, self.text)
+
+    def __call__(self) -> None:
+        trainer = L.Trainer(
+            max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        self.text.data.consumed = 0
+        trainer.fit(self.module, self.text.data)
+
+    def texts(self) -> dict[str, list[str]]:
+        """The texts of the steps: anchor, positive, negative_0 to negative_3."""
+        stream, store, tokenizer = self.text.data.stream(0, 1), self.module.store, self.module.encoder.tokenizer
+        columns: dict[str, list[str]] = {"anchor": [], "positive": []}
+        for number in range(STEPS):
+            batch = stream.batch(number)
+            for name, tokens in (("anchor", batch.context), ("positive", batch.continuation)):
+                ids = [row[mask].tolist() for row, mask in zip(tokens.ids_BT, tokens.mask_BT.bool(), strict=True)]
+                columns[name] += tokenizer.batch_decode(ids)
+            proposed_PK = self.module.candidates.propose(batch, torch.empty(len(batch), 0), number)
+            for k in range(NEGATIVES):
+                passages = [store.passage_tokens(int(row), ENCODER) for row in proposed_PK[:, k]]
+                columns.setdefault(f"negative_{k}", []).extend(tokenizer.batch_decode(passages))
+        return columns
+
+
+class PeerSteps:
+    """The same number of steps by sentence-transformers' trainer."""
+
+    def __init__(self, model: str, texts: dict[str, list[str]], scratch: str) -> None:
+        from datasets import Dataset
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+        self.model, self.data, self.scratch = (
+            SentenceTransformer(model, device="cpu"),
+            Dataset.from_dict(texts),
+            scratch,
+        )
+        self.loss = MultipleNegativesRankingLoss(self.model)
+
+    def __call__(self) -> None:
+        from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+        arguments = SentenceTransformerTrainingArguments(
+            self.scratch, max_steps=STEPS, per_device_train_batch_size=QUERIES, learning_rate=1e-5, use_cpu=True,
+            save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        SentenceTransformerTrainer(self.model, arguments, self.data, loss=self.loss).train()
+
+
+def transformer(model: str, overrides: list[str], rounds: int) -> Row:
+    ours = OurSteps(model, overrides)
+    texts = ours.texts()
+    distinct = len({text for k in range(NEGATIVES) for text in texts[f"negative_{k}"]}) / STEPS
+    with tempfile.TemporaryDirectory() as scratch:
+        seconds = alternate({"dream": ours, "peer": PeerSteps(model, texts, scratch)}, rounds)
+    each = {name: value / STEPS for name, value in seconds.items()}
+    return Row(f"training step, {Path(model).name}, {QUERIES} queries, {NEGATIVES} hard negatives each",
+               f"{each['dream']:.2f} s", f"MultipleNegativesRankingLoss: {each['peer']:.2f} s",
+               each["peer"] / each["dream"], 1.3,
+               floor=f"{distinct:.0f} of {QUERIES * NEGATIVES} negatives are distinct, and embedded once")  # fmt: skip
+
+
+def static_speed(source: Path, module: str, overrides: list[str]) -> float:
+    """Median of the logged windows per second of a run by the code in `source`."""
+    with tempfile.TemporaryDirectory() as logs:
+        words = [*overrides, f"paths.logs={logs}", f"paths.run={logs}/run"]
+        environment = {**os.environ, "PYTHONPATH": str(source / "src")}
+        subprocess.run([sys.executable, "-m", module, *words], env=environment, cwd=source, check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        (file,) = Path(logs).glob("**/metrics.csv")
+        rows = [row["perf/windows_per_second"] for row in csv.DictReader(file.open())]
+        return statistics.median(float(value) for value in rows if value)
+
+
+def static(old: Path, overrides: list[str], rounds: int) -> Row:
+    model = project_root() / "data" / "models" / "smollm2-135m-instruct"
+    old_words = [word for word in STATIC if word != "experiment=quickstart"]
+    sides = {
+        "dream": (project_root(), "dream.commands.train", STATIC),
+        "old": (old, "dream.train", [*old_words, "scorer=hf", f"scorer.name={model}"]),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, (source, module, words) in sides.items():
+            speed = static_speed(source, module, [*words, *overrides])
+            if number:  # the first run prepares the store
+                speeds[name].append(speed)
+                log.info(f"  {name}: {speed:.0f} windows/s")
+    speed = {name: statistics.median(values) for name, values in speeds.items()}
+    return Row("training step, static, 256 windows, no language model", f"{256e3 / speed['dream']:.0f} ms",
+               f"itself at the older commit: {256e3 / speed['old']:.0f} ms", speed["dream"] / speed["old"],
+               4.0)  # fmt: skip
+
+
+def overhead(folder: Path) -> Row:
+    """The share of propose, data, logging and other callbacks in the time of the steps."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    shares = {name[14:]: value for name, value in summary.items() if name.startswith("perf/fraction_")}
+    outside = shares["propose"] + shares["data"] + shares["other"]
+    inside = sum(shares[part] for part in ("encode", "score", "backward", "optimizer"))
+    share = outside / (outside + inside)
+    seconds = summary["wall_seconds"] * outside / summary["steps"]
+    return Row(f"outside of encoder, scorer and optimizer, run {folder.parent.name}", f"{1000 * seconds:.0f} ms a step",
+               "of a step's time", share, 0.1, at_most=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a sentence-transformers model")
+    parser.add_argument("--old", type=Path, help="checkout of an older commit")
+    parser.add_argument("--run", type=Path, nargs="*", default=[], help="folders of finished runs")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, overrides = parser.parse_known_args()
+    rows = [overhead(folder) for folder in options.run]
+    if options.model:
+        rows.append(transformer(options.model, overrides, options.rounds))
+    if options.old:
+        rows.append(static(options.old, overrides, options.rounds))
+    record("steps", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Estimates time and memory of a training from a few of its own steps."""
+
+import logging
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from dream.build import TextComponents, build_module
+from dream.scorers.pretraining.scratch import ScratchScorer
+from dream.store.store import Store
+
+EMBEDDED = 512  # passages whose embedding is timed
+
+
+def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any]:
+    """Time and memory of `dream-train` with this config, as JSON values.
+
+    The model is built, and takes a few steps, on the configured device. Nothing is kept. A scratch language model that
+    is not trained yet has random weights here: it is as fast as a trained one.
+
+    Args:
+        cfg: the training config.
+        text: its parts; the store is open.
+        steps: number of timed steps, after one step that warms up.
+    """
+    untrained = isinstance(text.scorer, ScratchScorer) and not text.scorer.is_trained(text.store)
+    if isinstance(text.scorer, ScratchScorer):
+        text.scorer.pretrains = False
+    if getattr(text.data, "questions", None):
+        text.data.questions = None  # writing them takes long; windows of documents take as long to score
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    L.seed_everything(cfg.seed, verbose=False)
+    module = build_module(cfg, text)
+    clock = _StepClock()
+    trainer = instantiate(cfg.trainer, max_steps=steps + 1, callbacks=[clock], logger=False, max_epochs=-1, devices=1,
+                          enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                          num_sanity_val_steps=0, use_distributed_sampler=False,
+                          default_root_dir=cfg.paths.data)  # fmt: skip
+    trainer.fit(module, text.data)
+    device = module.device
+    step, rate = float(np.median(clock.seconds[1:])), _passages_per_second(module.encoder, text.store, device)
+    every = OmegaConf.select(cfg, "callbacks.index_refresh.every_n_steps") or 0
+    refreshes = 1 + (cfg.trainer.max_steps // every if every else 1)
+    passages = len(text.store.passages)
+    embedding = refreshes * passages / rate
+    return {
+        "device": str(device),
+        "seconds_per_step": round(step, 4),
+        "steps": cfg.trainer.max_steps,
+        "training_seconds": round(step * cfg.trainer.max_steps, 1),
+        "passages_per_second": round(rate, 1),
+        "refreshes": refreshes,
+        "refresh_seconds": round(embedding, 1),
+        "total_seconds": round(step * cfg.trainer.max_steps + embedding, 1),
+        "memory_mb": round(_peak_memory(device) / 1e6),
+        "index_mb": round(passages * module.encoder.width * 2 / 1e6, 1),  # float16
+        "language_model_is_trained_first": untrained,
+    }
+
+
+class _StepClock(Callback):
+    """The time of each step, with the wait for its batch, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ended = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self.ended)
+        self.ended = now
+
+
+def _passages_per_second(encoder: Any, store: Store, device: torch.device) -> float:
+    """Rate of embedding passages that are spread over the store."""
+    ids = np.unique(np.linspace(0, len(store.passages) - 1, EMBEDDED).astype(np.int64))
+    encoder.to(device).eval()
+    with torch.inference_mode():
+        encoder.embed_passages(store, ids[:8], device)  # warms up
+        started = time.perf_counter()
+        for start in range(0, len(ids), 64):
+            encoder.embed_passages(store, ids[start : start + 64], device).float().cpu()
+    return len(ids) / (time.perf_counter() - started)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: on a GPU those of its memory, otherwise those of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """The estimate in one line."""
+    each = found["refresh_seconds"] / found["refreshes"]
+    first = " The language model is trained before that, once." if found["language_model_is_trained_first"] else ""
+    return (f"Estimate on {found['device']}: {_duration(found['total_seconds'])} for {found['steps']:,} steps of "
+            f"{found['seconds_per_step']:.2f} s, and {found['refreshes']} times {_duration(each)} to embed the corpus "
+            f"({found['passages_per_second']:,.0f} passages/s). Memory: about {found['memory_mb']:,} MB, index "
+            f"{found['index_mb']:,.0f} MB. Evaluation is not included.{first}")  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,220 @@
+"""dream-tune: finds good values of a few keys for a corpus, by many trainings."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from dream.commands.app import command
+from dream.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+log = get_logger(__name__)
+
+ABOUT = """
+dream-tune trains many times with different values of a few keys, and finds those that are best for your corpus: by the
+labels of its dev split, otherwise by questions that the language model writes and that are not trained on.
+
+  dream-tune experiment=own_corpus corpus=beir corpus.path=my_beir_folder trials=30
+  dream-tune experiment=questions corpus=folder corpus.path=my_wiki         without labels
+"""
+KEYS = ("trials", "metric", "study", "keep")
+OWN_KEYS = ("trials", "space", "metric", "study", "keep")  # not part of dream-train's config
+NOT_COMPARED = (*OWN_KEYS, "paths", "logger")  # a study may continue with other values of these
+KEPT = ("best", "all")
+SEED = 0  # of Optuna's sampler
+BULKY = ("encoder", "untrained_encoder", "index", "checkpoints", "tensorboard")  # of a trial that is not the best
+
+
+def tune(cfg: DictConfig) -> float:
+    """Do the trials that are missing, then show the best one. Returns its value."""
+    from dream.build import check_config
+    from dream.utils.errors import NumericalError, require, require_installed
+
+    require_installed(["optuna"], "tune", "dream-tune", "")
+    require(cfg.trials > 0, "trials", cfg.trials, "at least 1 training")
+    require(cfg.keep in KEPT, "keep", cfg.keep, f"choose {' or '.join(KEPT)}")
+    check_config(cfg)
+    space = search_space(cfg)
+    folder = Path(cfg.study).absolute()
+    study = open_study(folder, cfg, space)
+    done = len(_finished(study))
+    log.info(f"DREAM: tuning {', '.join(entry['key'] for entry in space)} by {cfg.metric}: {cfg.trials} trainings, "
+             f"{done} of them done\n  study  {folder}")  # fmt: skip
+
+    def objective(trial: "Trial") -> float:
+        return run_trial(trial, cfg, space, folder)
+
+    def report(study: "Study", trial: "FrozenTrial") -> None:
+        log.info(f"trial {len(_finished(study))}/{cfg.trials}: {_values(trial.params)} → {_score(trial)}; best so far "
+                 f"{study.best_value:.4f}")  # fmt: skip
+        if cfg.keep == "best":
+            _discard_all_but(study.best_trial.number, folder)
+
+    if done < cfg.trials:
+        study.optimize(objective, n_trials=cfg.trials - done, catch=(NumericalError,), callbacks=[report])
+    _finish(study, folder, cfg)
+    return study.best_value
+
+
+def search_space(cfg: DictConfig) -> list[dict[str, Any]]:
+    """The entries of `space` whose key is in the config, each with `low` and `high`, or `choices`.
+
+    Raises:
+        ConfigError: an entry is wrong, or no key is left.
+    """
+    from dream.utils.errors import require
+
+    found = []
+    for given in OmegaConf.to_container(cfg.space, resolve=True):  # type: ignore[union-attr]
+        entry: dict[str, Any] = dict(given)  # type: ignore[arg-type]
+        form = "each entry needs key, and factor, choices, or low and high"
+        require("key" in entry, "space", given, form)
+        value = OmegaConf.select(cfg, entry["key"], default=None)
+        if value is None:
+            log.info(f"{entry['key']} is not in this config, and is not tuned")
+            continue
+        if (factor := entry.pop("factor", None)) is not None:
+            require(factor > 1 and isinstance(value, int | float) and value > 0, "space", given,
+                    f"a factor above 1 of a number above 0 is needed; the config has {value}")  # fmt: skip
+            entry |= {"low": value / factor, "high": value * factor, "log": True}
+        require(("choices" in entry) != ({"low", "high"} <= entry.keys()), "space", given, form)
+        if "low" in entry:
+            require(entry["low"] < entry["high"], "space", given, "low must be below high")
+        found.append(entry)
+    require(bool(found), "space", cfg.space, "the config has none of these keys")
+    return found
+
+
+def open_study(folder: Path, cfg: DictConfig, space: list[dict[str, Any]]) -> "Study":
+    """The study in this folder; a new one if there is none. Trials of an interrupted process are done again.
+
+    Raises:
+        ConfigError: the study was made with another config.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    from dream.utils.atomic_io import fingerprint
+    from dream.utils.errors import require
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "study.db"
+    sampler = optuna.samplers.TPESampler(
+        seed=SEED, multivariate=True, n_startup_trials=8, warn_independent_sampling=False
+    )
+    study = optuna.create_study(
+        storage=f"sqlite:///{file}", study_name="tune", direction="maximize", sampler=sampler, load_if_exists=True
+    )
+    compared = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_COMPARED])
+    made_of = fingerprint({"config": _plain(compared), "space": space, "metric": cfg.metric})
+    stored = study.user_attrs.get("made_of", made_of)
+    require(stored == made_of, "study", folder, "this study has another config, space or metric; name another folder, "
+            "or repeat its command")  # fmt: skip
+    study.set_user_attr("made_of", made_of)
+    if study.trials:  # with the first seed, it would repeat the first suggestions
+        sampler.reseed_rng()
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], folder: Path) -> float:
+    """Train with the values that the sampler suggests. Returns the metric."""
+    from hydra.utils import instantiate
+
+    from dream.commands.train import train
+    from dream.runs.layout import SUMMARY
+    from dream.utils.atomic_io import read_checked_json
+    from dream.utils.errors import require
+
+    run = folder / f"trial-{trial.number:03d}"
+    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN_KEYS])
+    with open_dict(config):
+        config.paths.run = str(run)
+        config.evaluation.report_split = config.evaluation.dev_split  # never the test labels
+        for entry in space:
+            OmegaConf.update(config, entry["key"], _suggest(trial, entry))
+    train(config)
+    if trial.number == 0 and cfg.evaluation.dev_split not in instantiate(cfg.corpus).splits():
+        log.warning("no labelled dev split: the trials are compared by questions of the language model, which can "
+                    "prefer other values than labels would; even 100 labelled queries are better")  # fmt: skip
+    summary = read_checked_json(run / SUMMARY)
+    remedy = ("not in summary.json: the corpus needs labels of evaluation.dev_split, or the language model must write "
+              "held-out questions (experiment=questions, or data.questions)")  # fmt: skip
+    require(cfg.metric in summary, "metric", cfg.metric, remedy)
+    trial.set_user_attr("folder", str(run))
+    return float(summary[cfg.metric])
+
+
+def _suggest(trial: "Trial", entry: dict[str, Any]) -> Any:
+    key = entry["key"]
+    if "choices" in entry:
+        return trial.suggest_categorical(key, entry["choices"])
+    low, high, is_log = entry["low"], entry["high"], entry.get("log", False)
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(key, low, high, log=is_log)
+    return float(f"{trial.suggest_float(key, low, high, log=is_log):.6g}")
+
+
+def _finished(study: "Study") -> list["FrozenTrial"]:
+    from optuna.trial import TrialState
+
+    return [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+
+
+def _discard_all_but(best: int, folder: Path) -> None:
+    """Delete what is large in the folders of all trials except the best one. Their summaries are kept."""
+    from dream.utils.cached_folders import discard
+
+    for run in folder.glob("trial-*"):
+        if run.name != f"trial-{best:03d}":
+            for part in BULKY:
+                if (run / part).exists():
+                    discard(run / part)
+
+
+def _finish(study: "Study", folder: Path, cfg: DictConfig) -> None:
+    """Show the best trials and the command that repeats the best one; write the plots."""
+    from dream.evaluation.tuning_plots import write_plots
+    from dream.utils.atomic_io import write_json
+
+    trials = sorted(_finished(study), key=lambda trial: -(trial.value or 0))
+    table = [{"trial": trial.number, "value": trial.value, "values": trial.params} for trial in trials]
+    write_json(folder / "trials.json", table)
+    plots = write_plots(study, folder, cfg.metric)
+    lines = [f"  {_score(trial)}  trial {trial.number:3}  {_values(trial.params)}" for trial in trials[:5]]
+    best = " ".join(shlex.quote(f"{key}={_shown(value)}") for key, value in study.best_params.items())
+    log.info("\n".join([f"\nBest of {len(trials)} trainings by {cfg.metric}:", *lines,
+                        f"\nTrain with these values: add them to your dream-train command\n  {best}",
+                        f"Written to {folder}: study.db, trials.json, {', '.join(plots)}"]))  # fmt: skip
+
+
+def _plain(cfg: Any) -> Any:
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def _score(trial: "FrozenTrial") -> str:
+    return "failed" if trial.value is None else f"{trial.value:.4f}"
+
+
+def _values(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.rpartition('.')[2] if key.count('.') < 2 else key}={_shown(value)}" for key, value in values.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+main = command("tune", ABOUT, KEYS)(tune)
+
+if __name__ == "__main__":
+    main()

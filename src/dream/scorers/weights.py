@@ -1,0 +1,23 @@
+"""Where the weights of a language model are, and checksums of them."""
+
+from typing import Any
+
+import torch
+
+
+def first_device(device_map: str | None) -> str:
+    """The device whose type of weights is used: with `auto` and the like, the GPU if there is one."""
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device_map or "cpu"
+
+
+def checksums(model: Any) -> list[int]:
+    """Sums of the weights' bits as integers. They are exact, so they do not depend on machine or order of summation.
+
+    A bfloat16 weight has the bits of its float32 value, whose last 16 bits are 0.
+    """
+    bits, factor = {2: torch.int16, 4: torch.int32}, {torch.bfloat16: 1 << 16}
+    sums = [(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64), weight.dtype)
+            for weight in model.parameters()]  # fmt: skip
+    return [int(total) * factor.get(dtype, 1) for total, dtype in sums]

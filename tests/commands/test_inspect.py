@@ -1,0 +1,73 @@
+"""A corpus is described before training. Run: pytest tests/commands/test_inspect.py"""
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+from matplotlib.image import imread
+
+from dream.commands.inspect import inspect
+from dream.evaluation.corpus_report import languages, scripts
+from dream.utils.errors import ConfigError
+from dream.utils.runtime import CONFIG_DIR
+
+
+@pytest.fixture
+def inspected(run_overrides, tmp_path):
+    """Composes the config of dream-inspect for the tiny corpus."""
+
+    def make(*overrides: str):
+        folders = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path}"]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            kept = [value for value in run_overrides if not ("scorer=scratch" in overrides and "scorer" in value)]
+            return compose("inspect", [*kept, *folders, *overrides])
+
+    return make
+
+
+def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp_path, capsys):
+    report = inspect(inspected("windows=5", "probe_steps=2"))
+    assert report["counts"]["documents"] == 80
+    assert report["counts"]["windows"] == round(report["windows_per_document"]["mean"] * 80)
+    assert list(report["scripts"]) == ["Latin"]
+    assert len({window["window"] for window in report["examples"]}) == 5
+    for window in report["examples"]:
+        assert len(window["candidates"]) == 3
+        assert all(found["document"] != window["document"] for found in window["candidates"])
+    estimate = report["estimate"]
+    expected = estimate["seconds_per_step"] * estimate["steps"] + estimate["refresh_seconds"]
+    assert estimate["total_seconds"] == pytest.approx(expected, abs=0.2)
+    assert estimate["memory_mb"] > 0
+    (folder,) = (tmp_path / "logs" / "inspections").iterdir()
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert all(imread(folder / f"{name}.png").std() > 0 for name in ("document_lengths", "windows_per_document"))
+    printed = capsys.readouterr().out
+    assert "nothing is trained" in printed.splitlines()[0]
+    assert "Estimate on cpu: " in printed
+    assert not (tmp_path / "logs" / "latest").exists()
+
+
+def test_without_a_probe_nothing_is_built(inspected, capsys):
+    assert "estimate" not in inspect(inspected("probe_steps=0", "windows=1"))
+    with pytest.raises(ConfigError, match="windows=0: at least 1"):
+        inspect(inspected("windows=0"))
+
+
+def test_a_scratch_language_model_is_not_trained(inspected, tmp_path):
+    small = ["scorer.vocabulary=400", "scorer.width=32", "scorer.layers=2", "scorer.training.max_steps=2"]
+    report = inspect(inspected("scorer=scratch", *small, "probe_steps=1", "windows=1"))
+    assert report["estimate"]["language_model_is_trained_first"]
+    assert not (tmp_path / "data" / "scorers").exists()
+
+
+def test_scripts_and_languages(monkeypatch):
+    texts = ["The house is red, and nobody lives in it.", "Дом красный, и в нём никто не живёт.", "家は赤い。"]
+    assert list(scripts(texts)) == ["Latin", "Cyrillic", "Han", "Japanese kana"]
+    monkeypatch.setattr("dream.evaluation.corpus_report.find_spec", lambda name: None)
+    assert languages(texts) is None
+
+
+def test_languages_with_the_detector():
+    pytest.importorskip("py3langid", reason="needs pip install 'dream-retrieval[languages]'")
+    texts = ["The house is red, and nobody lives in it."] * 3 + ["Das Haus ist rot, und niemand wohnt darin."]
+    assert languages(texts) == {"en": 0.75, "de": 0.25}

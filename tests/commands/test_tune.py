@@ -1,0 +1,94 @@
+"""Tuning in a study that resumes. Run: pytest tests/commands/test_tune.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from matplotlib.image import imread
+
+from dream.commands import tune as module
+from dream.commands.tune import open_study, search_space, tune
+from dream.utils.errors import ConfigError
+from dream.utils.runtime import CONFIG_DIR
+
+optuna = pytest.importorskip("optuna", reason="needs pip install 'dream-retrieval[tune]'")
+
+
+@pytest.fixture
+def tuned(run_overrides, tmp_path):
+    """Composes the config of dream-tune for the tiny corpus."""
+
+    def make(*overrides: str):
+        folders = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path}"]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("tune", [*run_overrides, *folders, "trainer.max_steps=2", *overrides])
+
+    return make
+
+
+def test_a_study_tunes_on_dev_labels_and_resumes(tuned, tmp_path, capsys):
+    first = tune(tuned("trials=2"))
+    folder = tmp_path / "logs" / "default" / "tune"
+    assert tune(tuned("trials=5")) >= first
+    trials = json.loads((folder / "trials.json").read_text())
+    assert len(trials) == 5
+    assert trials[0]["value"] == max(trial["value"] for trial in trials)
+    for trial in trials:
+        summary = json.loads((folder / f"trial-{trial['trial']:03d}" / "summary.json").read_text())
+        assert summary["trained/ndcg_at_10"] == trial["value"]
+        assert 0.05 / 4 <= trial["values"]["objective.temperature"] <= 0.05 * 4
+    assert len({trial["values"]["optimizer.optimizer.lr"] for trial in trials}) == 5
+    assert [path.parent.name for path in folder.glob("*/encoder")] == [f"trial-{trials[0]['trial']:03d}"]
+    assert all(imread(folder / f"{name}.png").std() > 0 for name in ("importance", "parallel", "slices"))
+    printed = capsys.readouterr().out
+    assert "5 trainings, 2 of them done" in printed
+    assert "objective.temperature=" in printed
+
+
+def test_an_interrupted_trial_is_done_again(tuned, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(trial, *_):
+        trial.suggest_float("objective.temperature", 0.0125, 0.2, log=True)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_trial", killed)
+        with pytest.raises(Killed):
+            tune(tuned("trials=1"))
+    cfg = tuned("trials=1")
+    study = open_study(Path(cfg.study), cfg, search_space(cfg))
+    failed, waiting = study.trials
+    assert (failed.state.name, waiting.state.name) == ("FAIL", "WAITING")
+    assert waiting.system_attrs["fixed_params"] == failed.params
+
+
+def test_other_configs_and_wrong_spaces_are_refused(tuned):
+    cfg = tuned()
+    folder = Path(cfg.study)
+    open_study(folder, cfg, search_space(cfg))
+    other = tuned("seed=1")
+    with pytest.raises(ConfigError, match="this study has another config, space or metric"):
+        open_study(folder, other, search_space(other))
+    for space, message in (
+        ("[{low: 1, high: 2}]", "each entry needs key"),
+        ("[{key: seed, factor: 2}]", "a factor above 1 of a number above 0"),
+        ("[{key: objective.temperature, low: 2, high: 1}]", "low must be below high"),
+        ("[{key: objective.temperature, low: 2}]", "each entry needs key"),
+        ("[{key: no.such, factor: 2}]", "none of these keys"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            search_space(tuned(f"space={space}"))
+
+
+def test_without_labels_and_questions_there_is_no_metric(tuned):
+    with pytest.raises(ConfigError, match=r"metric=trained/ndcg_at_10: not in summary\.json: the corpus needs labels"):
+        tune(tuned("trials=1", "corpus.qrels=null"))
+
+
+def test_a_missing_package_is_one_line(tuned, monkeypatch):
+    monkeypatch.setattr("dream.utils.errors.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package optuna: pip install 'dream-retrieval\[tune\]'"):
+        tune(tuned())
