@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 import numpy as np
+
+import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.utils.logging import get_logger
 from repeated_text import write_jsonl
 from store_memory import Peaks, memory_mb
@@ -111,7 +112,8 @@ class Meter:
     def __exit__(self, *exception: object) -> None:
         seconds = time.perf_counter() - self.start
         resident, anonymous = self.peaks.stop()
-        self.found = {"seconds": seconds, "cpu_seconds": time.process_time() - self.cpu, "peak_mb": resident - self.before[0],
+        self.found = {"seconds": seconds, "cpu_seconds": time.process_time() - self.cpu,
+                      "peak_mb": resident - self.before[0],
                       "anonymous_mb": anonymous - self.before[1], "process_mb": anonymous}  # fmt: skip
 
 

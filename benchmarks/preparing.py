@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder of the scorer's tokenizer, e.g. of SmolLM2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path("."), help="folder of the corpus and of temporary files")
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder of the corpus and of temporary files")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

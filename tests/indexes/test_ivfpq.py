@@ -56,7 +56,7 @@ def test_the_best_passages_are_compared_exactly():
 
 def test_all_passages_compared_are_the_exact_result():
     chunks = clusters(2500, 16)
-    sim_QK, ids_QK = built(chunks, rerank=2500).search(queries(), 10)
+    _sim_QK, ids_QK = built(chunks, rerank=2500).search(queries(), 10)
     exact = ExactIndex(1000, False)
     exact.build(chunks, 0, 0)
     assert torch.equal(ids_QK, exact.search(queries(), 10)[1])
@@ -64,7 +64,8 @@ def test_all_passages_compared_are_the_exact_result():
 
 def test_results_that_the_lists_do_not_have_are_padded():
     sim_QK, ids_QK = built(clusters(2500, 16), probes=1).search(queries()[:3], 2400)
-    assert (ids_QK[:, -1] == -1).all() and sim_QK[:, -1].isinf().all()
+    assert (ids_QK[:, -1] == -1).all()
+    assert sim_QK[:, -1].isinf().all()
     assert (ids_QK[:, 0] >= 0).all()
 
 
@@ -115,8 +116,8 @@ def test_what_cannot_be_built_is_refused():
         IVFPQIndex("IVF{lists},PQ8", {}, 0)
     with pytest.raises(ConfigError, match=r"index.factory=IVF\{lists\},PQ8: FAISS cannot build it for width 12"):
         built(clusters(2500, 12))
+    index = IVFPQIndex("IVF9999,PQ8", {}, 1)
     with pytest.raises(ConfigError, match=r"index.factory=IVF9999,PQ8: .* too few to train it"):
-        index = IVFPQIndex("IVF9999,PQ8", {}, 1)
         index.build(clusters(2500, 16), 2500, 16)
 
 

@@ -16,7 +16,7 @@ from dream.store.build import open_or_build
 from dream.utils.errors import DreamError
 
 LENGTHS = {"passage_tokens": 20, "context_tokens": 24, "min_context_tokens": 10, "target_tokens": 12}
-WORDS = "dana fogu lemi bora tiko nafe rusa gelo mipa sudo Ära naïve 北京".split()
+WORDS = ["dana", "fogu", "lemi", "bora", "tiko", "nafe", "rusa", "gelo", "mipa", "sudo", "Ära", "naïve", "北京"]
 BUILD = """
 import sys
 from pathlib import Path
@@ -48,7 +48,8 @@ def corpus_with_everything(folder: Path, documents: int = 60) -> JsonlCorpus:
             lines.append(json.dumps({"_id": f"copy{n}", "text": text.replace(" ", "  ")}))
             lines.append(json.dumps({"_id": f"near{n}", "text": f"{text} and more"}))
         if n % 9 == 0:
-            lines += ['{"bad', json.dumps({"_id": f"empty{n}", "text": " "}), json.dumps({"_id": "d0", "text": "other"})]
+            lines += ['{"bad', json.dumps({"_id": f"empty{n}", "text": " "})]
+            lines.append(json.dumps({"_id": "d0", "text": "other"}))
     file = folder / "c.jsonl"
     file.write_text("\n".join(lines))
     return JsonlCorpus("c", str(file), "_id", "title", ["text"], True, None, None, "skip", 1, None)
@@ -74,7 +75,8 @@ def test_the_store_of_several_processes_is_bitwise_that_of_one(
     many = open_or_build(tmp_path / "many", corpus, lower_case_tokenizer, tokenizer, context=context, **lengths)
     monkeypatch.setattr(parallel, "usable_cores", lambda: 1)
     one = open_or_build(tmp_path / "one", corpus, lower_case_tokenizer, tokenizer, context=context, **lengths)
-    assert one.manifest["counts"]["duplicates"] == 12 and one.manifest["refused"]["not JSON"] == 7
+    assert one.manifest["counts"]["duplicates"] == 12
+    assert one.manifest["refused"]["not JSON"] == 7
     assert content(many.path) == content(one.path)
 
 

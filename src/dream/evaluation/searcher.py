@@ -60,7 +60,7 @@ class Searcher:
     ) -> None:
         self.run = open_run(run, device, trust, data)
         self.store, self.encoder = self.run.store, self.run.encoder
-        self._bm25: "BM25Index | None" = None
+        self._bm25: BM25Index | None = None
 
     @property
     def corpus_name(self) -> str:

@@ -45,7 +45,9 @@ def processes_for(text_bytes: int) -> int:
 
 
 @contextmanager
-def in_parallel(work: Callable[[Item], Result], processes: int) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
+def in_parallel(
+    work: Callable[[Item], Result], processes: int
+) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
     """A function that yields work(item) of many items, in their order, while the next items are worked on.
 
     Args:
@@ -140,4 +142,4 @@ def _ended_early() -> Iterator[None]:
         yield
     except (EOFError, OSError) as error:
         raise DreamError("a process that cuts documents has ended, perhaps because the memory is full; run again with "
-                         "fewer cores, which are as many processes: taskset -c 0 dream-train ...") from error  # fmt: skip
+                         "fewer cores, which are fewer processes: taskset -c 0 dream-train") from error  # fmt: skip

@@ -102,7 +102,8 @@ def seal(folder: Path) -> None:
 
 def _flush(folder: Path) -> list[Path]:
     """Flush all files of the folder to disk, and return them."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (CHECKSUMS, LOCK, VERIFIED))
+    own = (CHECKSUMS, LOCK, VERIFIED)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in own)
     for file in files:
         flush_to_disk(file)
     return files
