@@ -88,7 +88,7 @@ class _Processes(Generic[Item, Result]):
     """Processes that do the same work. A call gives an item to a free one, and waits for the result.
 
     A process ends when its connection closes, so also if this process is killed. Ctrl-C in a terminal does not reach
-    it. It is started anew, not forked: forks of a process with threads can hang.
+    it. It is a new program, not a fork: forks of a process with threads can hang.
     """
 
     def __init__(self, work: Callable[[Item], Result], count: int) -> None:
