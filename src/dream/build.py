@@ -20,6 +20,7 @@ from dream.module import RetrieverModule
 from dream.objectives.base import Objective
 from dream.runs.agreement import identity
 from dream.runs.config_file import without_secrets
+from dream.runs.estimate import announce
 from dream.runs.layout import INDEX, LAST
 from dream.scorers.questions import open_or_write
 from dream.store.store import Store
@@ -110,12 +111,15 @@ def build_text(cfg: DictConfig) -> TextComponents:
 
 def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded."""
-    objective, store = text.objective, text.store
+    objective = text.objective
     assert objective is not None
+    searched = instantiate(cfg.index)
+    announce(text.data, text.encoder, text.scorer, searched, Path(cfg.paths.run))
+    store = text.store
     unfit = objective.needs_candidates and not text.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, but labelled pairs "
             "have none; choose objective=info_nce")  # fmt: skip
-    index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / INDEX)
+    index = IndexHandle(searched, Path(cfg.paths.run) / INDEX)
     load_scorer = _loader(text.scorer, store)
     if objective.needs_candidates:
         scorer = load_scorer()
