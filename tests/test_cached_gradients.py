@@ -99,6 +99,10 @@ def test_no_forward_has_more_texts_than_a_chunk(tmp_path):
     gradient_of(encoder)
     assert sorted(set(rows)) == [1, 4]
     assert sum(rows) >= 2 * len(TEXTS) - 4, "each text is encoded twice"
+    rows.clear()
+    with torch.inference_mode():
+        assert len(encoder(pad_tokens(TEXTS, 0), "passage")) == sum(rows) == len(TEXTS)
+    assert max(rows) == 4
 
 
 def test_an_impossible_chunk_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from dream.module import RetrieverModule
 from dream.objectives.base import Objective
 from dream.runs.agreement import identity
 from dream.runs.config_file import without_secrets
+from dream.runs.estimate import announce
 from dream.runs.layout import INDEX, LAST
 from dream.scorers.questions import open_or_write
 from dream.store.store import Store
@@ -54,8 +55,7 @@ def check_config(cfg: DictConfig) -> None:
     strategy = cfg.trainer.get("strategy", "auto")
     whole = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
     require(whole, "trainer.strategy", strategy, "weights that are divided over processes are not supported; choose "
-            "ddp, and for a large encoder encoder.lora.rank, encoder.gradient_checkpointing or encoder.chunk"
-            )  # fmt: skip
+            "ddp; encoder.lora.rank, encoder.gradient_checkpointing and encoder.chunk save memory")  # fmt: skip
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
 
@@ -111,12 +111,15 @@ def build_text(cfg: DictConfig) -> TextComponents:
 
 def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded."""
-    objective, store = text.objective, text.store
+    objective = text.objective
     assert objective is not None
+    searched = instantiate(cfg.index)
+    announce(text.data, text.encoder, text.scorer, searched, Path(cfg.paths.run))
+    store = text.store
     unfit = objective.needs_candidates and not text.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, but labelled pairs "
             "have none; choose objective=info_nce")  # fmt: skip
-    index = IndexHandle(instantiate(cfg.index), Path(cfg.paths.run) / INDEX)
+    index = IndexHandle(searched, Path(cfg.paths.run) / INDEX)
     load_scorer = _loader(text.scorer, store)
     if objective.needs_candidates:
         scorer = load_scorer()

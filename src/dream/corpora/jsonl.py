@@ -1,13 +1,16 @@
 """Documents with named fields: JSON lines, a JSON array, CSV, TSV or Parquet, with optional labels."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from dream.corpora.base import existing_path
+from dream.corpora.bad_documents import BadDocument
+from dream.corpora.base import Document, existing_path
 from dream.corpora.compression import SUFFIXES as COMPRESSION_SUFFIXES
 from dream.corpora.compression import without_compression_suffix
 from dream.corpora.readers import Records, format_of, read_records
 from dream.corpora.readers.formats import READERS, SUFFIXES
+from dream.corpora.readers.jsonl import json_object
 from dream.corpora.record_corpus import RecordCorpus
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, require
@@ -54,6 +57,21 @@ class JsonlCorpus(RecordCorpus):
 
     def records(self) -> Records:
         return read_records(self.source, self.fields, self.most_bytes, self.form)
+
+    def sample(self, pieces: int, piece_bytes: int) -> tuple[list[Document], float] | None:
+        """(documents from evenly spaced places of the file, their share of it); None if only reading from the start
+        finds documents."""
+        if self.form != "jsonl":
+            return None
+        documents, read = [], 0
+        warned, self._warned = self._warned, True  # these lines have no numbers yet
+        for line in self.source.lines_at(pieces, piece_bytes):
+            read += len(line) + 1
+            with suppress(BadDocument, ConfigError):  # reported when the corpus is read
+                document = self._document(self.file, 0, json_object(self.file, 0, line, self.most_bytes))
+                documents += [document] if document.text.strip() else []
+        self._warned = warned
+        return (documents, read / self.size_bytes()) if documents else None
 
 
 class BeirCorpus(JsonlCorpus):

@@ -197,6 +197,16 @@ class WindowDataModule(L.LightningDataModule):
         return expected_hash(self.corpus, *self.tokenizers, **self.cuts)
 
     @property
+    def store_path(self) -> Path:
+        """Folder of the store, which may not exist yet."""
+        return self.stores_dir / f"{self.corpus.name}-{self.store_hash}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Lengths of passages, contexts, shortest contexts and targets, in tokens."""
+        return [self.cuts[key] for key in ("passage_tokens", "context_tokens", "min_context_tokens", "target_tokens")]
+
+    @property
     def store(self) -> Store:
         """The store. It is opened or built on first use."""
         if self._store is None:

@@ -43,6 +43,10 @@ class Encoder(nn.Module):
         if getattr(self, "tokenizer", None) is None:
             self.tokenizer = tokenizer
 
+    def width_with(self, scorer_width: int) -> int:
+        """The width after `initialize` with token embeddings of this width."""
+        return self.width
+
     def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
         """Create the initial weights, if the encoder does not load them. Called once, before training.
 

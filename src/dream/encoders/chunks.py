@@ -13,7 +13,7 @@ from dream.batch import TokenBatch
 
 
 def embed_in_chunks(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch, chunk: int) -> Tensor:
-    """embedding_BD, with gradient, of `chunk` texts at a time.
+    """embedding_BD of `chunk` texts at a time, with gradient unless it is switched off.
 
     The first pass keeps only embeddings. After the loss of all texts has given the gradient of the embeddings, the
     backward pass encodes each chunk again, with the same state of the random numbers (dropout) and of autocast, and
@@ -30,6 +30,8 @@ def embed_in_chunks(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch, ch
     widths = [int(width) for width in torch.stack([part.amax() for part in longest.split(chunk)]).clamp(min=1).tolist()]
     parts = zip(widths, batch.ids_BT.split(chunk), batch.mask_BT.split(chunk), strict=True)
     chunks = [TokenBatch(ids_BT[:, :width], mask_BT[:, :width]) for width, ids_BT, mask_BT in parts]
+    if not torch.is_grad_enabled():
+        return torch.cat([embed(part) for part in chunks])
     device, has_autocast = batch.ids_BT.device.type, torch.is_autocast_enabled(batch.ids_BT.device.type)
     with torch.autocast(device, torch.get_autocast_dtype(device), has_autocast, cache_enabled=False):
         return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in chunks])

@@ -52,7 +52,7 @@ class HFEncoder(Encoder):
         max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, otherwise 256.
         dtype: torch type of the weights.
         gradient_checkpointing: compute activations twice instead of keeping them.
-        chunk: texts of a forward in training, with cached gradients: see `embed_in_chunks`. None: all texts.
+        chunk: most texts of a forward; in training, with cached gradients: see `embed_in_chunks`. None: no limit.
         trust_remote_code: run Python code from the model's repository.
         attention: implementation of attention: see `dream.encoders.attention`.
         bidirectional: whether each token reads the whole text; None: as the model was published.
@@ -190,7 +190,7 @@ class HFEncoder(Encoder):
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         framed = self.framing.frame_ids(batch, side)
-        if self.chunk is None or len(batch) <= self.chunk or not torch.is_grad_enabled():
+        if self.chunk is None or len(batch) <= self.chunk:
             return self._embed(framed)
         return embed_in_chunks(self._embed, framed, self.chunk)
 

@@ -91,6 +91,9 @@ class StaticEncoder(Encoder):
         """Use a copy of this tokenizer that ignores case and blanks: see `word_tokenizer`."""
         super().adopt_tokenizer(word_tokenizer(tokenizer))
 
+    def width_with(self, scorer_width: int) -> int:
+        return scorer_width + self.random_width
+
     def initialize(self, store: "Store", token_embeddings: Callable[[], Tensor]) -> None:
         table_VD = token_embeddings()
         frequency_V = torch.zeros(len(table_VD))

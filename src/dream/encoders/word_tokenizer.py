@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dream.store.words import WORD_OR_SIGN
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# White space is dropped. \w includes combining marks. ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
-WORD_OR_SIGN = Regex(r"[^\W_]+(?:[\x{200c}\x{200d}]+[^\W_]+)*|[^\w\s]|_")
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -28,7 +28,7 @@ def word_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizer
     own = [copy.normalizer] if copy.normalizer else []
     copy.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), *own])
     if isinstance(copy.decoder, decoders.ByteLevel):
-        words = pre_tokenizers.Split(WORD_OR_SIGN, behavior="removed", invert=True)
+        words = pre_tokenizers.Split(Regex(WORD_OR_SIGN), behavior="removed", invert=True)
         with_blank = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
         copy.pre_tokenizer = pre_tokenizers.Sequence([words, with_blank])
     roles = {f"{role}_token": getattr(tokenizer, f"{role}_token", None) for role in ROLES}

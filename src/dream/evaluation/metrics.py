@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchmetrics import MeanMetric
 
 from dream.corpora.base import Labels
 from dream.store.permutation import permute
@@ -117,6 +116,8 @@ def per_query_metrics(ranking: Ranking, judgements: Judgements) -> dict[str, np.
 
 def mean_metrics(per_query: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Means over the queries."""
+    from torchmetrics import MeanMetric  # takes seconds to import, which a search need not wait for
+
     means = {}
     for name, values_Q in per_query.items():
         metric = MeanMetric(sync_on_compute=False).set_dtype(torch.float64)

@@ -1,12 +1,15 @@
 """Ranks documents for labelled queries, by BM25 and by an encoder with its index."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from dream.evaluation.metrics import DEPTH, Ranking, documents_from_passages
-from dream.indexes.bm25 import BM25Index
+
+if TYPE_CHECKING:
+    from dream.indexes.bm25 import BM25Index
 
 CHUNK_CELLS = 4_000_000  # passages in memory at once, over all queries of a chunk: about 100 MB
 
@@ -14,7 +17,7 @@ CHUNK_CELLS = 4_000_000  # passages in memory at once, over all queries of a chu
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def rank_bm25(index: BM25Index, queries: Sequence[str], passage_documents: np.ndarray, depth: int = DEPTH) -> Ranking:
+def rank_bm25(index: "BM25Index", queries: Sequence[str], passage_documents: np.ndarray, depth: int = DEPTH) -> Ranking:
     """Rank documents by their BM25 score, or that of their best passage.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from dream.encoders.base import Side
 from dream.evaluation.fusion import hybrid
 from dream.evaluation.metrics import DEPTH, Ranking
 from dream.evaluation.ranking import rank_bm25, rank_dense
-from dream.indexes.bm25 import BM25Index
 from dream.runs.load import open_run
 from dream.utils.errors import require
+
+if TYPE_CHECKING:
+    from dream.indexes.bm25 import BM25Index
 
 MODES = ("dense", "bm25", "hybrid")
 
@@ -65,9 +68,11 @@ class Searcher:
         return self.store.path.name.removesuffix(f"-{self.store.hash}")
 
     @property
-    def bm25(self) -> BM25Index:
+    def bm25(self) -> "BM25Index":
         """The BM25 index of the documents. It is opened or built on first use."""
         if self._bm25 is None:
+            from dream.indexes.bm25 import BM25Index  # takes as long to import as a search
+
             self._bm25 = BM25Index.open_or_build(self.store, "document")
         return self._bm25
 

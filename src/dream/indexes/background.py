@@ -8,12 +8,14 @@ If the run is killed, the next one embeds the missing shards of the snapshot fro
 """
 
 import os
-import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ class BackgroundSnapshots:
         self.path: Path | None = None
         self.step, self.fingerprint = 0, ""
         self._process: subprocess.Popen | None = None
+        self._connection: Connection | None = None  # the process ends when it is closed
 
     def start(self, step: int) -> None:
         """Write the current encoder, and embed the corpus with it."""
@@ -137,13 +140,15 @@ class BackgroundSnapshots:
                "batch_passages": self.batch_passages}  # fmt: skip
         silent = dict.fromkeys(ranks.VARIABLES, "1")  # only rank 0 prints
         environment = os.environ | silent | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-        with self._log_of(path).open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
-                                             env=environment, start_new_session=True)  # fmt: skip
-        assert self._process.stdin is not None
-        pickle.dump(job, self._process.stdin)
-        self._process.stdin.flush()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-c", f"from {__name__} import main; main({theirs.fileno()})"]
+        with theirs, self._log_of(path).open("wb") as log:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                             stdout=subprocess.DEVNULL, stderr=log, env=environment,
+                                             start_new_session=True)  # fmt: skip
+        self._connection = Connection(ours.detach())
+        with suppress(OSError):  # the process has ended: `_wait` reports it
+            self._connection.send(job)
 
 
 def pending_folder(path: Path) -> Path:
@@ -151,10 +156,11 @@ def pending_folder(path: Path) -> Path:
     return path.with_name(PENDING + path.name)
 
 
-def main() -> None:
-    """The process. It ends when its standard input is closed, which the system does at the end of the other process."""
-    job: dict[str, Any] = pickle.load(sys.stdin.buffer)  # from the process that has started this one
-    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+def main(descriptor: int) -> None:
+    """The process. It ends when the connection is closed, which the system does at the end of the other process."""
+    connection = Connection(descriptor)
+    job: dict[str, Any] = connection.recv()
+    threading.Thread(target=_end_with, args=[connection], daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICE)
     try:
@@ -166,3 +172,9 @@ def main() -> None:
         handle.refresh(encoder, Store(job["store"]), job["step"], "cpu", job["batch_passages"], weights)
     except DreamError as error:
         sys.exit(str(error))
+
+
+def _end_with(connection: Connection) -> None:
+    with suppress(EOFError, OSError):
+        connection.recv_bytes()
+    os._exit(1)

@@ -52,22 +52,30 @@ class FaissIndex:
     def description(self) -> dict[str, Any]:
         return {"kind": "faiss", "factory": self.factory, "train_points": TRAIN_POINTS}
 
+    def bytes_per_passage(self, width: int) -> int:
+        """Memory of a passage in the index: its code, and in inverted lists its id. Links of graphs are not counted."""
+        try:
+            code = self._new(width, self.factory.replace("{lists}", "1")).sa_code_size()
+        except RuntimeError:  # this kind does not say it; most keep the embedding
+            code = 4 * width
+        return code + 8 * ("IVF" in self.factory)
+
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         chunks = list(embeddings_ND)
-        index = self._new(width)
+        index = self._new(width, self.factory)
         if not index.is_trained:
             self._train(index, chunks, count)
         try:
             for chunk in chunks:
                 for start in range(0, len(chunk), ADD_ROWS):
-                    index.add(_float32(chunk[start : start + ADD_ROWS]))
+                    index.add(float32(chunk[start : start + ADD_ROWS]))
         except RuntimeError as error:
             raise ConfigError("index.factory", self.factory, f"FAISS cannot add passages to it ({_reason(error)}); "
                               "try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
         self._index = self._tuned(index)
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        query = _float32(query_QD.detach().float().cpu().numpy())
+        query = float32(query_QD.detach().float().cpu().numpy())
         count = self._index.ntotal
         sim_QK, ids_QK = torch.empty(len(query), k), torch.empty(len(query), k, dtype=torch.int64)
         rows = torch.arange(len(query))
@@ -82,17 +90,14 @@ class FaissIndex:
         return sim_QK.to(query_QD.device), ids_QK.to(query_QD.device)
 
     def save(self, folder: Path) -> None:
-        with (folder / FILE).open(
-            "wb"
-        ) as file:  # FAISS's own writer does not report a disk that is full at the last bytes
-            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+        write_index(self._index, folder / FILE)
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
         self._index = self._tuned(faiss.read_index(str(folder / FILE)))
 
-    def _new(self, width: int) -> Any:
+    def _new(self, width: int, factory: str) -> Any:
         try:
-            index = faiss.index_factory(width, self.factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise ConfigError("index.factory", self.factory, f"FAISS cannot build it for width {width}: "
                               f"{_reason(error)}; try Flat, IVF1024,Flat, HNSW32 or PQ16") from error  # fmt: skip
@@ -110,7 +115,7 @@ class FaissIndex:
         every = max(1, -(-count // TRAIN_POINTS))
         sample, first = [], 0
         for chunk in chunks:
-            sample.append(_float32(chunk[-first % every :: every]))
+            sample.append(float32(chunk[-first % every :: every]))
             first += len(chunk)
         points = np.concatenate(sample)
         try:
@@ -133,7 +138,14 @@ class FaissIndex:
         return best_first(sims.masked_fill(ids == NOTHING, float("-inf")), ids)
 
 
-def _float32(rows: np.ndarray) -> np.ndarray:
+def write_index(index: Any, path: Path) -> None:
+    """Write an index. FAISS's own writer does not report a disk that is full at the last bytes."""
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+
+
+def float32(rows: np.ndarray) -> np.ndarray:
+    """The rows as FAISS reads them."""
     return np.ascontiguousarray(rows, dtype=np.float32)
 
 

@@ -54,6 +54,7 @@ class HFScorer(CausalScorer):
             source.require_rows(tokenizer, rows, special_ids(scoring["template"], tokenizer))
         super().__init__(tokenizer, Scoring(**scoring), cache_megabytes)
         self.name, self.trust_remote_code, self.device_map = name, trust_remote_code, device_map
+        self.width = getattr(config.get_text_config(), "hidden_size", 0)
 
     def load(self, store: Store) -> None:
         """Read the weights. If `name` is a hub name that is not cached, they are downloaded."""

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,13 +11,13 @@ import numpy as np
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy, by_reason
 from dream.corpora.base import Corpus, Document
-from dream.store.cut import Batch, cut_leads, cut_passages
+from dream.store.cutting import BatchCutter, CutBatch
 from dream.store.document_ids import DocumentIds, text_hash
-from dream.store.parallel import one_ahead, parallel_tokenizers
+from dream.store.parallel import in_parallel, processes_for
 from dream.store.ragged import ArrayWriter
-from dream.store.store import ENCODER, PASSAGE, SCORER, WINDOW, Store
-from dream.store.tokens import BatchTokenizer, Tokens, bounded_batches, tokenizer_fingerprint
-from dream.store.windows import WindowCutter
+from dream.store.store import Store
+from dream.store.tables import ENCODER, PASSAGE, SCORER, WINDOW
+from dream.store.tokens import BatchTokenizer, bounded_batches, tokenizer_fingerprint
 from dream.utils.atomic_io import fingerprint, write_json
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.errors import DataError
@@ -133,32 +131,31 @@ def _open_or_build(
 class _Builder:
     def __init__(self, tokenizers: list[BatchTokenizer], description: dict) -> None:
         self.description = description
-        self.passage_tokens, *windows = description["lengths"]
-        self.cut_windows = WindowCutter(description.get("context", "span"), *windows)
-        self.sides = tokenizers
-        self.same = tokenizers[ENCODER].fingerprint == tokenizers[SCORER].fingerprint
+        context, leads = description.get("context", "span"), description.get("passages_per_document")
+        self.cutter = BatchCutter(tokenizers, description["lengths"], context, leads)
         self.document_frequency = np.zeros(tokenizers[ENCODER].vocabulary, dtype=np.int64)
-        self.positions = [0, 0]  # tokens written so far, per side
-        self.document_rows = 0
+        self.positions = np.zeros(2, dtype=np.int64)  # tokens written so far, per side
+        self.document_rows = self.written = 0
         self.byte_ends = {"text": 0, "id": 0, "title": 0}
         self.counts = {"empty": 0, "duplicates": 0}
-        self.without_window = 0
+        self.without_window = self.found = 0
         self.seen: dict[int, int] = {}  # row by 64-bit hash of the text; about 170 bytes per document
         self.ids = DocumentIds()
         self.writers: dict[str, ArrayWriter] = {}
 
     def build(self, folder: Path, corpus: Corpus) -> None:
-        megabytes = corpus.size_bytes() / 1e6
-        log.info(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {megabytes:.1f} MB")
-        bar = progress(total=corpus.size_bytes(), unit="B", unit_scale=True, desc="preparing")
-        with ExitStack() as open_files, parallel_tokenizers(), bar, ThreadPoolExecutor(1) as thread:
+        size = corpus.size_bytes()
+        processes = processes_for(size)
+        with_them = f" with {processes} processes" if processes > 1 else ""
+        log.info(f"Preparing the store of corpus {corpus.name}: tokenising and cutting {size / 1e6:.1f} MB{with_them}")
+        bar = progress(total=size, unit="B", unit_scale=True, desc="preparing")
+        with ExitStack() as open_files, bar, in_parallel(self.cutter, processes) as cut_all:
             self._open(folder, open_files)
             aliases = open_files.enter_context((folder / "aliases.jsonl").open("w", encoding="utf-8"))
             listing = open_files.enter_context((folder / REFUSED).open("w", encoding="utf-8"))
             policy = BadDocumentPolicy(corpus.on_bad_document, listing)
-            batches = self._batches(corpus, aliases, policy, bar)
-            for (first_row, documents), tokens in one_ahead(thread, self._tokenize, batches):
-                self._write(first_row, documents, tokens)
+            for batch in cut_all(self._batches(corpus, aliases, policy, bar)):
+                self._write(batch)
             bar.update(bar.total - bar.n)  # bytes of ids and markup, which were not counted above
         rows = {name: self.writers[name].rows for name in ("passages", "windows")}
         self.counts["refused"] = policy.counts.total()
@@ -175,22 +172,22 @@ class _Builder:
             "documents": self.document_rows,
             "documents_without_window": self.without_window,
             **rows,
-            "encoder_tokens": self.positions[0],
+            "encoder_tokens": int(self.positions[ENCODER]),
         }
         return {
             "hash": fingerprint(self.description),
             **self.description,
-            "same_tokenizer": self.same,
-            "token_dtypes": [side.dtype.str for side in self.sides],
-            "pad_ids": [side.pad_id for side in self.sides],
+            "same_tokenizer": self.cutter.same,
+            "token_dtypes": [side.dtype.str for side in self.cutter.sides],
+            "pad_ids": [side.pad_id for side in self.cutter.sides],
             "counts": counts,
             "refused": dict(policy.counts),
         }
 
     def _open(self, folder: Path, open_files: ExitStack) -> None:
-        tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.sides[ENCODER].dtype}
-        if not self.same:
-            tables["scorer_ids"] = self.sides[SCORER].dtype
+        tables = {"passages": PASSAGE, "windows": WINDOW, "encoder_ids": self.cutter.sides[ENCODER].dtype}
+        if not self.cutter.same:
+            tables["scorer_ids"] = self.cutter.sides[SCORER].dtype
         tables |= {f"{kind}s": np.dtype("u1") for kind in self.byte_ends}
         tables |= {f"{kind}_ends": np.dtype("<i8") for kind in self.byte_ends}
         for name, dtype in tables.items():
@@ -223,57 +220,34 @@ class _Builder:
 
     def _batches(
         self, corpus: Corpus, aliases: TextIO, policy: BadDocumentPolicy, bar: Any
-    ) -> Iterator[tuple[int, list[Document]]]:
-        """Batches of kept documents: (row of the first one, documents)."""
+    ) -> Iterator[list[Document]]:
+        """Batches of kept documents."""
         documents = corpus.documents(policy.handle)
         for batch in bounded_batches(documents, lambda document: len(document.text)):
-            first_row = self.document_rows
             kept = [document for document in batch if self._keep(document, corpus.deduplicate, aliases, policy)]
             if kept:
-                yield first_row, kept
+                yield kept
             bar.update(sum(len(document.text) for document in batch))
 
-    def _tokenize(self, batch: tuple[int, list[Document]]) -> list[Tokens]:
-        texts = [document.text for document in batch[1]]
-        encoder = self.sides[ENCODER](texts)
-        return [encoder, encoder if self.same else self.sides[SCORER](texts)]
-
-    def _write(self, first_row: int, documents: list[Document], tokens: list[Tokens]) -> None:
-        texts = [document.text for document in documents]
-        self._write_strings("text", texts)
-        self._write_strings("id", [document.id for document in documents])
-        self._write_strings("title", [document.title for document in documents])
-        batch = Batch(texts, tokens)
-        leads = self.description.get("passages_per_document")
-        cut_text: Any = partial(cut_leads, count=leads) if leads else cut_passages
-        passages = batch.table(ENCODER, partial(cut_text, longest=self.passage_tokens), PASSAGE)
-        windows = self.cut_windows(batch, documents)
-        self.without_window += len(documents) - len(np.unique(windows["document"]))
-        if not leads:
-            self._count_passages(tokens[ENCODER].ids_T, passages["tokens"][:, ENCODER])
-        for table, rows in (("passages", passages), ("windows", windows)):
-            rows["document"] += first_row
-            rows["tokens"] += np.array(self.positions)[:, None]
+    def _write(self, batch: CutBatch) -> None:
+        for kind, (encoded, lengths) in batch.strings.items():
+            ends = np.cumsum(lengths) + self.byte_ends[kind]
+            self.writers[f"{kind}s"].append(np.frombuffer(encoded, dtype=np.uint8))
+            self.writers[f"{kind}_ends"].append(ends)
+            self.byte_ends[kind] = int(ends[-1])
+        self.without_window += batch.documents - len(np.unique(batch.windows["document"]))
+        self.found += batch.found
+        if batch.frequency:
+            ids, counts = batch.frequency
+            self.document_frequency[ids] += counts
+        for table, rows in (("passages", batch.passages), ("windows", batch.windows)):
+            rows["document"] += self.written
+            rows["tokens"] += self.positions[:, None]
             self.writers[table].append(rows)
-        for side, name in enumerate(["encoder_ids"] if self.same else ["encoder_ids", "scorer_ids"]):
-            self.writers[name].append(tokens[side].ids_T)
-        self.positions = [written + len(side.ids_T) for written, side in zip(self.positions, tokens, strict=True)]
-
-    def _count_passages(self, ids_T: np.ndarray, ranges: np.ndarray) -> None:
-        """For each token, add the number of passages that contain it. The ranges cover all of `ids_T` in order."""
-        passage_T = np.repeat(np.arange(len(ranges)), ranges[:, 1] - ranges[:, 0])
-        order_T = np.argsort(ids_T, kind="stable")
-        ids_T, passage_T = ids_T[order_T], passage_T[order_T]
-        first_T = np.ones(len(ids_T), dtype=bool)
-        first_T[1:] = (ids_T[1:] != ids_T[:-1]) | (passage_T[1:] != passage_T[:-1])
-        self.document_frequency += np.bincount(ids_T[first_T], minlength=len(self.document_frequency))
-
-    def _write_strings(self, kind: str, strings: list[str]) -> None:
-        encoded = [string.encode() for string in strings]
-        self.writers[f"{kind}s"].append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
-        ends = np.cumsum([len(string) for string in encoded]) + self.byte_ends[kind]
-        self.writers[f"{kind}_ends"].append(ends)
-        self.byte_ends[kind] = int(ends[-1])
+        for name, ids in zip(("encoder_ids", "scorer_ids"), batch.ids, strict=False):
+            self.writers[name].append(ids)
+        self.positions += batch.lengths
+        self.written += batch.documents
 
     def _require_usable(self, corpus: Corpus, rows: dict[str, int], policy: BadDocumentPolicy) -> None:
         read, equal = sum(self.counts.values()) + self.document_rows, self.counts["duplicates"]
@@ -285,7 +259,7 @@ class _Builder:
             copies = f" ({equal:,} more are copies of it)" if equal else ""
             raise DataError(f"corpus {corpus.name} has only one document{copies}{bad}, so there are no candidates from "
                             "other documents; split it: corpus=text corpus.split_by=lines or blank_lines")  # fmt: skip
-        self.cut_windows.require_enough(rows["windows"], self.document_rows, corpus.name)
+        self.cutter.cut_windows.require_enough(rows["windows"], self.found, self.document_rows, corpus.name)
 
 
 def sample_texts(corpus: Corpus, most_bytes: int) -> Iterator[str]:

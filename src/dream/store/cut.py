@@ -12,15 +12,9 @@ from itertools import pairwise
 import numpy as np
 
 from dream.store.tokens import Tokens
+from dream.store.words import spaces
 
 SHORTEST_TARGET = 8  # tokens
-SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unicode space is at or below U+3000
-
-
-def spaces(text: str) -> np.ndarray:
-    """Whether each character is white space; bool, (characters,)."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    return SPACE[np.minimum(codes, len(SPACE) - 1)]
 
 
 class Boundaries:

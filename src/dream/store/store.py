@@ -14,16 +14,12 @@ from dream.batch import TokenBatch
 from dream.store.contexts import OPENINGS
 from dream.store.questions import Questions
 from dream.store.ragged import Strings, gather_tokens
+from dream.store.tables import ENCODER, PASSAGE, SCORER, WINDOW
 from dream.utils.errors import DataError
 
-ENCODER, SCORER = 0, 1  # the two sides of every token range
-
-PASSAGE = np.dtype([("document", "<i8"), ("characters", "<i8", 2), ("tokens", "<i8", (2, 2))])
 # What the language model is asked about a window with context x and continuation y, given a passage d: log p(y | d, x),
 # log p(x | d), or log p(x, y | d).
 TARGETS = ("continuation", "context", "both")
-
-WINDOW = np.dtype([("document", "<i8"), ("characters", "<i8", 3), ("tokens", "<i8", (2, 3))])
 
 
 class Store:

@@ -25,6 +25,7 @@ from dream.utils.atomic_io import (
 )
 from dream.utils.errors import DamageError, DataError
 from dream.utils.logging import get_logger
+from dream.utils.verified import VERIFIED, is_recorded, record, stamps_of
 
 log = get_logger(__name__)
 
@@ -101,7 +102,8 @@ def seal(folder: Path) -> None:
 
 def _flush(folder: Path) -> list[Path]:
     """Flush all files of the folder to disk, and return them."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in (CHECKSUMS, LOCK))
+    own = (CHECKSUMS, LOCK, VERIFIED)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in own)
     for file in files:
         flush_to_disk(file)
     return files
@@ -116,6 +118,8 @@ def _listing(entries: dict[str, list]) -> bytes:
 def verify(folder: Path, content: bool = True, ignore: str | None = None) -> None:
     """Check that the folder has not changed since `seal`.
 
+    The checksums of a large folder are compared once: see `verified.py`.
+
     Args:
         folder: a sealed folder.
         content: compare checksums, not only sizes.
@@ -128,7 +132,10 @@ def verify(folder: Path, content: bool = True, ignore: str | None = None) -> Non
     try:
         if not listing.is_file():
             raise DamageError(f"{listing}: missing, so nothing in this folder can be verified")
-        for name, (size, digest) in _entries(listing).items():
+        entries = _entries(listing)
+        stamps = stamps_of(folder, [CHECKSUMS, *entries]) if content else None
+        content = content and not is_recorded(folder, stamps)
+        for name, (size, digest) in entries.items():
             file = folder / name
             if name == ignore:
                 continue
@@ -138,6 +145,8 @@ def verify(folder: Path, content: bool = True, ignore: str | None = None) -> Non
                 raise DamageError(f"{file}: damaged ({file.stat().st_size:,} bytes instead of {size:,})")
             if content and checksum(file) != digest:
                 raise DamageError(f"{file}: damaged (its checksum has changed)")
+        if content and ignore is None:
+            record(folder, stamps)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
 

@@ -68,7 +68,7 @@ class ScratchScorer(CausalScorer):
         require(layers >= 2, "scorer.layers", layers, "at least 2: one convolution, one attention")
         fits = width > 0 and (width % HEAD_WIDTH == 0 or (width < HEAD_WIDTH and width % 2 == 0))
         require(fits, "scorer.width", width, f"a multiple of {HEAD_WIDTH}, or an even number below")
-        self.corpus, self.seed, self.architecture = corpus, seed, _architecture(width, layers)
+        self.corpus, self.seed, self.width, self.architecture = corpus, seed, width, _architecture(width, layers)
         self.training, self.data_dir = Training(**training), Path(data_dir)
         path = open_or_train_tokenizer(self.data_dir / "tokenizers", corpus, vocabulary)
         super().__init__(PreTrainedTokenizerFast.from_pretrained(path), Scoring(**scoring), cache_megabytes)

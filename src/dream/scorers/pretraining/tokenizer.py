@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dream.corpora.base import Corpus
-from dream.encoders.word_tokenizer import WORD_OR_SIGN
-from dream.store.build import parallel_tokenizers, sample_texts
+from dream.store.build import sample_texts
+from dream.store.parallel import parallel_tokenizers
+from dream.store.words import WORD_OR_SIGN
 from dream.utils.atomic_io import fingerprint
 from dream.utils.cached_folders import new_directory, verify_or_discard
 from dream.utils.logging import get_logger
@@ -41,7 +42,7 @@ def open_or_train_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> Pa
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(WORD_OR_SIGN, behavior="removed", invert=True),
+                pre_tokenizers.Split(Regex(WORD_OR_SIGN), behavior="removed", invert=True),
                 pre_tokenizers.Digits(individual_digits=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
