@@ -6,14 +6,13 @@ idf · tf / (tf + k1 · (1 - b + b · length / average length)).
 
 import pickle
 from functools import partial
-from itertools import pairwise
 from math import log
 
 import numpy as np
 import pytest
 from tests.word_store import word_store
 
-from dream.indexes.bm25 import BM25Index, top_k
+from dream.indexes.bm25 import BM25Index
 from dream.utils.errors import DataError
 
 FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 passages
@@ -117,31 +116,3 @@ def test_each_language_and_formula_has_its_index_of_the_same_store(tmp_path, mon
     assert names == ["english-k1.2-b0.75", "german-k0.9-b0.4-documents", "german-k0.9-b0.75", "german-k1.2-b0.75",
                      "plain-k1.2-b0.75"]  # fmt: skip
     assert pickle.loads(pickle.dumps(store)).language == "german"
-
-
-@pytest.mark.parametrize("check_rows", [0, 20, 10**9])
-def test_the_search_finds_what_all_scores_would_give_bitwise(make_store, monkeypatch, check_rows):
-    """Words of a long-tailed distribution: common ones are left out, where they cannot matter."""
-    monkeypatch.setattr("dream.indexes.bm25.CHECK_ROWS", check_rows)
-    draw = np.random.default_rng(0)
-    vocabulary = np.array([a + b + c for a in "bdfgkl" for b in "aeiou" for c in "mnprst"])
-    texts = [" ".join(vocabulary[(180 * draw.random(12) ** 3).astype(int)]) for _ in range(900)]
-    index = BM25Index.open_or_build(make_store(texts))
-    assert all((np.diff(index.rows[slice(*ends)]) > 0).all() for ends in pairwise(index.ends.tolist()))
-    queries = [" ".join(vocabulary[(180 * draw.random(n) ** 2).astype(int)]) for n in range(1, 60)]
-    for k in (1, 7, 64, 2000):
-        scores_QK, ids_QK = index.search(queries, k)
-        for query, scores, ids in zip(queries, scores_QK, ids_QK, strict=True):
-            expected, rows = top_k(index.scores_of(query), k)
-            assert np.array_equal(ids[: len(rows)], rows)
-            assert np.array_equal(scores[: len(rows)], expected)
-            assert (ids[len(rows) :] == -1).all()
-
-
-def test_common_words_are_only_added_to_rows_that_can_be_among_the_best(make_store, monkeypatch):
-    monkeypatch.setattr("dream.indexes.bm25.CHECK_ROWS", 0)
-    index = BM25Index.open_or_build(make_store([f"fox hen{n % 50} cow" for n in range(500)]))
-    added, add = [], index._add
-    monkeypatch.setattr(index, "_add", lambda *args: (added.append(len(args[2])), add(*args)))
-    assert index.search(["fox hen3 cow"], 5)[1].tolist() == [[3, 53, 103, 153, 203]]
-    assert added == [10, 10]  # rows with hen3

@@ -27,8 +27,6 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG, 
 Unit = Literal["passage", "document"]  # a row of the index is a passage or a document
 
 LAYOUT = 4  # increase it when the words or the formula change; cached indexes are then rebuilt
-CHECK_ROWS = 2_000  # before a term in more rows, a search looks whether it is needed
-ROUNDING = 1e-5  # relative error of a sum
 K1, B = 1.2, 0.75  # how soon more occurrences of a word add nothing; how much long texts are penalised, 0 to 1
 
 
@@ -107,7 +105,6 @@ class BM25Index:
         self.scores = np.asarray(index.scores["data"])  # still memory-mapped; slicing a plain array is faster
         self.rows = np.asarray(index.scores["indices"])
         self.ends = np.asarray(index.scores["indptr"])
-        self.most: dict[int, np.float32] = {}
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
@@ -140,79 +137,23 @@ class BM25Index:
         """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
-        sums_N = np.zeros(self.passages, dtype=np.float32)
         for q, text in enumerate(texts):
-            scores, ids = self._best(text, k, sums_N)
+            scores, ids = top_k(self.scores_of(text), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
 
     def _terms(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct term ids of the text's known words, how often each occurs), those in the fewest rows first."""
+        """(distinct term ids of the text's known words, how often each occurs)"""
         known = [term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None]
-        terms, counts = np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
-        order = np.argsort(self.ends[terms + 1] - self.ends[terms], kind="stable")
-        return terms[order], counts[order]
-
-    def _postings(self, term: int) -> slice:
-        return slice(self.ends[term], self.ends[term + 1])
-
-    def _most(self, term: int) -> np.float32:
-        """The highest score of a row for this term."""
-        if term not in self.most:
-            self.most[term] = self.scores[self._postings(term)].max()
-        return self.most[term]
-
-    def _best(self, text: str, k: int, sums_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, rows) of the k best rows: Turtle and Flood's max score, from the rarest term on.
-
-        Rows that have only the common terms at the end are left out when they cannot reach the k-th best sum so far.
-
-        Args:
-            sums_N: zeros, and again afterwards.
-        """
-        terms, counts = self._terms(text)
-        most = np.array([self._most(term) for term in terms.tolist()]) * counts
-        rest = np.append(np.cumsum(most[::-1])[::-1][1:], 0)  # the highest sum of the terms that follow
-        sizes = np.append(self.ends[terms + 1] - self.ends[terms], np.iinfo(np.int64).max)
-        found, seen, least, number = [np.empty(0, dtype=self.rows.dtype)], 0, 0.0, 0
-        for number, term in enumerate(terms, start=1):
-            postings = self._postings(term)
-            rows = self.rows[postings]
-            before = sums_N[rows]
-            sums_N[rows] = before + self.scores[postings] * np.float32(counts[number - 1])
-            found.append(rows[before == 0])
-            seen += len(found[-1])
-            if seen >= k and sizes[number] > CHECK_ROWS:
-                found = [np.concatenate(found)]
-                least = np.partition(sums_N[found[0]], -k)[-k] * (1 - ROUNDING)
-                if rest[number - 1] < least:
-                    break
-        rows = np.concatenate(found)
-        scores = sums_N[rows]
-        sums_N[rows] = 0
-        possible = scores + (rest[number - 1] if number else 0) >= least
-        order = np.argsort(rows[possible])
-        rows, scores = rows[possible][order], scores[possible][order]
-        for term, count in zip(terms[number:], counts[number:], strict=True):
-            self._add(term, count, rows, scores)
-        best, places = top_k(scores, k)
-        return best, rows[places]
-
-    def _add(self, term: int, count: int, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Add a term's scores to those of these rows, which are ascending."""
-        postings = self._postings(term)
-        its_rows = self.rows[postings]
-        places = np.minimum(np.searchsorted(its_rows, rows), len(its_rows) - 1)
-        has = its_rows[places] == rows
-        scores[has] += self.scores[postings][places[has]] * np.float32(count)
+        return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
 
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""
         scores_N = np.zeros(self.passages, dtype=np.float32)
         for term, count in zip(*self._terms(text), strict=True):
-            postings = self._postings(term)
-            scores_N[self.rows[postings]] += self.scores[postings] * np.float32(count)
+            postings = slice(self.ends[term], self.ends[term + 1])
+            np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
         return scores_N
 
 
