@@ -56,6 +56,7 @@ def test_adapters_get_the_same_gradient(settings):
     assert_same(steps_of(lora), steps_of([*lora, "encoder.chunk=4", "encoder.gradient_checkpointing=true"]))
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(settings, tmp_path):
     names = ("kl_posterior", "in_batch_attention")
     expected = {name: steps_of(settings[name]) for name in names}

@@ -103,7 +103,7 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
         chosen = [option]
         if group not in ("experiment", "debug"):
             chosen += [default for name, default in base.items() if name != group]
-        elif option in ("experiment=quickstart", "experiment=scratch", "debug=smoke", "debug=overfit"):
+        elif option.partition("=")[2] in ("quickstart", "questions", "scratch", "smoke", "overfit"):
             chosen += needed["corpus=pydocs"]
         overrides = chosen + [extra for name in chosen for extra in needed.get(name, [])]
         paths = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}", f"paths.run={tmp_path / 'run'}"]
@@ -112,6 +112,7 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
             "data.context_tokens=12",
             "data.min_context_tokens=6",
             "data.target_tokens=8",
+            *([] if option == "scorer=server" else ["scorer.scoring.compile=false"]),  # it takes up to a minute
         ]
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return compose("train", overrides + paths + small + ["data.batch_size=4", "candidates.k=4"])

@@ -18,6 +18,7 @@ def folder(**variables: str) -> str:
                           timeout=120).stdout.strip()  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_kind_of_processor_has_its_own_folder():
     assert folder() == str(kernel_cache())
     assert folder(ONEDNN_MAX_CPU_ISA="AVX2") != str(kernel_cache())

@@ -171,7 +171,7 @@ def load(folder, store, cache_megabytes=0, **changes):
     return scorer
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_with_shared_passages_and_the_null_passage(llama_folder, store, compile):
     scorer = load(llama_folder, store, compile=compile)
     assert scorer.packs
