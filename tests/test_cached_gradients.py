@@ -12,6 +12,7 @@ from tests.test_module_on_ranks import OBJECTIVES, SETTINGS, steps_of, steps_of_
 from transformers import BertConfig, BertModel
 
 from dream.encoders import chunks
+from dream.encoders.chunks import CPU_TOKENS, fastest_chunk
 from dream.module import RetrieverModule
 from dream.store.ragged import pad_tokens
 from dream.utils.errors import ConfigError
@@ -131,3 +132,11 @@ def test_a_resumed_run_is_bitwise_the_same(config, tmp_path, monkeypatch):
     train(config("part", *own, f"ckpt={tmp_path / 'logs/part/checkpoints/last.ckpt'}"))
     whole, part = (load_file(tmp_path / f"logs/{run}/encoder/model.safetensors") for run in ("whole", "part_2"))
     assert all(torch.equal(value, part[name]) for name, value in whole.items())
+
+
+def test_without_gradient_a_cpu_reads_texts_whose_activations_fit_into_its_cache():
+    batch = pad_tokens([[1] * 128] * 100, 0)
+    assert fastest_chunk(batch, None) == CPU_TOKENS // 128 == 16
+    assert fastest_chunk(batch, 4) == 4
+    assert fastest_chunk(batch.to("meta"), None) is None
+    assert fastest_chunk(pad_tokens([[1] * 5000], 0), None) == 1

@@ -11,6 +11,23 @@ from torch.utils.checkpoint import checkpoint
 
 from dream.batch import TokenBatch
 
+CPU_TOKENS = (
+    2048  # of a forward without gradient on a CPU: its activations then fit into the cache (benchmarks/embedding.py)
+)
+
+
+def fastest_chunk(batch: TokenBatch, chunk: int | None) -> int | None:
+    """Texts of a forward without gradient: on a CPU those of `CPU_TOKENS`, on other devices `chunk`.
+
+    Args:
+        batch: B texts.
+        chunk: the maximum; None: no maximum.
+    """
+    texts, tokens = batch.ids_BT.shape
+    if batch.ids_BT.device.type != "cpu":
+        return chunk
+    return min(chunk or texts, max(1, CPU_TOKENS // max(1, tokens)))
+
 
 def embed_in_chunks(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch, chunk: int) -> Tensor:
     """embedding_BD of `chunk` texts at a time, with gradient unless it is switched off.

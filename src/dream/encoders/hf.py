@@ -17,7 +17,7 @@ from dream.encoders import lora as adapters
 from dream.encoders import st_folder
 from dream.encoders.attention import choose_attention, choose_direction
 from dream.encoders.base import Encoder, Side
-from dream.encoders.chunks import embed_in_chunks
+from dream.encoders.chunks import embed_in_chunks, fastest_chunk
 from dream.encoders.framing import Framing
 from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
@@ -190,9 +190,10 @@ class HFEncoder(Encoder):
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         framed = self.framing.frame_ids(batch, side)
-        if self.chunk is None or len(batch) <= self.chunk:
+        chunk = self.chunk if torch.is_grad_enabled() else fastest_chunk(framed, self.chunk)
+        if chunk is None or len(batch) <= chunk:
             return self._embed(framed)
-        return embed_in_chunks(self._embed, framed, self.chunk)
+        return embed_in_chunks(self._embed, framed, chunk)
 
     def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
         rows: Any = self.framing.frame_texts(texts, side, self.max_tokens)
