@@ -107,7 +107,8 @@ def installed(package: str) -> str | None:
 def record(name: str, rows: list[Row]) -> None:
     """Store the rows in benchmarks/results/NAME.json, and print them."""
     RESULTS.mkdir(exist_ok=True)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # no folders of this machine
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     content = {"command": command, "machine": machine(), "rows": [asdict(row) for row in rows]}
     unfinished = RESULTS / f"{name}.json.tmp"
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
