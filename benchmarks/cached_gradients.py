@@ -7,9 +7,7 @@ memory. It prints the peak of the resident memory minus the memory before the st
 """
 
 import argparse
-import resource
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from dream.objectives.info_nce import info_nce
 from dream.store.ragged import pad_tokens
 from dream.utils.logging import get_logger
 from dream.utils.runtime import CONFIG_DIR
+from store_memory import Peaks, memory_mb
 
 log = get_logger(__name__)
 
@@ -42,29 +41,6 @@ def write_model(folder: Path, width: int, layers: int) -> None:
     BertModel(config).save_pretrained(folder)
 
 
-class Peak:
-    """Largest resident memory of this process in MB, looked at every 10 ms."""
-
-    def __enter__(self) -> "Peak":
-        self.before = self.highest = self._now()
-        self.ended = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.watcher.join()
-
-    def _watch(self) -> None:
-        while not self.ended.wait(0.01):
-            self.highest = max(self.highest, self._now())
-
-    @staticmethod
-    def _now() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=4096)
@@ -80,11 +56,11 @@ def main() -> None:
     texts = pad_tokens(torch.randint(len(SPECIAL), ENTRIES, (2 * options.windows, options.tokens)).tolist(), 0)
     others = torch.eye(options.windows, dtype=torch.bool)
     began = time.perf_counter()
-    with Peak() as peak:
-        queries, passages = (encoder(part, "query") for part in (texts.head(options.windows), _tail(texts)))
-        loss = info_nce(queries @ passages.T, others, 0.05)
-        loss.backward()
-    log.info(f"{options.windows} windows, chunk {options.chunk}: peak {peak.highest - peak.before:,.0f} MB, "
+    before, peaks = memory_mb()[0], Peaks(every=0.01)
+    queries, passages = (encoder(part, "query") for part in (texts.head(options.windows), _tail(texts)))
+    loss = info_nce(queries @ passages.T, others, 0.05)
+    loss.backward()
+    log.info(f"{options.windows} windows, chunk {options.chunk}: peak {peaks.stop()[0] - before:,.0f} MB, "
              f"{time.perf_counter() - began:.1f} s, loss {loss.item():.6f}")  # fmt: skip
 
 

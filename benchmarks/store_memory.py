@@ -38,16 +38,16 @@ def memory_mb() -> tuple[float, float]:
 
 
 class Peaks:
-    """Measures the memory five times per second until `stop`, which returns the peaks."""
+    """Measures the memory every `every` seconds until `stop`, which returns the peaks."""
 
-    def __init__(self) -> None:
-        self.highest = memory_mb()
+    def __init__(self, every: float = 0.2) -> None:
+        self.every, self.highest = every, memory_mb()
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
 
     def _sample(self) -> None:
-        while not self.stopped.wait(0.2):
+        while not self.stopped.wait(self.every):
             resident, anonymous = memory_mb()
             self.highest = max(self.highest[0], resident), max(self.highest[1], anonymous)
 

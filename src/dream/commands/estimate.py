@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dream.build import TextComponents, build_module
+from dream.runs.estimate import duration
 from dream.scorers.pretraining.scratch import ScratchScorer
 from dream.store.store import Store
 
@@ -106,13 +107,7 @@ def sentence(found: dict[str, Any]) -> str:
     """The estimate in one line."""
     each = found["refresh_seconds"] / found["refreshes"]
     first = " The language model is trained before that, once." if found["language_model_is_trained_first"] else ""
-    return (f"Estimate on {found['device']}: {_duration(found['total_seconds'])} for {found['steps']:,} steps of "
-            f"{found['seconds_per_step']:.2f} s, and {found['refreshes']} times {_duration(each)} to embed the corpus "
+    return (f"Estimate on {found['device']}: {duration(found['total_seconds'])} for {found['steps']:,} steps of "
+            f"{found['seconds_per_step']:.2f} s, and {found['refreshes']} times {duration(each)} to embed the corpus "
             f"({found['passages_per_second']:,.0f} passages/s). Memory: about {found['memory_mb']:,} MB, index "
             f"{found['index_mb']:,.0f} MB. Evaluation is not included.{first}")  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

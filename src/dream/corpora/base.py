@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import Stemmer
 
-from dream.corpora.bad_documents import BadDocument
+from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.utils.errors import ConfigError, require
 
 LANGUAGES = [name for name in Stemmer.algorithms() if "porter" not in name]  # the others are older stemmers
@@ -89,6 +89,34 @@ def known_language(language: str | None) -> str | None:
     remedy = f"choose null for plain words, or {', '.join(LANGUAGES)}"
     require(language is None or language in LANGUAGES, "corpus.language", language, remedy)
     return language
+
+
+class TextSettings:
+    """Settings of every corpus that reads the user's text.
+
+    Args:
+        name: Shown in messages; also the first part of the store's name.
+        deduplicate: Keep one copy of equal texts.
+        on_bad_document: See `BadDocumentPolicy`.
+        max_document_mb: A document longer than this is a bad document, in MB.
+        language: Language of the text, for BM25: see `known_language`.
+
+    Raises:
+        ConfigError: A value is not usable.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        deduplicate: bool,
+        on_bad_document: Literal["error", "skip"],
+        max_document_mb: float,
+        language: str | None,
+    ) -> None:
+        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
+        self.name, self.language = name, known_language(language)
+        self.deduplicate, self.most_bytes = deduplicate, int(max_document_mb * 1_000_000)
+        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
 
 
 def existing_path(key: str, value: str | None, kind: Literal["file", "folder", "file or folder"]) -> Path:

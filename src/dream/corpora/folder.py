@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, existing_path, known_language
+from dream.corpora.base import Document, Labels, TextSettings, existing_path
 from dream.corpora.extract.html import extract_html
 from dream.corpora.extract.markdown import extract_markdown
 from dream.corpora.extract.pdf import extract_pdf
@@ -29,7 +29,7 @@ SPLITS = ("headings", "file")
 MOST_SUFFIXES = 6  # named in the message about files that are not read
 
 
-class FolderCorpus:
+class FolderCorpus(TextSettings):
     """The files of a folder whose suffix is in `KINDS`. Hidden files and folders are left out.
 
     Args:
@@ -57,13 +57,10 @@ class FolderCorpus:
         max_document_mb: float,
         language: str | None,
     ) -> None:
-        self.name, self.language = name, known_language(language)
-        self.deduplicate = deduplicate
+        super().__init__(name, deduplicate, on_bad_document, max_document_mb, language)
         self.root = existing_path("corpus.path", path, "file or folder")
         require(split_by in SPLITS, "corpus.split_by", split_by, f"choose {' or '.join(SPLITS)}")
-        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
-        self.split_by, self.most_bytes = split_by, int(max_document_mb * 1_000_000)
-        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
+        self.split_by = split_by
         self.files = [SourceFile(file) for file in self._readable(path, pattern)]
         self.kinds = sorted({_kind(file.path) for file in self.files})
         self.packages = sorted({package for kind in self.kinds for package in PACKAGES[kind]})

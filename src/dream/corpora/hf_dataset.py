@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dream.corpora.readers import Records
 from dream.corpora.record_corpus import RecordCorpus
@@ -34,25 +34,15 @@ class HFDatasetCorpus(RecordCorpus):
 
     def __init__(
         self,
-        name: str,
         dataset: str,
         subset: str | None,
         split: str,
         revision: str | None,
         streaming: bool,
-        id_field: str,
-        title_field: str,
-        text_fields: list[str],
-        deduplicate: bool,
-        queries: str | None,
-        qrels: dict[str, str] | None,
-        on_bad_document: Literal["error", "skip"],
-        max_document_mb: float,
-        language: str | None,
+        **records: Any,
     ) -> None:
         require_installed(["datasets"], "datasets", "corpus", "hf_dataset")
-        super().__init__(name, id_field, title_field, text_fields, deduplicate, queries, qrels, on_bad_document,
-                         max_document_mb, language)  # fmt: skip
+        super().__init__(**records)
         self.dataset, self.subset, self.split, self.revision = dataset, subset, split, revision
         self.streaming = streaming
         folder = Path(dataset).expanduser()

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, known_language
+from dream.corpora.base import Document, Labels, TextSettings
 from dream.corpora.lines import too_long
 from dream.corpora.values import valid
 from dream.utils.errors import ConfigError, DataError, first_line, require, require_installed
@@ -15,7 +15,7 @@ OTHER_SPLIT = "test"  # the split of a data set whose name does not end in one o
 SPLITS = ("train", "dev", "test")
 
 
-class IrDatasetsCorpus:
+class IrDatasetsCorpus(TextSettings):
     """A data set with documents. Files that are not in the library's cache are fetched on first use.
 
     Args:
@@ -45,10 +45,7 @@ class IrDatasetsCorpus:
         language: str | None,
     ) -> None:
         require_installed(["ir_datasets"], "ir_datasets", "corpus", "ir_datasets")
-        self.name, self.language = name, known_language(language)
-        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
-        self.deduplicate, self.most_bytes = deduplicate, int(max_document_mb * 1_000_000)
-        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
+        super().__init__(name, deduplicate, on_bad_document, max_document_mb, language)
         self.dataset_id, self.dataset = dataset_id, _load("corpus.dataset_id", dataset_id)
         require(self.dataset.has_docs(), "corpus.dataset_id", dataset_id, "this data set has no documents")
         if labels is None:

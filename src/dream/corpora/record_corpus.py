@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, existing_path, known_language
+from dream.corpora.base import Document, Labels, TextSettings, existing_path
 from dream.corpora.labels import read_labels
 from dream.corpora.lines import too_long
 from dream.corpora.readers import Fields, Records, find_field
@@ -16,7 +16,7 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 
-class RecordCorpus:
+class RecordCorpus(TextSettings):
     """Each record is a document. The non-empty `text_fields`, joined by a newline, are the document's text.
 
     A subclass sets `file` and defines `records`, `fingerprint` and `size_bytes`.
@@ -52,12 +52,9 @@ class RecordCorpus:
         max_document_mb: float,
         language: str | None,
     ) -> None:
-        self.name, self.language = name, known_language(language)
+        super().__init__(name, deduplicate, on_bad_document, max_document_mb, language)
         require(bool(text_fields), "corpus.text_fields", list(text_fields), "name at least one field, e.g. [text]")
         self.id_field, self.title_field, self.text_fields = id_field, title_field, list(text_fields)
-        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
-        self.deduplicate, self.most_bytes = deduplicate, int(max_document_mb * 1_000_000)
-        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
         remedy = "name the right ones with corpus.text_fields=[...]"
         self.fields = Fields((id_field,), tuple(text_fields), (title_field,), remedy)
         self.qrels_paths = {

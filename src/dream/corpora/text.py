@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
-from dream.corpora.base import Document, Labels, existing_path, known_language
+from dream.corpora.base import Document, Labels, TextSettings, existing_path
 from dream.corpora.lines import decoded, too_long
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, DataError, require
@@ -18,7 +18,7 @@ SPLITS = ("blank_lines", "lines", "file")
 Lines = Iterator[tuple[int, "str | BadDocument"]]
 
 
-class TextCorpus:
+class TextCorpus(TextSettings):
     """Text files in UTF-8, plain or compressed.
 
     Args:
@@ -47,14 +47,11 @@ class TextCorpus:
         max_document_mb: float,
         language: str | None,
     ) -> None:
-        self.name, self.language = name, known_language(language)
-        self.deduplicate = deduplicate
+        super().__init__(name, deduplicate, on_bad_document, max_document_mb, language)
         self.root = existing_path("corpus.path", path, "file or folder")
         require(bool(pattern), "corpus.pattern", pattern, "name the files of a folder to read, e.g. *.txt")
         require(split_by in SPLITS, "corpus.split_by", split_by, f"choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
-        require(max_document_mb > 0, "corpus.max_document_mb", max_document_mb, "more than 0 MB")
-        self.split_by, self.most_bytes = split_by, int(max_document_mb * 1_000_000)
-        self.on_bad_document = BadDocumentPolicy(on_bad_document).policy
+        self.split_by = split_by
         files = [self.root] if self.root.is_file() else matching_files(self.root, pattern)
         require(bool(files), "corpus.path", path, f"no file in this folder matches corpus.pattern={pattern}")
         self.files = [SourceFile(file) for file in files]

@@ -9,7 +9,6 @@ If the run is killed, the next one embeds the missing shards of the snapshot fro
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from dream.indexes.snapshot import WEIGHTS, IndexHandle, save_weights
 from dream.store.store import Store
 from dream.utils import ranks
 from dream.utils.cached_folders import new_directory, verify_or_discard
+from dream.utils.child_process import start_child
 from dream.utils.errors import DreamError
 
 ENCODER, LOG = "encoder", ".log"
@@ -57,20 +57,19 @@ class BackgroundSnapshots:
 
     def start(self, step: int) -> None:
         """Write the current encoder, and embed the corpus with it."""
-        self.step = step
-        self.path, self.fingerprint = ranks.on_rank_zero(self._start)
+        self.step, self.fingerprint = step, ranks.on_rank_zero(self.encoder.fingerprint)
+        self.path = ranks.on_rank_zero(self._start)
 
-    def _start(self) -> tuple[Path, str]:
-        fingerprint = self.encoder.fingerprint()
-        name, exists = self.handle.name_of(fingerprint, self.store.hash, self.step)
+    def _start(self) -> Path:
+        name, exists = self.handle.name_of(self.fingerprint, self.store.hash, self.step)
         path = self.handle.folder / name
         if not exists:
             with new_directory(pending_folder(path), replace=True) as unfinished:
                 (unfinished / ENCODER).mkdir()
                 self.encoder.save(unfinished / ENCODER)
                 save_weights(self.encoder, unfinished / WEIGHTS)
-            self._embed(path, fingerprint, pending_folder(path))
-        return path, fingerprint
+            self._embed(path, pending_folder(path))
+        return path
 
     def resume(self, paths: Sequence[Path], step: int, fingerprint: str) -> bool:
         """Continue with a snapshot of an interrupted run. Returns False if neither it nor its encoder is there.
@@ -87,11 +86,12 @@ class BackgroundSnapshots:
                     return path
             for path in paths:
                 if verify_or_discard(pending_folder(path)):
-                    self._embed(paths[0], fingerprint, pending_folder(path), step)
+                    self._embed(paths[0], pending_folder(path))
                     return paths[0]
             return None
 
-        self.path, self.step, self.fingerprint = ranks.on_rank_zero(find), step, fingerprint
+        self.step, self.fingerprint = step, fingerprint
+        self.path = ranks.on_rank_zero(find)
         return self.path is not None
 
     def open(self) -> float | None:
@@ -114,12 +114,13 @@ class BackgroundSnapshots:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
+            self._forget()
 
     def _wait(self) -> None:
         if self._process is None or self.path is None:
             return
-        code, self._process = self._process.wait(), None
+        code = self._process.wait()
+        self._forget()
         log = self._log_of(self.path)
         if code:
             said = (log.read_text(errors="replace").strip().splitlines() if log.exists() else []) or ["no message"]
@@ -128,25 +129,24 @@ class BackgroundSnapshots:
                              "no second process")  # fmt: skip
         log.unlink(missing_ok=True)
 
+    def _forget(self) -> None:
+        self._process = None
+        if self._connection is not None:
+            self._connection.close()
+
     def _log_of(self, path: Path) -> Path:
         return self.handle.folder / f"{PENDING}{path.name}{LOG}"
 
-    def _embed(self, path: Path, fingerprint: str, source: Path, step: int | None = None) -> None:
+    def _embed(self, path: Path, source: Path) -> None:
         """Start the process. It ends with this one, however this one ends."""
         handle = self.handle
         job = {"index": handle.unbuilt, "folder": handle.folder, "rows_per_shard": handle.rows_per_shard,
                "encoder": type(self.encoder), "source": source, "store": self.store.path,
-               "step": self.step if step is None else step, "fingerprint": fingerprint,
+               "step": self.step, "fingerprint": self.fingerprint,
                "batch_passages": self.batch_passages}  # fmt: skip
         silent = dict.fromkeys(ranks.VARIABLES, "1")  # only rank 0 prints
-        environment = os.environ | silent | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-c", f"from {__name__} import main; main({theirs.fileno()})"]
-        with theirs, self._log_of(path).open("wb") as log:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                                             stdout=subprocess.DEVNULL, stderr=log, env=environment,
-                                             start_new_session=True)  # fmt: skip
-        self._connection = Connection(ours.detach())
+        with self._log_of(path).open("wb") as log:
+            self._process, self._connection = start_child(__name__, silent, subprocess.DEVNULL, log)
         with suppress(OSError):  # the process has ended: `_wait` reports it
             self._connection.send(job)
 
@@ -156,9 +156,8 @@ def pending_folder(path: Path) -> Path:
     return path.with_name(PENDING + path.name)
 
 
-def main(descriptor: int) -> None:
-    """The process. It ends when the connection is closed, which the system does at the end of the other process."""
-    connection = Connection(descriptor)
+def main(connection: Connection) -> None:
+    """The process. It ends when the connection is closed."""
     job: dict[str, Any] = connection.recv()
     threading.Thread(target=_end_with, args=[connection], daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

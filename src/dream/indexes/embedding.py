@@ -4,7 +4,7 @@ Shape suffixes: B passages of a batch, D embedding width.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -74,14 +74,9 @@ def embed_corpus(
             if name in done:
                 bar.update(end - first)
                 continue
-            unfinished = folder / f"{name}.tmp"
-            shard = _new_shard(unfinished, end - first, encoder.width)
-            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
-                shard[ids - first] = _embed(encoder, store, ids, device)
-                bar.update(len(ids))
-            shard.flush()
-            done[name] = checksum(unfinished)
-            unfinished.replace(folder / name)
+            batches = _batches_by_length(store, first, end, encoder.max_tokens, batch_passages)
+            embedded = ((ids - first, _embed(encoder, store, ids, device)) for ids in batches)
+            done[name] = _write_shard(folder / name, end - first, encoder.width, embedded, bar)
             write_checked_json(folder / record, {"made_of": made_of, "shards": done})
     ranks.everyone(None)  # all shards are complete
     return [name for name, _ in shards]
@@ -123,6 +118,19 @@ def _is_whole(shard: Path, digest: str) -> bool:
     if not whole:
         log.warning(f"{shard}: {'damaged' if shard.exists() else 'missing'}: embedding its passages again")
     return whole
+
+
+def _write_shard(path: Path, rows: int, width: int, embedded: Iterable[tuple[np.ndarray, np.ndarray]], bar: Any) -> str:
+    """Write (rows, their embeddings) into a shard, under a temporary name first. Returns its checksum."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    shard = _new_shard(unfinished, rows, width)
+    for places, embedding_BD in embedded:
+        shard[places] = embedding_BD
+        bar.update(len(places))
+    shard.flush()
+    digest = checksum(unfinished)
+    unfinished.replace(path)
+    return digest
 
 
 def _new_shard(path: Path, rows: int, width: int) -> np.memmap:

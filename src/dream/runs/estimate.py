@@ -47,7 +47,7 @@ def announce(data: Any, encoder: Encoder, scorer: Any, index: Any, run: Path) ->
         f"Corpus {data.corpus.name} has about {needs.passages:,} passages: store {_size(needs.store_bytes)}, "
         f"embeddings {_size(embeddings)} a snapshot, index {_size(in_memory)} in memory, BM25 "
         f"{_size(BM25_BYTES * needs.passages)} in memory while it is built; preparing takes about "
-        f"{_duration(needs.seconds)}" + (f", a refresh {_duration(refresh)}" if refresh else "")
+        f"{duration(needs.seconds)}" + (f", a refresh {duration(refresh)}" if refresh else "")
     )
     memory = max(needs.memory_bytes, BM25_BYTES * needs.passages, in_memory)
     _require_disk(needs.store_bytes, data.stores_dir, "paths.data")
@@ -95,7 +95,8 @@ def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 5e7 else f"{count / 1e6:,.0f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours, e.g. 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,9 +2,7 @@
 
 import os
 import queue
-import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +10,14 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
+from dream.utils.child_process import start_child
 from dream.utils.errors import DreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PROCESS_BYTES = 16_000_000  # of text, for which another process pays: it starts in about half a second
+WORKER = "dream.store.worker"
 MOST_PROCESSES = 16  # one process reads and writes for all others, so more would wait for it
 
 
@@ -120,14 +120,9 @@ class _Processes(Generic[Item, Result]):
             self.free.put(connection)
 
     def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        settings = {"PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "dream.store.worker", str(theirs.fileno())]
-        with theirs:
-            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **settings},
-                                     stdin=subprocess.DEVNULL, process_group=0)  # fmt: skip
+        child, connection = start_child(WORKER, {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"})
         self.children.append(child)
-        return Connection(ours.detach())
+        return connection
 
     def _stop(self) -> None:
         for child in self.children:

@@ -1,18 +1,12 @@
-"""A process that does the work of `parallel.in_parallel`: `python -m dream.store.worker DESCRIPTOR`."""
+"""A process that does the work of `parallel.in_parallel`."""
 
-import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
 
-def main() -> None:
+def main(connection: Connection) -> None:
     """Receive the function, then answer each item with its result, until the connection is closed."""
-    connection = Connection(int(sys.argv[1]))
     with suppress(EOFError, ConnectionError):
         work = connection.recv()
         while True:
             connection.send(work(connection.recv()))
-
-
-if __name__ == "__main__":
-    main()
