@@ -8,8 +8,9 @@ from side_by_side import RESULTS
 
 INTRODUCTION = """# Speed, side by side
 
-Each row is a ratio that was measured in one process, DREAM and its peer in turn; medians of several rounds. Seconds
-depend on the machine, ratios less. `make bench` repeats most of it, and writes this page.
+Each row is a ratio that was measured in one process, DREAM and its peer in turn: the median of 5 rounds, or
+of as many as the command names. Seconds depend on the machine, ratios less. `make bench` repeats most of it, and writes
+this page.
 
 Ratios are the peer's time / our time: above 1, DREAM is faster. Ratios with ≤ are our time / the least that the same
 work needs.
