@@ -89,4 +89,4 @@ def test_too_little_disk_or_memory_is_refused(config, large, monkeypatch):
 
 def test_sizes_and_times_are_short():
     assert [estimate._size(size) for size in (3e6, 7e8, 1.5e10)] == ["3 MB", "0.7 GB", "15.0 GB"]
-    assert [estimate._duration(seconds) for seconds in (4, 600, 10800)] == ["4 s", "10 min", "3.0 h"]
+    assert [estimate.duration(seconds) for seconds in (4, 600, 10800)] == ["4 s", "10 min", "3.0 h"]
