@@ -113,6 +113,7 @@ def run_overrides(corpus_folder, llama_folder) -> list[str]:
         "evaluation.report_split=dev",
         "scorer=hf",
         f"scorer.name={llama_folder}",
+        "scorer.scoring.compile=false",  # compiling takes longer than the run
         "data.batch_size=4",
         "data.passage_tokens=24",
         "data.context_tokens=12",

@@ -43,7 +43,7 @@ def children() -> list[str]:
     return [" ".join(child.cmdline()) for child in psutil.Process().children() if "background" in str(child.cmdline())]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_snapshot_is_searched_from_the_next_refresh_on(train, tmp_path, accumulate):
     module, _ = train(tmp_path, [refresh_every(2)], 7, accumulate_grad_batches=accumulate)
     assert module.index.refreshed == [0, 7]

@@ -39,14 +39,21 @@ def fit(cfg: DictConfig, checkpoint: str | None = None) -> tuple[Recorder, dict[
     return recorder, {name: tensor.clone() for name, tensor in module.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_at_any_step_repeats_losses_candidates_and_weights_bitwise(config, workers):
-    """One run of 6 steps with a refresh after step 3, against runs resumed from each of its checkpoints."""
-    whole, final = fit(config("whole", f"data.workers={workers}"))
+@pytest.mark.parametrize(
+    ("override", "stops"),
+    [
+        ("data.workers=0", range(1, STEPS)),
+        ("data.workers=2", (2, 4)),
+        pytest.param("scorer.scoring.compile=auto", (2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_resuming_at_any_step_repeats_losses_candidates_and_weights_bitwise(config, override, stops):
+    """One run of 6 steps with a refresh after step 3, against runs resumed from its checkpoints."""
+    whole, final = fit(config("whole", override))
     assert sorted(whole.steps) == list(range(1, STEPS + 1))
-    for stop in range(1, STEPS) if workers == 0 else (2, 4):
+    for stop in stops:
         checkpoint = next(Path(config("whole").paths.run).glob(f"every/*step={stop}.ckpt"))
-        resumed, weights = fit(config(f"resumed{stop}", f"data.workers={workers}"), str(checkpoint))
+        resumed, weights = fit(config(f"resumed{stop}", override), str(checkpoint))
         assert resumed.steps == {step: whole.steps[step] for step in range(stop + 1, STEPS + 1)}
         assert all(torch.equal(weights[name], final[name]) for name in final)
 

@@ -96,21 +96,24 @@ def test_a_static_encoder_in_every_format(name, job_of, static, tmp_path):
     assert (folder / "README.md").exists() == (name != "sentence_transformers")
 
 
-@pytest.mark.parametrize("name", ["sentence_transformers", "onnx"])
-@pytest.mark.parametrize("prefixes", PREFIXES)
+TRANSFORMERS = [
+    ("bert", "word_piece", "mean"),
+    ("modernbert", "byte_level", "cls"),
+    ("gpt2", "byte_level", "last"),
+    ("llama", "unigram", "last"),
+    ("qwen3", "split_then_byte_level", "last"),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "tokens", "pooling"),
+    ("name", "prefixes", "kind", "tokens", "pooling"),
     [
-        ("bert", "word_piece", "mean"),
-        ("modernbert", "byte_level", "cls"),
-        ("gpt2", "byte_level", "last"),
-        ("llama", "unigram", "last"),
-        ("qwen3", "split_then_byte_level", "last"),
+        *(("sentence_transformers", prefixes, *model) for model in TRANSFORMERS for prefixes in PREFIXES),
+        ("onnx", "one", *TRANSFORMERS[0]),  # the graph does not depend on the prefix
+        *(pytest.param("onnx", "one", *model, marks=pytest.mark.slow) for model in TRANSFORMERS[1:]),
     ],
 )
 def test_a_transformer_gives_the_same_vectors(name, prefixes, kind, tokens, pooling, model_folder, job_of, tmp_path):
-    if name == "onnx" and prefixes != "one":
-        pytest.skip("the graph does not depend on the prefix")
     chosen = KINDS[tokens]()
     chosen.padding_side = "left"  # as language models are published; absolute positions need it on the right
     encoder = hf(model_folder(kind, chosen), pooling=pooling, max_tokens=20, **PREFIXES[prefixes])

@@ -114,7 +114,7 @@ def test_torch_ignores_autocast_and_matmul_precision() -> None:
         ("IVF20,Flat", {"nprobe": 4}, 0.95),
         ("HNSW16", {"efSearch": 64}, 0.95),
         ("PQ16", {}, 0.55),  # a code of 16 bytes for 32 dimensions; chance is 0.0025
-        ("OPQ8,PQ8", {}, 0.3),
+        pytest.param("OPQ8,PQ8", {}, 0.3, marks=pytest.mark.slow),
         ("IVF8,PQ16", {"nprobe": 8}, 0.65),
     ],
 )

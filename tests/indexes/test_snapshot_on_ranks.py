@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_make_the_snapshot_of_one_rank(world, tmp_path, world_size):
     expected = refresh(tmp_path / "one", world.store.path, world.encoder)
     found = run_ranks(world_size, tmp_path / "job", refresh, tmp_path / "several", world.store.path, world.encoder)

@@ -196,6 +196,7 @@ def _write_until_killed(folder, seed):
         cache.add(windows, passages, (windows * 1000 + passages).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_writers_that_are_killed_leave_an_intact_cache(tmp_path):
     start = multiprocessing.get_context("spawn")
     for attempt in range(3):
