@@ -54,7 +54,8 @@ def test_without_a_probe_nothing_is_built(inspected, capsys):
 
 
 def test_a_scratch_language_model_is_not_trained(inspected, tmp_path):
-    small = ["scorer.vocabulary=400", "scorer.width=32", "scorer.layers=2", "scorer.training.max_steps=2"]
+    small = ["scorer.vocabulary=400", "scorer.width=32", "scorer.layers=2", "scorer.training.max_steps=2",
+             "scorer.scoring.compile=false"]  # fmt: skip
     report = inspect(inspected("scorer=scratch", *small, "probe_steps=1", "windows=1"))
     assert report["estimate"]["language_model_is_trained_first"]
     assert not (tmp_path / "data" / "scorers").exists()

@@ -95,6 +95,7 @@ def test_order_of_the_pairs_does_not_matter(llama, store):
     torch.testing.assert_close(flipped.flip(0, 1), straight, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager(llama, store):
     compiled = load(llama, store, compile=True, tokens_per_forward=150)
     if not load(llama, store, compile="auto").compiles:

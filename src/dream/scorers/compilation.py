@@ -5,7 +5,7 @@ import shutil
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def compiled_layers(model: Any, compiles: bool) -> Iterator[None]:
     """
     layers = _repeated_layers(model) if compiles else []
     for layer in layers:
-        layer.forward = partial(_run_compiled, layer)
+        layer.forward = partial(_compiled(), layer)
     try:
         yield
     finally:
@@ -103,7 +103,10 @@ def _run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
 
 
-_run_compiled = torch.compile(_run_layer, dynamic=True)
+@cache
+def _compiled() -> Any:
+    """Not made on import: torch.compile imports the compiler, which takes a second."""
+    return torch.compile(_run_layer, dynamic=True)
 
 
 def _repeated_layers(model: Any) -> list[Any]:

@@ -60,7 +60,8 @@ def has_fast_bfloat16(device: str = "cpu") -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # false if ONEDNN_MAX_CPU_ISA forbids it
     return False
 
 
