@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +28,7 @@ from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
 from dream.utils.errors import require, require_installed
 from dream.utils.logging import get_logger
+from dream.utils.runtime import has_fast_bfloat16
 
 log = get_logger(__name__)
 
@@ -159,6 +161,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
+        precision=_precision(cfg.trainer),
         callbacks=[stop.own_signals, *built, HyperParameters(without_secrets(cfg)), stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
@@ -168,6 +171,14 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
         use_distributed_sampler=False,  # the stream gives each rank its own windows
         enable_model_summary=False,
     )
+
+
+def _precision(trainer: DictConfig) -> Any:
+    """`auto`: bf16-mixed if matrix products in bfloat16 are native on the device, otherwise 32-true."""
+    if trainer.get("precision") != "auto":
+        return trainer.get("precision")
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if has_fast_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def _loggers(cfg: DictConfig) -> list[DictConfig]:
