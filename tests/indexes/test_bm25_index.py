@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.word_store import word_store
 
-from dream.indexes.bm25 import BM25Index
+from dream.indexes.bm25 import BM25Index, top_k
 from dream.utils.errors import DataError
 
 FRUIT = ["apple banana", "apple apple cherry", "date elder"]  # 7 words in 3 passages
@@ -116,3 +116,16 @@ def test_each_language_and_formula_has_its_index_of_the_same_store(tmp_path, mon
     assert names == ["english-k1.2-b0.75", "german-k0.9-b0.4-documents", "german-k0.9-b0.75", "german-k1.2-b0.75",
                      "plain-k1.2-b0.75"]  # fmt: skip
     assert pickle.loads(pickle.dumps(store)).language == "german"
+
+
+@pytest.mark.parametrize("rows", [0, 3, 63, 64, 65, 1000, 5000])
+@pytest.mark.parametrize("matching", [0.0, 0.01, 0.5, 1.0])
+def test_the_best_rows_are_those_of_a_sort(rows, matching):
+    """With few distinct scores, so that many are equal, and more or fewer matches than are asked for."""
+    draw = np.random.default_rng(rows)
+    scores_N = np.where(draw.random(rows) < matching, draw.integers(1, 9, rows), 0).astype(np.float32)
+    expected = [row for row in np.argsort(-scores_N, kind="stable").tolist() if scores_N[row] > 0]
+    for k in (0, 1, 7, 70, 6000):
+        scores, found = top_k(scores_N, k)
+        assert found.tolist() == expected[:k]
+        assert np.array_equal(scores, scores_N[found])

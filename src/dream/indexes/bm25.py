@@ -5,13 +5,17 @@ splits texts into words, as the language of the corpus requires.
 """
 
 import logging
+import warnings
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import bm25s
 import numpy as np
+import torch
+from torch import Tensor
 
 from dream.indexes.words import Analyzer
 from dream.store.store import Store
@@ -27,6 +31,7 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # its own level is DEBUG, 
 Unit = Literal["passage", "document"]  # a row of the index is a passage or a document
 
 LAYOUT = 4  # increase it when the words or the formula change; cached indexes are then rebuilt
+GROUP = 64  # rows whose highest score is looked at first: a search for the k best then reads few rows a second time
 K1, B = 1.2, 0.75  # how soon more occurrences of a word add nothing; how much long texts are penalised, 0 to 1
 
 
@@ -102,9 +107,11 @@ class BM25Index:
             raise DataError(f"{path}: not a complete BM25 index ({error}); delete the folder and run again") from error
         self.vocabulary: dict[str, int] = index.vocab_dict
         self.passages: int = index.scores["num_docs"]
-        self.scores = np.asarray(index.scores["data"])  # still memory-mapped; slicing a plain array is faster
-        self.rows = np.asarray(index.scores["indices"])
-        self.ends = np.asarray(index.scores["indptr"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+            self.scores = torch.from_numpy(index.scores["data"])  # still memory-mapped
+            self.rows = torch.from_numpy(index.scores["indices"])
+        self.ends = np.asarray(index.scores["indptr"]).tolist()
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
@@ -137,31 +144,47 @@ class BM25Index:
         """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
+        scores_N = torch.zeros(self.passages)
         for q, text in enumerate(texts):
-            scores, ids = top_k(self.scores_of(text), k)
+            scores, ids = top_k(self._add_scores(text, scores_N.zero_()).numpy(), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
 
-    def _terms(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct term ids of the text's known words, how often each occurs)"""
-        known = [term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None]
-        return np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
-
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""
-        scores_N = np.zeros(self.passages, dtype=np.float32)
-        for term, count in zip(*self._terms(text), strict=True):
+        return self._add_scores(text, torch.zeros(self.passages)).numpy()
+
+    def _add_scores(self, text: str, scores_N: Tensor) -> Tensor:
+        known = Counter(term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None)
+        for term, count in sorted(known.items()):  # the same sum in whatever order the words come
             postings = slice(self.ends[term], self.ends[term + 1])
-            np.add.at(scores_N, self.rows[postings], self.scores[postings] * np.float32(count))
+            scores_N.index_add_(0, self.rows[postings], self.scores[postings], alpha=count)
         return scores_N
 
 
 def top_k(scores_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(scores, rows) of at most k positive scores, highest first, equal scores by lower row."""
-    matches = np.flatnonzero(scores_N > 0)
+    matches = _may_be_best(scores_N, k)
     if len(matches) > k > 0:
         least = np.partition(scores_N[matches], -k)[-k]
         matches = matches[scores_N[matches] >= least]
     best = matches[np.argsort(-scores_N[matches], kind="stable")][:k]
     return scores_N[best], best
+
+
+def _may_be_best(scores_N: np.ndarray, k: int) -> np.ndarray:
+    """Rows with a positive score, in order: the k best, and few others.
+
+    Rows are looked at in groups. If the highest scores of k groups are at least x, no row below x is among the k best.
+    """
+    groups = len(scores_N) // GROUP
+    if not 0 < k < groups:
+        return np.flatnonzero(scores_N > 0)
+    in_groups_RG = scores_N[: GROUP * groups].reshape(GROUP, groups)
+    highest_G = in_groups_RG.max(0)
+    least = max(np.partition(highest_G, -k)[-k], np.nextafter(np.float32(0), np.float32(1)))
+    chosen = np.flatnonzero(highest_G >= least)
+    row, group = np.nonzero(in_groups_RG[:, chosen] >= least)
+    rest = np.flatnonzero(scores_N[GROUP * groups :] >= least)
+    return np.concatenate([row * groups + chosen[group], GROUP * groups + rest])
