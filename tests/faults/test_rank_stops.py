@@ -1,9 +1,12 @@
 """A run on two processes that is stopped or loses a process. Run: pytest tests/faults/test_rank_stops.py"""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,14 @@ def test_a_killed_rank_is_named(world, on_two):
     assert world.run("ckpt=auto") == 0, world.output()[-3000:]
     assert len(world.runs()) == 1
     assert world.result() == on_two
+
+
+def test_a_process_whose_first_process_was_killed_before_they_met_ends():
+    """Nobody else can end it: its first process has not told it anything yet."""
+    own = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(free_port()), "DREAM_STARTED_BY": "1"}  # fmt: skip
+    command = [sys.executable, "-c", "from dream.commands.train import follow; follow()"]
+    assert subprocess.run(command, env=os.environ | own, timeout=60, check=False).returncode == 1
 
 
 def test_slurm_requeues_after_the_step_in_which_one_rank_got_its_signal(world, on_two, tmp_path):

@@ -22,6 +22,7 @@ from dream.utils.job import GRACE_SECONDS, Job
 JOIN_SECONDS = 1800  # the ranks of all nodes must have started within this time; then the timeout of tensors' exchange
 SETTINGS = ("accelerator", "devices", "num_nodes", "strategy")  # keys of the Trainer that decide about the ranks
 OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+STARTED_BY = "DREAM_STARTED_BY"  # process id of the first process of a node, in the environment of those it starts
 
 
 @contextmanager
@@ -112,7 +113,8 @@ def _start(probe: Any, follow: str) -> Job:
     own = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": strategy.local_rank, "NODE_RANK": strategy.node_rank,
            "MASTER_ADDR": environment.main_address, "MASTER_PORT": environment.main_port}  # fmt: skip
     children = {} if environment.creates_processes_externally else {
-        rank + local: own | {"RANK": rank + local, "LOCAL_RANK": local} for local in range(1, probe.num_devices)
+        rank + local: own | {"RANK": rank + local, "LOCAL_RANK": local, STARTED_BY: os.getpid()}
+        for local in range(1, probe.num_devices)
     }  # fmt: skip
     os.environ.update({name: str(value) for name, value in own.items()})
     module, name = follow.split(":")
@@ -136,11 +138,12 @@ def _start(probe: Any, follow: str) -> Job:
 
 
 def _follow() -> Job:
-    return Job(_open_store(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])))
+    rank, world, started_by = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", STARTED_BY))
+    return Job(_open_store(rank, world, started_by))
 
 
-def _open_store(rank: int, world: int) -> ranks.Group:
-    """Open the job's store. Rank 0 holds it, or torchrun."""
+def _open_store(rank: int, world: int, started_by: int | None = None) -> ranks.Group:
+    """Open the job's store. Rank 0 holds it, or torchrun. `started_by`: the process that has started this one."""
     import torch.distributed as dist
 
     held_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -151,6 +154,8 @@ def _open_store(rank: int, world: int) -> ranks.Group:
                                   timeout=timedelta(seconds=10))  # fmt: skip
             break
         except (dist.DistNetworkError, dist.DistStoreError) as error:
+            if started_by not in (None, os.getppid()):
+                raise SystemExit(1) from error  # that process has ended before it opened the store
             if rank == 0 or time.monotonic() > end:
                 cause = str(error).splitlines()[0]
                 raise DreamError(f"rank {rank}: {host}:{port} cannot be reached ({cause}); set MASTER_ADDR to the "
