@@ -81,10 +81,13 @@ def main() -> None:
     parser.add_argument("--llm", required=True, help="folder of a small decoder, also used as scorer")
     parser.add_argument("--python", required=True, help="Python of an environment without DREAM")
     parser.add_argument("--out", required=True, type=Path, help="folder for runs and exports")
+    parser.add_argument("--only", nargs="*", help="names of runs; all by default")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for name, overrides in variants(options.bert, options.llm).items():
+        if options.only and name not in options.only:
+            continue
         started = time.perf_counter()
         run = options.out / "logs" / name.replace(", ", "_").replace(" ", "_")
         folders = [f"paths.data={options.out / 'data'}", f"paths.logs={options.out / 'logs'}"]
