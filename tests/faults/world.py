@@ -93,7 +93,6 @@ class World:
         files = [
             run / "encoder" / "model.safetensors",
             *snapshots[-1].glob("shard-*"),
-            snapshots[-1] / "index.faiss",
         ]
         return {
             "files": {file.name: file.read_bytes() for file in files},

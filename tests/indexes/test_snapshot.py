@@ -141,14 +141,14 @@ def test_shards_that_cannot_be_trusted_are_embedded_again(world, tmp_path, damag
 
 @pytest.mark.parametrize("file", ["shard-00001.npy", "index.faiss", "manifest.json", "checksums.json"])
 def test_a_flipped_bit_is_reported_and_the_snapshot_rebuilt(world, tmp_path, capsys, file) -> None:
-    handle = IndexHandle(FaissIndex("Flat", {}), tmp_path, rows_per_shard=50)
+    handle = IndexHandle(FaissIndex("SQ8", {}), tmp_path, rows_per_shard=50)
     refresh(handle, world)
     path = handle.current.path / file
     whole = path.read_bytes()
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 4]) + whole[41:])
     with pytest.raises(DataError, match=file):
         handle.open(handle.current.path, world.store)
-    refresh(IndexHandle(FaissIndex("Flat", {}), tmp_path, rows_per_shard=50), world)
+    refresh(IndexHandle(FaissIndex("SQ8", {}), tmp_path, rows_per_shard=50), world)
     assert path.read_bytes() == whole
     assert len([line for line in capsys.readouterr().out.splitlines() if file in line]) == 1
 

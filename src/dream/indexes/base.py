@@ -73,3 +73,8 @@ def pad_results(sim_QK: Tensor, ids_QK: Tensor, k: int) -> tuple[Tensor, Tensor]
         torch.nn.functional.pad(sim_QK, pad, value=float("-inf")),
         torch.nn.functional.pad(ids_QK, pad, value=NOTHING),
     )
+
+
+def float32(rows_ND: np.ndarray) -> np.ndarray:
+    """The rows, contiguous, as float32. torch converts float16 several times faster than NumPy."""
+    return torch.from_numpy(np.ascontiguousarray(rows_ND)).float().numpy()

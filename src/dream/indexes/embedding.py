@@ -146,12 +146,12 @@ def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
 
 
 def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device | str) -> np.ndarray:
-    """embedding_BD of these passages, float32 on the CPU."""
-    embedding_BD = encoder.embed_passages(store, ids, device).float().cpu()
-    if not embedding_BD.isfinite().all():
+    """embedding_BD of these passages, float16 on the CPU. torch converts several times faster than NumPy."""
+    embedding_BD = encoder.embed_passages(store, ids, device)
+    if not embedding_BD.sum().isfinite():
         raise DreamError(f"the encoder gives embeddings that are not finite (among passages {ids.min()} to "
                          f"{ids.max()}): training has diverged; lower the learning rate")  # fmt: skip
-    return embedding_BD.numpy()
+    return embedding_BD.half().cpu().numpy()
 
 
 def _batches_by_length(store: Store, first: int, end: int, longest: int, batch_passages: int) -> Iterator[np.ndarray]:

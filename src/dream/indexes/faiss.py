@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream.indexes.base import NOTHING, best_first, pad_results
+from dream.indexes.base import NOTHING, best_first, float32, pad_results
 from dream.utils.errors import ConfigError, require
 
 FILE = "index.faiss"
@@ -90,10 +90,15 @@ class FaissIndex:
         return sim_QK.to(query_QD.device), ids_QK.to(query_QD.device)
 
     def save(self, folder: Path) -> None:
-        write_index(self._index, folder / FILE)
+        if not isinstance(self._index, faiss.IndexFlat):  # which holds nothing but the embeddings
+            write_index(self._index, folder / FILE)
 
     def load(self, folder: Path, embeddings_ND: Iterable[np.ndarray]) -> None:
-        self._index = self._tuned(faiss.read_index(str(folder / FILE)))
+        if (folder / FILE).exists():
+            self._index = self._tuned(faiss.read_index(str(folder / FILE)))
+        else:
+            chunks = list(embeddings_ND)
+            self.build(chunks, sum(map(len, chunks)), chunks[0].shape[1])
 
     def _new(self, width: int, factory: str) -> Any:
         try:
@@ -142,11 +147,6 @@ def write_index(index: Any, path: Path) -> None:
     """Write an index. FAISS's own writer does not report a disk that is full at the last bytes."""
     with path.open("wb") as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
-
-
-def float32(rows: np.ndarray) -> np.ndarray:
-    """The rows as FAISS reads them."""
-    return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def _reason(error: Exception) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dream.indexes.base import NOTHING, best_first, pad_results
+from dream.indexes.base import NOTHING, best_first, float32, pad_results
 from dream.indexes.exact import ExactIndex
-from dream.indexes.faiss import ADD_ROWS, FILE, FaissIndex, float32, write_index
+from dream.indexes.faiss import ADD_ROWS, FILE, FaissIndex, write_index
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import DataError, require
 from dream.utils.logging import get_logger

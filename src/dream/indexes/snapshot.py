@@ -3,7 +3,7 @@
     <folder>/snapshot-00000500/    optimizer step
         manifest.json              store_hash, encoder_fingerprint, step, count, width, index, shards
         shard-00000.npy            (rows, D) float16, in order of passage ids; further shards have the next ids
-        index.faiss                only with index=faiss
+        index.faiss                only with index=faiss, if the index is more than the embeddings
         encoder.safetensors        the encoder's weights: a damaged snapshot is rebuilt from them
 
 Shape suffixes: Q queries, K results of a query, N passages of the corpus, D embedding width.
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dream.encoders.base import Encoder
-from dream.indexes.base import Index
+from dream.indexes.base import Index, float32
 from dream.indexes.embedding import PENDING, PROGRESS_FILES, embed_corpus, open_shard
 from dream.indexes.overlap import overlap
 from dream.store.store import Store
@@ -97,7 +97,7 @@ class IndexSnapshot:
         for owner in np.unique(owners):
             here = owners == owner
             shard = self.embeddings[owner]
-            found[here] = np.asarray(shard)[passage_ids[here] - (ends[owner] - len(shard))]
+            found[here] = float32(np.asarray(shard)[passage_ids[here] - (ends[owner] - len(shard))])
         return found
 
 
