@@ -62,7 +62,8 @@ def open_run(
     snapshot, store = open_store(folder, cfg, data)
     index = IndexHandle(instantiate(cfg.index), folder / INDEX)
     with _add_remedy():
-        index.open(snapshot, store, encoder.width, encoder.fingerprint())
+        # `open_encoder` has verified the folder, so its record is right about the weights; hashing them takes a while.
+        index.open(snapshot, store, encoder.width, _belongs_to(folder)["encoder_fingerprint"])
     return FinishedRun(cfg, encoder, store, index, hybrid_weight(folder))
 
 
