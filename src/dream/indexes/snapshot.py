@@ -37,7 +37,8 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-ROWS_PER_SHARD = 32_768  # the ranks of a job embed different shards
+SHARDS = 8  # of a snapshot, because the ranks of a job embed different shards; larger corpora have more
+LEAST_ROWS, MOST_ROWS = 1_024, 32_768  # of a shard
 WEIGHTS = "encoder.safetensors"
 
 
@@ -109,7 +110,7 @@ class IndexHandle:
     Args:
         index: the kind of index to build.
         folder: the folder of the snapshots.
-        rows_per_shard: passages of a file of embeddings.
+        rows_per_shard: passages of a file of embeddings; None: `SHARDS` files, within `LEAST_ROWS` and `MOST_ROWS`.
 
     Raises:
         ConfigError: `rows_per_shard` is below 1.
@@ -120,8 +121,8 @@ class IndexHandle:
         >>> sim_QK, ids_QK = handle.search(query_QD, k=10)
     """
 
-    def __init__(self, index: Index, folder: Path, rows_per_shard: int = ROWS_PER_SHARD) -> None:
-        require(rows_per_shard >= 1, "rows_per_shard", rows_per_shard, "at least 1")
+    def __init__(self, index: Index, folder: Path, rows_per_shard: int | None = None) -> None:
+        require(rows_per_shard is None or rows_per_shard >= 1, "rows_per_shard", rows_per_shard, "null, or at least 1")
         self.index = self.unbuilt = index
         self.folder = Path(folder)
         self.rows_per_shard = rows_per_shard
@@ -192,9 +193,8 @@ class IndexHandle:
             with ExitStack() as making:  # rank 0 creates and completes the folder
                 unfinished = ranks.on_rank_zero(lambda: making.enter_context(unfinished_directory(path)))
                 started = time.perf_counter()
-                shards = embed_corpus(
-                    unfinished, encoder, store, device, batch_passages, self.rows_per_shard, fingerprint
-                )
+                rows = self.rows_per_shard or min(MOST_ROWS, max(LEAST_ROWS, -(-len(store.passages) // SHARDS)))
+                shards = embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint)
                 speed = len(store.passages) / (time.perf_counter() - started)
                 made_of = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
                            "count": len(store.passages), "width": encoder.width, "shards": shards}  # fmt: skip
