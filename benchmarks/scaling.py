@@ -1,0 +1,85 @@
+"""Two processes, each on a core of its own, against one process on one core: training steps and refreshes.
+
+    python benchmarks/scaling.py --model MINILM --corpus my.jsonl [--rounds 5] [overrides of dream-train]
+
+Each round trains a transformer for `STEPS` steps with one process and with two (`trainer=ddp`), in turn: the same
+windows, the same global batch, one thread each. A step's time comes from the median of the logged speeds; a refresh
+embeds the whole corpus, at the end of the run. Preparing a store is measured by preparing.py.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from dream.utils import ranks
+from dream.utils.logging import get_logger
+from side_by_side import ROUNDS, Row, record
+
+log = get_logger(__name__)
+
+STEPS, WINDOWS = 8, 32
+RUN = ["experiment=adapt", "trainer.precision=32-true", f"data.batch_size={WINDOWS}", f"trainer.max_steps={STEPS}",
+       "trainer.log_every_n_steps=1", "data.passage_tokens=64", "logger=csv", "callbacks.evaluation=null",
+       "callbacks.best_checkpoint=null", "callbacks.candidate_panels=null", "evaluation.report_split=none",
+       "+callbacks.one_core={_target_: scaling.OneCore}"]  # fmt: skip
+SIDES = {"one": [], "two": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}
+
+
+class OneCore(L.Callback):
+    """Binds each rank to a core of its own."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[ranks.rank() % len(cores)]})
+
+
+def measure(side: list[str], overrides: list[str], data: str) -> dict[str, float]:
+    """Seconds of a step and of the last refresh."""
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
+    with tempfile.TemporaryDirectory() as logs:
+        folders = [f"paths.data={data}", f"paths.logs={logs}", f"paths.run={logs}/run"]
+        command = [sys.executable, "-m", "dream.commands.train", *side, *RUN, *folders, *overrides]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+        if done.returncode:
+            sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+        rows = list(csv.DictReader((Path(logs) / "run" / "csv" / "metrics.csv").open()))
+    speeds = [float(row["perf/windows_per_second"]) for row in rows if row.get("perf/windows_per_second")]
+    refreshes = [float(row["index/seconds"]) for row in rows if row.get("index/seconds")]
+    return {"step": WINDOWS / statistics.median(speeds[1:]), "refresh": refreshes[-1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="an encoder like MiniLM")
+    parser.add_argument("--corpus", required=True, help="some thousand short documents, .jsonl")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, more = parser.parse_known_args()
+    overrides = [f"encoder.name={options.model}", f"corpus.path={options.corpus}", *more]
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as data:
+        for number in range(options.rounds):
+            for side, words in SIDES.items():
+                found[side].append(measure(words, overrides, data))
+                log.info(f"  {number + 1}: {side} process{'es' * (side == 'two')}: {found[side][-1]}")
+    seconds = {side: {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+               for side, rows in found.items()}  # fmt: skip
+    names = {"step": (f"training step, {Path(options.model).name}, {WINDOWS} windows", 1.8),
+             "refresh": ("refresh, the same encoder", 1.85)}  # fmt: skip
+    record("scaling", [
+        Row(f"{name}, two processes on a core each", f"{seconds['two'][part]:.2f} s",
+            f"one process on one core: {seconds['one'][part]:.2f} s", seconds["one"][part] / seconds["two"][part], bar)
+        for part, (name, bar) in names.items()
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
