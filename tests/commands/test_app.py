@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.faults.world import World
 
+from dream.commands.search import is_option
+
 BIN = Path(sys.executable).parent
 
 
@@ -89,6 +91,15 @@ def test_search_without_a_run_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "no run is there; train one with" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("k=3", True), ("mod=dense", True), ("query='a b'", True), ("paths.data=/my data", True), ("--help", True),
+     ("key=lambda x: x", False), ("x=1 in python", False), ("-1 degrees", False), ("how to sort", False)],
+)  # fmt: skip
+def test_a_question_may_contain_an_equals_sign(word, expected):
+    assert is_option(word) == expected
 
 
 def test_evaluate_reports_mistakes_in_one_line_and_leaves_nothing(tmp_path):

@@ -24,6 +24,7 @@ KEYS = (
     "trust",
 )
 
+OTHER_KEYS = ("query", "paths", "hydra")
 OVERRIDE = re.compile(r"[+~]{0,2}[\w./@-]+=.*|~[\w./@]+", re.DOTALL)
 SNIPPET_CHARACTERS = 240
 
@@ -64,12 +65,22 @@ def _show(hits: "list[Hit]") -> None:
         console.print(f"    {escape(snippet[:SNIPPET_CHARACTERS])}{'…' * (len(snippet) > SNIPPET_CHARACTERS)}")
 
 
+def is_option(word: str) -> bool:
+    """Whether a word of the command line is an option or an override, and not a part of the query.
+
+    Text with blanks overrides only known keys: "sorted(key=len) of a list" is a query.
+    """
+    if not OVERRIDE.fullmatch(word):
+        return word.startswith("-") and not re.search(r"\s", word)
+    return not re.search(r"\s", word) or re.split(r"[.=]", word.lstrip("+~"))[0] in (*KEYS, *OTHER_KEYS)
+
+
 def main() -> None:
     """Run the command. Words that are neither overrides nor options are the query.
 
     Example: dream-search "read a file line by line" k=3
     """
-    options = [word for word in sys.argv[1:] if word.startswith("-") or OVERRIDE.fullmatch(word)]
+    options = [word for word in sys.argv[1:] if is_option(word)]
     query = " ".join(word for word in sys.argv[1:] if word not in options)
     if query:
         escaped = query.replace("\\", "\\\\").replace("'", "\\'")
