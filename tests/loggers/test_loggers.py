@@ -71,3 +71,17 @@ def test_mlflow_in_sqlite(config, tmp_path):
 
 def test_flat_keys():
     assert flat({"a": {"b": [1, {"c": 2}], "d": None}, "e": True}) == {"a.b": "[1, {'c': 2}]", "a.d": "None", "e": True}
+
+
+def test_a_resumed_run_keeps_its_rows(config, tmp_path):
+    """4 steps and then 2 more: the same values at the same steps as without the interruption, each once."""
+
+    def values(run: str) -> list[tuple[str, int, str]]:
+        table = csv.DictReader((tmp_path / "logs" / run / "csv/metrics.csv").open())
+        names = ("train/loss", "val/ndcg_at_10", "index/age_steps")
+        return sorted((name, int(row["step"]), row[name]) for row in table for name in names if row.get(name))
+
+    train(config("whole", *SHORT, "logger=csv", "trainer.max_steps=6"))
+    train(config("stopped", *SHORT, "logger=csv", "trainer.max_steps=4"))
+    train(config("stopped", *SHORT, "logger=csv", "trainer.max_steps=6", "ckpt=last"))
+    assert values("stopped") == values("whole")
