@@ -126,7 +126,7 @@ def test_a_killed_rank_is_named(world, on_two):
 
 
 def test_a_process_whose_first_process_was_killed_before_they_met_ends():
-    """Nobody else can end it: its first process has not told it anything yet."""
+    """Nobody else can end it, because it has no connection to the others yet."""
     own = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(free_port()), "DREAM_STARTED_BY": "1"}  # fmt: skip
     command = [sys.executable, "-c", "from dream.commands.train import follow; follow()"]

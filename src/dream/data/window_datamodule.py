@@ -144,7 +144,7 @@ class WindowDataModule(L.LightningDataModule):
         target: what the language model is asked, one of `TARGETS`.
 
     Attributes:
-        expect: told which windows come next, unless loader processes make the batches. See `WindowStream`.
+        expect: called with the windows that come next, unless loader processes make them. See `WindowStream`.
     """
 
     has_targets = True  # whether windows have targets that the language model predicts

@@ -27,7 +27,7 @@ class CSVLogger(LightningCSVLogger):
             self._restore(self._earlier or [])
         return super().experiment
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         writer = self.experiment
         if self._earlier is not None and step is not None:
             kept = [row for row in self._earlier if int(row["step"]) < step]
