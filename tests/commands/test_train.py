@@ -225,3 +225,12 @@ def test_a_run_without_callbacks_says_what_it_lacks(config, tmp_path, capsys):
     train(cfg)
     assert "without callbacks.index_refresh the run has no index" in capsys.readouterr().out
     assert json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_run_resumed_after_its_last_step_has_the_same_summary(config, tmp_path):
+    train(config("run"))
+    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "last.ckpt"
+    train(config("resumed", f"ckpt={checkpoint}"))
+    first, again = (json.loads((tmp_path / "logs" / run / "summary.json").read_text()) for run in ("run", "resumed"))
+    assert again["train/loss"] == first["train/loss"]
+    assert set(first) == set(again)

@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dream.evaluation.results import HEADLINE
 
 LOSS = "train/loss"
+METRICS = "metrics"  # key in a checkpoint
 
 
 class HyperParameters(L.Callback):
     """Logs the config at the start of a run, and `final/…` at its end: last loss and final report.
 
-    TensorBoard shows both in its tab HPARAMS, where each run is a row. It takes them at the end only.
+    TensorBoard shows both in its tab HPARAMS, where each run is a row. It takes them at the end only. A checkpoint has the
+    last value of each metric, for a run that is resumed after its last step.
 
     Order: after `FinalReport`, whose metrics it reads.
 
@@ -25,6 +28,13 @@ class HyperParameters(L.Callback):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.params = flat(config)
+        self._resumed: dict[str, float] = {}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[METRICS] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get(METRICS, {})
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -34,6 +44,8 @@ class HyperParameters(L.Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        missing = {name: value for name, value in self._resumed.items() if name not in trainer.callback_metrics}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in missing.items()})
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         final = {f"final/{name}": value for name, value in found.items()
                  if name == LOSS or (name.count("/") == 1 and name.split("/")[1] in HEADLINE)}  # fmt: skip
