@@ -129,7 +129,6 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
             store.ask(open_or_write(scorer, store, text.data.tokenizers, text.data.questions))
         text.candidates.prepare(store, index)
         objective.prepare(scorer, store, text.candidates.k)
-        text.data.expect = text.candidates.expect
     text.encoder.initialize(store, lambda: load_scorer().token_embeddings())
     return RetrieverModule(
         encoder=text.encoder,

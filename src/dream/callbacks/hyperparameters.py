@@ -17,8 +17,9 @@ METRICS = "metrics"  # key in a checkpoint
 class HyperParameters(L.Callback):
     """Logs the config at the start of a run, and `final/…` at its end: last loss and final report.
 
-    TensorBoard shows both in its tab HPARAMS, where each run is a row. It takes them at the end only. A checkpoint has the
-    last value of each metric, for a run that is resumed after its last step.
+    TensorBoard shows both in its tab HPARAMS, where each run is a row. It takes them at the end only.
+
+    A checkpoint has the last value of each metric, for a run that is resumed after its last step.
 
     Order: after `FinalReport`, whose metrics it reads.
 

@@ -135,13 +135,6 @@ class CandidateMixture:
         raw = {name: start + (end - start) * done for name, (start, end) in self.schedule.items()}
         return {name: share / sum(raw.values()) for name, share in raw.items()}
 
-    def expect(self, windows: WindowBatch, world: int) -> None:
-        """Tell the sources that can search ahead which windows come next: this rank's, of `world` ranks."""
-        proposed = windows.head(self.counts(len(windows) * world)[1] // world)
-        for name, source in self.sources.items():
-            if any(self.schedule.get(name, ())) and hasattr(source, "expect"):
-                source.expect(proposed, self._asked())
-
     def propose(self, windows: WindowBatch, query_BD: Tensor, step: int) -> Tensor:
         """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source."""
         asked = {name: quota for name, quota in quotas(self.shares(step), self.k).items() if quota}
@@ -153,13 +146,10 @@ class CandidateMixture:
         self._fill(rows, windows)
         return torch.tensor(rows, dtype=torch.int64, device=query_BD.device)
 
-    def _asked(self) -> int:
-        """Number of ids that a source is asked for."""
-        return self.k if self.copies is None else OVER_ASKED * self.k
-
     def _allowed(self, source: CandidateSource, windows: WindowBatch, query_BD: Tensor, step: int) -> list[list[int]]:
         """The source's allowed ids of each window, best first. 2K ids are enough: at most K are repetitions."""
-        ids_BM = source.propose(windows, query_BD, self._asked(), step)
+        over = 1 if self.copies is None else OVER_ASKED
+        ids_BM = source.propose(windows, query_BD, over * self.k, step)
         usable_BM = ~excluded(ids_BM, windows, self.store, self.exclude)
         rows = [ids[usable] for ids, usable in zip(ids_BM, usable_BM, strict=True)]
         if self.copies is not None:

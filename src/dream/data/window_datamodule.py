@@ -1,6 +1,6 @@
 """Streams the windows of a corpus in a seeded, endless order. The only state is the number of windows consumed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from dream.utils.signals import ignore_in_worker
 
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
-Expect = Callable[[WindowBatch, int], None]  # called with this rank's windows and the number of ranks
 
 
 class WindowStream(IterableDataset):
@@ -45,7 +44,6 @@ class WindowStream(IterableDataset):
         start: position of the first window: the number of windows that the run has consumed.
         rank: number of this process.
         world: number of processes.
-        expect: called with each batch before it is given out. Lightning asks for it a step ahead.
     """
 
     def __init__(
@@ -61,11 +59,10 @@ class WindowStream(IterableDataset):
         start: int,
         rank: int,
         world: int,
-        expect: Expect | None = None,
     ) -> None:
         self.store, self.seed, self.batch_size, self.max_query_tokens = store, seed, batch_size, max_query_tokens
         self.continuation_tokens, self.document_start_fraction = continuation_tokens, document_start_fraction
-        self.limit, self.start, self.rank, self.world, self.expect = limit, start, rank, world, expect
+        self.limit, self.start, self.rank, self.world = limit, start, rank, world
         self.scored = min(scored, batch_size)
         self.slots = share_of(batch_size, self.scored, rank, world)
 
@@ -73,10 +70,7 @@ class WindowStream(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
-            batch = self.batch(number)
-            if self.expect:
-                self.expect(batch, self.world)
-            yield batch
+            yield self.batch(number)
             number += workers
 
     def batch(self, number: int) -> WindowBatch:
@@ -142,9 +136,12 @@ class WindowDataModule(L.LightningDataModule):
         target_tokens: scorer tokens of a target.
         context: kind of the contexts, one of `CONTEXTS`.
         target: what the language model is asked, one of `TARGETS`.
+<<<<<<< HEAD
 
     Attributes:
         expect: called with the windows that come next, unless loader processes make them. See `WindowStream`.
+=======
+>>>>>>> parent of e63c833 (BM25 searches for the next step's windows while the encoder learns from this step's)
     """
 
     has_targets = True  # whether windows have targets that the language model predicts
@@ -194,7 +191,6 @@ class WindowDataModule(L.LightningDataModule):
             "context": context,
         }
         self.consumed = 0
-        self.expect: Expect | None = None
         self._store: Store | None = None
 
     def prepare_data(self) -> None:
@@ -243,7 +239,6 @@ class WindowDataModule(L.LightningDataModule):
             self.consumed,
             rank,
             world,
-            None if self.workers else self.expect,
         )
 
     def on_after_batch_transfer(self, batch: WindowBatch, dataloader_idx: int) -> WindowBatch:
