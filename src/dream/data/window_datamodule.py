@@ -136,12 +136,6 @@ class WindowDataModule(L.LightningDataModule):
         target_tokens: scorer tokens of a target.
         context: kind of the contexts, one of `CONTEXTS`.
         target: what the language model is asked, one of `TARGETS`.
-<<<<<<< HEAD
-
-    Attributes:
-        expect: called with the windows that come next, unless loader processes make them. See `WindowStream`.
-=======
->>>>>>> parent of e63c833 (BM25 searches for the next step's windows while the encoder learns from this step's)
     """
 
     has_targets = True  # whether windows have targets that the language model predicts
