@@ -38,7 +38,7 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 SHARDS = 8  # of a snapshot, because the ranks of a job embed different shards; larger corpora have more
-LEAST_ROWS, MOST_ROWS = 1_024, 32_768  # of a shard
+LEAST_ROWS, MOST_ROWS = 256, 32_768  # of a shard
 WEIGHTS = "encoder.safetensors"
 
 
