@@ -237,7 +237,7 @@ def test_an_overlay_names_its_runs(composed, option):
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_precision_is_chosen_by_the_processor(corpus, tmp_path, monkeypatch, native, expected):
-    monkeypatch.setattr("dream.build.has_fast_bfloat16", lambda device: native)
+    monkeypatch.setattr("dream.utils.runtime.has_fast_bfloat16", lambda device: native)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", ["experiment=adapt", "encoder.name=x", "corpus.path=x", f"paths.run={tmp_path}"])

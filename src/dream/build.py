@@ -28,7 +28,7 @@ from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
 from dream.utils.errors import require, require_installed
 from dream.utils.logging import get_logger
-from dream.utils.runtime import has_fast_bfloat16
+from dream.utils.runtime import training_precision
 
 log = get_logger(__name__)
 
@@ -178,7 +178,7 @@ def _precision(trainer: DictConfig) -> Any:
     if trainer.get("precision") != "auto":
         return trainer.get("precision")
     on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if has_fast_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
+    return training_precision("cuda" if on_gpu else "cpu")
 
 
 def _loggers(cfg: DictConfig) -> list[DictConfig]:

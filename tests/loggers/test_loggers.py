@@ -73,8 +73,12 @@ def test_flat_keys():
     assert flat({"a": {"b": [1, {"c": 2}], "d": None}, "e": True}) == {"a.b": "[1, {'c': 2}]", "a.d": "None", "e": True}
 
 
-def test_a_resumed_run_keeps_its_rows(config, tmp_path):
-    """4 steps and then 2 more: the same values at the same steps as without the interruption, each once."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_resumed_run_keeps_its_rows(config, tmp_path, killed):
+    """4 steps and then 2 more: the same values at the same steps as without the interruption, each once.
+
+    Also if a first attempt to resume was killed while it wrote the earlier rows.
+    """
 
     def values(run: str) -> list[tuple[str, int, str]]:
         table = csv.DictReader((tmp_path / "logs" / run / "csv/metrics.csv").open())
@@ -83,5 +87,9 @@ def test_a_resumed_run_keeps_its_rows(config, tmp_path):
 
     train(config("whole", *SHORT, "logger=csv", "trainer.max_steps=6"))
     train(config("stopped", *SHORT, "logger=csv", "trainer.max_steps=4"))
+    if killed:
+        file = tmp_path / "logs/stopped/csv/metrics.csv"
+        file.rename(f"{file}.earlier")
+        file.with_name("metrics.csv.tmp").write_text("half a row")
     train(config("stopped", *SHORT, "logger=csv", "trainer.max_steps=6", "ckpt=last"))
     assert values("stopped") == values("whole")

@@ -111,7 +111,7 @@ class BM25Index:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
             self.scores = torch.from_numpy(index.scores["data"])  # still memory-mapped
             self.rows = torch.from_numpy(index.scores["indices"])
-        self.ends = np.asarray(index.scores["indptr"]).tolist()
+        self.ends = np.asarray(index.scores["indptr"])
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":

@@ -22,25 +22,37 @@ class CSVLogger(LightningCSVLogger):
     def experiment(self) -> Any:
         if self._experiment is None:
             file = Path(self.log_dir) / "metrics.csv"
-            self._earlier = _rows(file) if file.exists() else None
-            file.unlink(missing_ok=True)
-            self._restore(self._earlier or [])
+            earlier = file.with_name("metrics.csv.earlier")  # still there if this method was killed
+            if file.exists() and not earlier.exists():
+                file.replace(earlier)  # Lightning would delete it
+            if earlier.exists():
+                self._earlier = _rows(earlier)
+                self._write(self._earlier)
+                earlier.unlink()
         return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        writer = self.experiment
+        _ = self.experiment  # reads the earlier rows
         if self._earlier is not None and step is not None:
             kept = [row for row in self._earlier if int(row["step"]) < step]
             if len(kept) < len(self._earlier):
-                Path(writer.metrics_file_path).unlink(missing_ok=True)
-                self._restore(kept)
+                self._write(kept)
             self._earlier = None
         super().log_metrics(dict(metrics), step)
 
-    def _restore(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the file by these rows: written under a temporary name, then renamed."""
         writer = super().experiment
+        file = Path(writer.metrics_file_path)
+        writer.metrics_file_path = f"{file}.tmp"
+        Path(writer.metrics_file_path).unlink(missing_ok=True)
         writer.metrics = [*rows]
         writer.save()
+        if rows:
+            Path(writer.metrics_file_path).replace(file)
+        else:
+            file.unlink(missing_ok=True)
+        writer.metrics_file_path = str(file)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

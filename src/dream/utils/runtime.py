@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import OmegaConf
 
@@ -45,6 +46,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", KERNELS)
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # at INFO, it logs each build that it tries to load
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # after a resume
+warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")  # its rows are kept
 warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
@@ -63,6 +65,11 @@ def has_fast_bfloat16(device: str = "cpu") -> bool:
         native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # false if ONEDNN_MAX_CPU_ISA forbids it
     return False
+
+
+def training_precision(device: str) -> Literal["bf16-mixed", "32-true"]:
+    """Lightning's name of the fastest precision that is safe to train with."""
+    return "bf16-mixed" if has_fast_bfloat16(device) else "32-true"
 
 
 def progress(iterable=None, **options):

@@ -24,7 +24,7 @@ from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO, verify_check
 from dream.utils.errors import DamageError, DreamError, require
 from dream.utils.logging import get_logger
 from dream.utils.lr_schedule import warmup_then_linear
-from dream.utils.runtime import has_fast_bfloat16, progress
+from dream.utils.runtime import progress, training_precision
 
 log = get_logger(__name__)
 
@@ -163,7 +163,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         max_steps=training.max_steps,
         max_epochs=-1,
         devices=1,
-        precision="bf16-mixed" if has_fast_bfloat16(_device()) else "32-true",
+        precision=training_precision(_device()),
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         log_every_n_steps=LOG_EVERY_N_STEPS,
         callbacks=[stop.own_signals, checkpoints, stop],
