@@ -46,7 +46,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", KERNELS)
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # at INFO, it logs each build that it tries to load
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # after a resume
-warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")  # its rows are kept
+warnings.filterwarnings("ignore", message=".*Experiment logs directory .* is not empty.*")  # its rows are kept
 warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
