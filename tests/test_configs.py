@@ -98,6 +98,7 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
                 "encoder=hf",
                 *needed["encoder=hf"],
             ]
+        needed["trainer=fsdp"] = ["encoder=hf", *needed["encoder=hf"]]
         base = {"corpus": "corpus=jsonl", "scorer": "scorer=hf"}
         group = option.split("=")[0]
         chosen = [option]
@@ -208,7 +209,8 @@ def test_divided_weights_are_refused(strategy):
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("train", ["paths.run=/tmp/run", f"+trainer.strategy={strategy}"])
         check_config(compose("train", ["paths.run=/tmp/run", "trainer=ddp"]))
-    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: weights that are divided .* choose ddp"):
+    remedy = "is not supported; choose trainer=ddp, or trainer=fsdp"
+    with pytest.raises(ConfigError, match=f"trainer.strategy={strategy}: {remedy}"):
         check_config(cfg)
 
 

@@ -16,6 +16,7 @@ from dream.callbacks.hyperparameters import HyperParameters
 from dream.corpora.base import Corpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.encoders.base import Encoder
+from dream.encoders.sharded import refuse_undividable
 from dream.indexes.snapshot import IndexHandle
 from dream.module import RetrieverModule
 from dream.objectives.base import Objective
@@ -48,6 +49,7 @@ REFUSED = {
     "use_distributed_sampler": "the stream gives each rank its own windows; remove it",
 }
 OPTIONAL_LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # class of Lightning → package and extra
+PRECISIONS = ("32-true", "bf16-mixed", "auto")  # of trainer=fsdp
 NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the labelled queries of the dev split
 
 
@@ -55,11 +57,23 @@ def check_config(cfg: DictConfig) -> None:
     """Refuse values that no part of the training can check itself, before a run folder is made."""
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
     strategy = cfg.trainer.get("strategy", "auto")
-    whole = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
-    require(whole, "trainer.strategy", strategy, "weights that are divided over processes are not supported; choose "
-            "ddp; encoder.lora.rank, encoder.gradient_checkpointing and encoder.chunk save memory")  # fmt: skip
+    known = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
+    require(known, "trainer.strategy", strategy, "is not supported; choose trainer=ddp, or trainer=fsdp, which divides "
+            "the weights of encoder=hf over the processes by FSDP2")  # fmt: skip
+    if _divides_weights(cfg):
+        mode = OmegaConf.select(cfg, "callbacks.index_refresh.mode")
+        require(mode != "background", "callbacks.index_refresh.mode", mode, "is not possible with trainer=fsdp")
+        precision = cfg.trainer.get("precision")
+        require(precision in PRECISIONS, "trainer.precision", precision, f"choose {', '.join(PRECISIONS)} with "
+                "trainer=fsdp")  # fmt: skip
     for key, remedy in REFUSED.items():
         require(key not in cfg.trainer, f"trainer.{key}", cfg.trainer.get(key), remedy)
+
+
+def _divides_weights(cfg: DictConfig) -> bool:
+    """Whether the weights of the encoder are divided over the processes (`trainer=fsdp`)."""
+    target = OmegaConf.select(cfg, "trainer.strategy._target_") or ""
+    return target.endswith("ModelParallelStrategy")
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -99,6 +113,8 @@ def build_text(cfg: DictConfig) -> TextComponents:
     corpus = instantiate(cfg.corpus)
     scorer = instantiate(cfg.scorer, corpus=corpus)
     encoder = instantiate(cfg.encoder)
+    if _divides_weights(cfg):
+        refuse_undividable(encoder)
     encoder.adopt_tokenizer(scorer.tokenizer)
     data = instantiate(
         cfg.data,
@@ -125,8 +141,7 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     load_scorer = _loader(text.scorer, store)
     if objective.needs_candidates:
         scorer = load_scorer()
-        if text.data.questions:
-            store.ask(open_or_write(scorer, store, text.data.tokenizers, text.data.questions))
+        ask_questions(text, scorer)
         text.candidates.prepare(store, index)
         objective.prepare(scorer, store, text.candidates.k)
     text.encoder.initialize(store, lambda: load_scorer().token_embeddings())
@@ -141,6 +156,12 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
         schedule=instantiate(cfg.optimizer.schedule, _partial_=True),
         seed=cfg.seed,
     )
+
+
+def ask_questions(text: TextComponents, scorer: Any) -> None:
+    """With `data.questions`, let the windows be these questions. The scorer writes them, or they are in the cache."""
+    if text.data.questions:
+        text.store.ask(open_or_write(scorer, text.store, text.data.tokenizers, text.data.questions))
 
 
 def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:

@@ -6,10 +6,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from dream.batch import WindowBatch
 from dream.encoders.base import Encoder
+from dream.encoders.sharded import ShardedEncoder
 from dream.encoders.untrained import UntrainedEncoder
 from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective
 from dream.runs.agreement import identity, refuse_other
@@ -67,6 +69,8 @@ class RetrieverModule(L.LightningModule):
         self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
         self.outputs: dict[str, Tensor] = {}  # tensors of the last training step
         self.timer = Timer()
+        self.sharded: ShardedEncoder | None = None
+        self.belongs_to = identity(store.hash, encoder)
         self.untrained = UntrainedEncoder(encoder, store) if objective.needs_untrained else None
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -178,6 +182,12 @@ class RetrieverModule(L.LightningModule):
         }
         return outputs | {"loglik_SK": loglik_SK, "gain_S": gain_S, "posterior_SK": posterior_SK}, metrics
 
+    def configure_model(self) -> None:
+        """With `trainer=fsdp`, divide the encoder's weights over the ranks. Lightning calls this after `setup`."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and self.sharded is None:
+            self.sharded = ShardedEncoder(self.encoder, strategy.root_device)
+
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.encoder.parameters())
         # With precision=16-mixed, a fused optimizer divides the gradients by the loss scale inside its step, after
@@ -202,11 +212,7 @@ class RetrieverModule(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + self.global_step + ranks.rank() * RANK_SEED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["belongs_to"] = self.identity()
+        checkpoint["belongs_to"] = self.belongs_to
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_other(checkpoint.get("belongs_to", {}), self.identity())
-
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint of this module must match."""
-        return identity(self.store.hash, self.encoder)
+        refuse_other(checkpoint.get("belongs_to", {}), self.belongs_to)

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from dream.callbacks.index_refresh import IndexRefresh
+from dream.encoders.sharded import whole_encoder
 from dream.evaluation.labelled_queries import LabelledQueries
 from dream.utils import ranks
 from dream.utils.errors import require
@@ -63,9 +64,8 @@ class RetrievalEvaluation(L.Callback):
     def _evaluate(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Rank, and log the scores of this step only: `pl_module.log` would log them again at every later step."""
         self.evaluated_step = trainer.global_step
-        rank = lambda: self.split.score(self.split.by_encoder(pl_module.encoder, pl_module.index))  # noqa: E731
-        with pl_module.timer("evaluate"):
-            scores = ranks.on_rank_zero(rank)
+        with pl_module.timer("evaluate"), whole_encoder(pl_module) as encoder:
+            scores = ranks.on_rank_zero(lambda: self.split.score(self.split.by_encoder(encoder, pl_module.index)))
         metrics = {f"val/{name}": value for name, value in scores.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         trainer.progress_bar_metrics["val/ndcg_at_10"] = metrics["val/ndcg_at_10"]

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from dream.callbacks.index_refresh import IndexRefresh
+from dream.encoders.sharded import whole_encoder
 from dream.evaluation.fusion import choose_weight, hybrid
 from dream.evaluation.labelled_queries import HeldOutQuestions, LabelledQueries
 from dream.evaluation.metrics import Ranking
@@ -90,11 +91,11 @@ class FinalReport(L.Callback):
             self.scores["untrained"] = stored
         return self.scores
 
-    def _rank_after(self, pl_module: Any) -> tuple[dict[str, dict[str, float]], float | None]:
+    def _rank_after(self, encoder: Any, index: Any) -> tuple[dict[str, dict[str, float]], float | None]:
         """(scores of all systems, weight of the hybrid if it was chosen). Runs on rank 0."""
         assert self.queries is not None
-        trained = self._add("trained", self.queries.by_encoder(pl_module.encoder, pl_module.index))
-        weight = self._weight(pl_module)
+        trained = self._add("trained", self.queries.by_encoder(encoder, index))
+        weight = self._weight(encoder, index)
         self._add("hybrid", hybrid(self.bm25, trained, weight))
         return self.scores, weight
 
@@ -102,8 +103,8 @@ class FinalReport(L.Callback):
         if self.queries is None:
             return
         pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        with pl_module.timer("evaluate"):
-            self.scores, weight = ranks.on_rank_zero(lambda: self._rank_after(pl_module))
+        with pl_module.timer("evaluate"), whole_encoder(pl_module) as encoder:
+            self.scores, weight = ranks.on_rank_zero(lambda: self._rank_after(encoder, pl_module.index))
         documents = pl_module.store.manifest["counts"]["documents"]
         title = f"{len(self.queries):,} held-out {self._kind}, all {documents:,} documents"
         if trainer.is_global_zero:
@@ -118,11 +119,11 @@ class FinalReport(L.Callback):
         assert self.queries is not None
         return self.queries.name if self.queries is self.questions else f"queries of split {self.split}"
 
-    def _weight(self, pl_module: Any) -> float | None:
+    def _weight(self, encoder: Any, index: Any) -> float | None:
         """The weight of the dense scores that is best for the held-out questions. None with few questions."""
         if self.questions is None or len(self.questions) < LEAST_QUESTIONS:
             return None
-        dense = self.questions.by_encoder(pl_module.encoder, pl_module.index)
+        dense = self.questions.by_encoder(encoder, index)
         weight = choose_weight(self.questions.by_bm25(self.index), dense, self.questions.judgements)
         log.info(f"Hybrid: {weight:.2f} · trained encoder + {1 - weight:.2f} · BM25 is best for the "
                  f"{len(self.questions):,} held-out questions")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from dream.encoders.sharded import whole_encoder
 from dream.indexes.background import BackgroundSnapshots
 from dream.indexes.snapshot import IndexHandle
 from dream.utils import ranks
@@ -106,7 +107,8 @@ class IndexRefresh(L.Callback):
         current = _handle(pl_module).current
         if current is None or current.step != trainer.global_step:
             return False
-        return current.encoder_fingerprint == pl_module.encoder.fingerprint()
+        with whole_encoder(pl_module) as encoder:
+            return current.encoder_fingerprint == encoder.fingerprint()
 
     def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """With gradient accumulation, several batches have the same step. Only the first of them refreshes."""
@@ -124,8 +126,9 @@ class IndexRefresh(L.Callback):
         metrics: dict[str, float] = {}
         device = trainer.strategy.root_device  # before training, Lightning has not moved the module yet
         timer = getattr(module, "timer", None)
-        with timer("refresh") if timer else nullcontext(), trainer.precision_plugin.forward_context():
-            report = handle.refresh(module.encoder, module.store, trainer.global_step, device, self.batch_passages)
+        how = trainer.precision_plugin.forward_context
+        with timer("refresh") if timer else nullcontext(), how(), whole_encoder(module) as encoder:
+            report = handle.refresh(encoder, module.store, trainer.global_step, device, self.batch_passages)
         metrics["index/seconds"] = report.seconds
         if report.overlap_at_10 is not None:
             metrics["index/overlap_at_10"] = report.overlap_at_10
@@ -192,10 +195,12 @@ class IndexRefresh(L.Callback):
                 if not ranks.is_first():
                     handle.open(path, *expected)
             # damaged, or made from another store: restore it, or try the next path
-            elif not handle.restore(
-                path, fingerprint, step, module.encoder, module.store, module.device, self.batch_passages
-            ):
-                continue
+            else:
+                with whole_encoder(module) as encoder:
+                    device, batch = module.device, self.batch_passages
+                    restored = handle.restore(path, fingerprint, step, encoder, module.store, device, batch)
+                if not restored:
+                    continue
             self._remember(handle)
             return True
         log.warning(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dream.batch import WindowBatch
+from dream.encoders.sharded import assembled, own_part
 from dream.store.store import Store
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import NumericalError
@@ -53,7 +54,7 @@ class NonFiniteGuard(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = assembled(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("train/gradient_norm", norm)
         if getattr(trainer.precision_plugin, "scaler", None) is None and not norm.isfinite():
@@ -137,7 +138,7 @@ def _cause_in_scorer(scorer: Any, values: str) -> str:
 
 def _cause_in_encoder(pl_module: Any, gives: str) -> str:
     """The weights are finite, but the result is not. Weights are too large, or the precision's range is too small."""
-    largest = max(weight.abs().max().item() for weight in pl_module.parameters())
+    largest = max(own_part(weight).abs().max().item() for weight in pl_module.parameters())
     says = f"the encoder, whose largest weight is {largest:.2g}, gives {gives}"
     if (precision := str(pl_module.trainer.precision)).startswith(("32", "64")):
         return f"optimizer.optimizer.lr={_learning_rate(pl_module.trainer.optimizers[0])}: {says}; lower it"
@@ -157,13 +158,13 @@ def _broken_windows(pl_module: Any, batch: WindowBatch) -> Tensor:
     for name in ("loglik_SK", "sim_SK"):
         if name in outputs:
             finite_B[: len(outputs[name])] &= outputs[name].isfinite().all(1)
-    if pl_module.objective.needs_continuation:
+    if pl_module.objective.needs_continuation and pl_module.sharded is None:  # one rank alone has no whole encoder
         finite_B &= pl_module.encoder(batch.continuation, "passage").isfinite().all(1)
     return ~finite_B.cpu()
 
 
 def _is_finite(values: Tensor | None) -> bool:
-    return values is None or bool(values.isfinite().all())
+    return values is None or bool(own_part(values).isfinite().all())
 
 
 def _values(values: Tensor) -> str:

@@ -43,30 +43,51 @@ def command(
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
-        def checked(cfg: DictConfig) -> Any:
-            refuse_wrong_types(cfg)
-            make_absolute(cfg)
-            return task(cfg)
-
-        @functools.wraps(task)
         def main() -> None:
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_text(config_dirs(sys.argv), config_name, about, keys))
                 return
             sys.argv[1:] = [new for argument in sys.argv[1:] for new in parseable(argument, config_name)]
-            with _hydra_raises_errors() as wants_traceback:
-                try:
-                    refuse_sweep_of_ranks(sys.argv)
-                    _start(checked, config_name)
-                except Exception as error:
-                    message = one_line(error, config_name)
-                    if wants_traceback or message is None:
-                        raise
-                    sys.exit(f"error: {message}")
+            with _hydra_raises_errors() as wants_traceback, _mistakes_in_one_line(config_name, wants_traceback):
+                refuse_sweep_of_ranks(sys.argv)
+                checked = functools.partial(_checked, task, config_name, wants_traceback)
+                _start(functools.update_wrapper(checked, task), config_name)  # Hydra takes the job's name from it
 
         return main
 
     return decorate
+
+
+def _checked(task: Callable[[DictConfig], Any], config_name: str, wants_traceback: bool, cfg: DictConfig) -> Any:
+    """Run the task. A mistake ends the program here, because Hydra would print all overrides again before the message.
+
+    A job of a sweep raises the error: the launcher of the sweep must see it.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    raises = wants_traceback or HydraConfig.get().mode != RunMode.RUN
+    with _mistakes_in_one_line(config_name, raises):
+        refuse_wrong_types(cfg)
+        make_absolute(cfg)
+        return task(cfg)
+
+
+@contextmanager
+def _mistakes_in_one_line(config_name: str, raises: bool) -> Iterator[None]:
+    """Show a user's mistake as one line and exit, unless errors are to be raised."""
+    try:
+        yield
+    except Exception as error:
+        message = None if raises else one_line(error, config_name)
+        if message is None:
+            raise
+        sys.exit(f"{_new_line()}error: {message}")
+
+
+def _new_line() -> str:
+    """A line break if a progress bar may stand in the current line."""
+    return "\n" if "tqdm" in sys.modules else ""
 
 
 def refuse_sweep_of_ranks(arguments: Sequence[str]) -> None:
@@ -85,7 +106,7 @@ def _start(task: Callable[[DictConfig], Any], config_name: str) -> None:
         with interruptible():
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)()
     except Interrupted as stop:  # in a job of several processes, only rank 0 gets it
-        print(f"{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
+        print(f"{_new_line()}{stop.name}: {how_to_resume(stop, sys.argv)}", file=sys.stderr, flush=True)
         raise
 
 
@@ -263,5 +284,10 @@ def _known_keys(config_name: str) -> set[str]:
 def _not_buildable(error: BaseException) -> str | None:
     """A constructor refused its arguments: name the section of the config and the reason."""
     match = re.search(r"full_key: ([\w.]+)", str(error))
-    reason = " ".join(str(error.__cause__ or error).split("full_key")[0].split())
-    return f"{match.group(1)}: cannot be built from these values: {reason}" if match else None
+    if not match:
+        return None
+    section, reason = match.group(1), " ".join(str(error.__cause__ or error).split("full_key")[0].split())
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", reason):
+        key = f"{section}.{unknown.group(1)}"
+        return f"{key}: this choice of {section} has no such key; remove it with ~{key}"
+    return f"{section}: cannot be built from these values: {reason}"

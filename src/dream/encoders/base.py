@@ -94,6 +94,10 @@ class Encoder(nn.Module):
         """embedding_BD of these passages of a store that was cut with this encoder's tokenizer."""
         return self(store.passage_batch(passage_ids, self.max_tokens).to(device), "passage")
 
+    def blocks(self) -> list[nn.Module]:
+        """The layers whose weights `trainer=fsdp` assembles one after another; none: it cannot divide this encoder."""
+        return []
+
     def settings(self) -> dict[str, Any]:
         """Settings that an embedding depends on, without the weights, as JSON types."""
         return {"max_tokens": self.max_tokens}

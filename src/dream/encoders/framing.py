@@ -232,3 +232,13 @@ def _with_backend(tokenizer: "PreTrainedTokenizerFast", backend: Tokenizer) -> "
     pad = tokenizer.pad_token
     tokens = {"pad_token": NO_TEXT + pad if backend.token_to_id(pad) is None else pad} if pad else {}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)  # makes its own copy
+
+
+def prepare_tokenizer(tokenizer: Any, lower_case: bool) -> None:
+    """Lower-case texts first, like sentence-transformers with `do_lower_case`. Set a padding token if there is none."""
+    if lower_case:
+        backend = tokenizer.backend_tokenizer
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # decoders; padding is masked in any case
+        tokenizer.pad_token = tokenizer.eos_token

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from tokenizers import normalizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoModel, AutoModelForTextEncoding
@@ -18,7 +17,7 @@ from dream.encoders import st_folder
 from dream.encoders.attention import choose_attention, choose_direction
 from dream.encoders.base import Encoder, Side
 from dream.encoders.chunks import embed_in_chunks, fastest_chunk
-from dream.encoders.framing import Framing
+from dream.encoders.framing import Framing, prepare_tokenizer
 from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
 from dream.store.ragged import pad_tokens
@@ -91,7 +90,7 @@ class HFEncoder(Encoder):
         adapters.check_values(lora)
         weight_type = _check_values(pooling, max_tokens, dtype)
         require(chunk is None or chunk > 0, "encoder.chunk", chunk, "null, or at least 1 text")
-        self.chunk = chunk
+        self.chunk, self.compiled = chunk, compile
         source = Pretrained("encoder.name", name, trust_remote_code)
         published = st_folder.read(source)
         source.subfolder = published.subfolder
@@ -121,7 +120,7 @@ class HFEncoder(Encoder):
         """Read tokenizer, weights and layers."""
         config = source.config()
         self.own_tokenizer = source.tokenizer()
-        _prepare_tokenizer(self.own_tokenizer, published.lower_case)
+        prepare_tokenizer(self.own_tokenizer, published.lower_case)
         self.framing = Framing(self.own_tokenizer, {"query": self.query_prefix, "passage": self.passage_prefix})
         self.tokenizer = self.framing.store_tokenizer
         self.model, self.has_decoder = _load(source, config, weight_type)
@@ -183,6 +182,10 @@ class HFEncoder(Encoder):
     def _reader(self) -> Any:
         """The part of the model that reads the text."""
         return self.model.get_encoder() if self.has_decoder else self.model
+
+    def blocks(self) -> list[nn.Module]:
+        names = getattr(self._reader, "_no_split_modules", None) or ()  # transformers' own list
+        return [part for part in self._reader.modules() if type(part).__name__ in names]
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -285,13 +288,3 @@ def _load(source: Pretrained, config: Any, dtype: Any) -> tuple[Any, bool]:
 
 def _first(*values: str | None) -> str:
     return next(value for value in values if value is not None)
-
-
-def _prepare_tokenizer(tokenizer: Any, lower_case: bool) -> None:
-    """Lower-case texts first, like sentence-transformers with `do_lower_case`. Set a padding token if there is none."""
-    if lower_case:
-        backend = tokenizer.backend_tokenizer
-        own = [backend.normalizer] if backend.normalizer else []
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:  # decoders; padding is masked in any case
-        tokenizer.pad_token = tokenizer.eos_token

@@ -1,7 +1,7 @@
-"""Locks a run's folder: only one process at a time may write to it."""
+"""Locks a run's folder, so that only one process at a time writes to it, and removes what no run uses."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dream.runs.layout import CONFIG, LAST, SUMMARY
@@ -50,3 +50,24 @@ def remove_unfinished(data: Path, logs: Path, run: Path) -> None:
         if folder != run and not resumable and (lock := try_lock(folder)) is not None:
             discard(partial)
             unlock(lock)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the folder that Hydra created. If it is not empty, it belongs to another run."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def nothing_left(folder: Path, name: str) -> Iterator[None]:
+    """If the command is refused, remove the run's folder that Hydra has created, and the folder `name` around it.
+
+    Folders that are not empty stay.
+    """
+    try:
+        yield
+    except Exception:
+        remove_unused(folder)
+        if folder.parent.name == name:
+            remove_unused(folder.parent)
+        raise

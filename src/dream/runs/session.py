@@ -6,17 +6,19 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from dream.encoders.sharded import whole_encoder
 from dream.runs import resume
 from dream.runs.agreement import refuse_changes, refuse_other
-from dream.runs.claim import claimed, remove_unfinished
+from dream.runs.claim import claimed, remove_unfinished, remove_unused
 from dream.runs.config_file import read_config, save_config
 from dream.runs.damage import is_whole, read_or_report
 from dream.runs.layout import (
@@ -113,15 +115,17 @@ class Run:
         """Save the trained encoder and summary.json, and print the next commands. Returns `metric`."""
         scorer: Any = trainer.lightning_module.scorer
         scored = ranks.everyone((scorer.pairs_asked, scorer.pairs_scored, scorer.forwards))
-        self.summary = ranks.on_rank_zero(lambda: self._save(trainer, *map(sum, zip(*scored, strict=True))))
+        counts = [sum(column) for column in zip(*scored, strict=True)]
+        with whole_encoder(trainer.lightning_module) as encoder:
+            self.summary = ranks.on_rank_zero(lambda: self._save(trainer, encoder, *counts))
         return self.metric
 
-    def _save(self, trainer: L.Trainer, asked: int, scored: int, forwards: int) -> dict[str, Any]:
+    def _save(self, trainer: L.Trainer, encoder: Any, asked: int, scored: int, forwards: int) -> dict[str, Any]:
         module: Any = trainer.lightning_module
         with new_directory(self.folder / ENCODER, replace=True) as unfinished:
-            module.encoder.save(unfinished)
+            encoder.save(unfinished)
             weight = trainer.callback_metrics.get("hybrid/weight")
-            belongs_to = {"encoder_fingerprint": module.encoder.fingerprint(), "store": module.store.hash,
+            belongs_to = {"encoder_fingerprint": encoder.fingerprint(), "store": module.store.hash,
                           "hybrid_weight": None if weight is None else weight.item()}  # fmt: skip
             write_json(unfinished / BELONGS_TO, belongs_to)
         counts = {"pairs_asked": asked, "pairs_scored": scored, "lm_forwards": forwards}
@@ -170,7 +174,7 @@ def start_run(cfg: DictConfig | None) -> Iterator[Run]:
     facts: dict[str, Any] = ranks.on_rank_zero(dict)
     run = Run(DictConfig(facts.pop("cfg")), **facts)
     if cfg is not None:
-        _remove_unused(Path(cfg.paths.run))
+        remove_unused(Path(cfg.paths.run))
         cfg.paths.run = str(run.folder)
     yield run
 
@@ -191,7 +195,7 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
         resume.announce_sweep(sweep)
     with claimed(own or unused, own is not None) as folder, ExitStack() as open_files:
         if folder != unused:
-            _remove_unused(unused)
+            remove_unused(unused)
         cfg.paths.run = str(folder)
         was_empty = {file.name for file in folder.iterdir()} <= {LOCK}
         run = _reopen(cfg, folder, checkpoint) if own else Run(cfg, folder, checkpoint)
@@ -207,15 +211,13 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
             stop.sweep = sweep
             raise
         except Exception as error:
-            if run.is_new and was_empty and isinstance(user_error(error), ConfigError | DataError):
+            if run.is_new and was_empty and _is_refusal(error):
                 _undo_start(run, previous)
             raise
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder that Hydra created. If it is not empty, it belongs to another run."""
-    with suppress(OSError):
-        folder.rmdir()
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(user_error(error), ConfigError | DataError) or isinstance(error, InstantiationException)
 
 
 def _undo_start(run: Run, previous: Path | None) -> None:

@@ -57,7 +57,7 @@ class OptimizerSettings:
         found: dict[str, str] = {}
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             for name, value in settings.items():
-                if group.get(name) != value:
+                if _differs(group.get(name), value):
                     shown = "lr" if name == "initial_lr" else name
                     found.setdefault(shown, f"{shown} {group.get(name)} → {value}")
         for name, value in self.arguments.items():
@@ -67,5 +67,9 @@ class OptimizerSettings:
 
 
 def _differs(old: Any, new: Any) -> bool:
-    """Whether values differ. Functions, such as the factor of a LambdaLR, do not count: no checkpoint restores them."""
+    """Whether values differ. Functions, such as the factor of a LambdaLR, do not count: no checkpoint restores them.
+
+    FSDP2 restores tuples as lists.
+    """
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
     return not callable(new) and not (isinstance(new, list) and any(map(callable, new))) and old != new
