@@ -1,9 +1,12 @@
 """Measures how the cost of each stage grows with the number of passages, with the static encoder.
 
-    .venv/bin/python benchmarks/growth.py --text wiki.txt --passages 62000 250000 1000000 --out growth
+    .venv/bin/python benchmarks/growth.py --text wiki.txt --model SMOLLM2 --passages 62000 250000 1000000 --out growth
 
-Makes corpora from a text file: its documents, then the same with shuffled sentences. The tokenizer is byte-level BPE,
-trained on a sample; the token embeddings are random. Each stage is measured in a process of its own: its time, its peak
+Makes corpora from a text file: its documents, then the same with shuffled sentences. Tokenizer and token embeddings are
+those of the model, as in the quickstart, without its random half, which has no neighbourhoods that an index could use.
+Without --model, the tokenizer is trained on a sample, and the embeddings are random: an index finds less in them.
+
+Each stage is measured in a process of its own: its time, its peak
 memory (resident, mapped files included) and its peak of anonymous memory, both without what the imports take. Writes
 growth.json and growth.png, and prints a table with the exponent of each stage: the slope of log(cost) over
 log(passages). 1 M passages need about 6 GB of disk.
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,28 +38,37 @@ DEPTH = 100  # of the recall of the index
 BYTES_OF_A_PASSAGE = 480  # of the corpus; the table shows the true numbers
 
 
-def measure(stage: str, folder: Path, lists: str, probes: int, rerank: int) -> dict[str, float]:
-    """Time and memory of a stage, and what else it finds. The stages before it have been measured in this folder."""
+def parts(corpus: Any, folder: Path, model: str | None) -> tuple[Any, Any, int]:
+    """(tokenizer, function that returns the token embeddings, width of the random part)"""
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+    from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
+
+    if model is not None:
+        embeddings = lambda: AutoModelForCausalLM.from_pretrained(model).get_input_embeddings().weight.detach().float()  # noqa: E731
+        return AutoTokenizer.from_pretrained(model), embeddings, 0
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", corpus, 8192))
+    return tokenizer, lambda: torch.randn(len(tokenizer), 256, generator=torch.Generator().manual_seed(0)), 256
+
+
+def measure(stage: str, folder: Path, model: str | None, lists: str, probes: int, rerank: int) -> dict[str, float]:
+    """Time and memory of a stage, and what else it finds. The stages before it have been measured in this folder."""
     from dream.corpora.jsonl import JsonlCorpus
     from dream.encoders.static import StaticEncoder
     from dream.indexes.bm25 import BM25Index
     from dream.indexes.embedding import embed_corpus, open_shard
     from dream.indexes.exact import ExactIndex
     from dream.indexes.ivfpq import IVFPQIndex
-    from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
     from dream.store.build import open_or_build
     from dream.store.ragged import pad_tokens
     from dream.store.store import ENCODER
 
     file = str(folder / "corpus.jsonl")
     corpus = JsonlCorpus("wiki", file, "_id", "title", ["text"], True, None, None, "error", 32, "english")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(open_or_train_tokenizer(folder / "tokenizers", corpus, 8192))
-    encoder = StaticEncoder(max_tokens=256, random_width=256, token_embedding_share=0.5, seed=0)
+    tokenizer, embeddings_of_tokens, random_width = parts(corpus, folder, model)
+    encoder = StaticEncoder(max_tokens=256, random_width=random_width, token_embedding_share=0.5, seed=0)
     encoder.adopt_tokenizer(tokenizer)
-    width = encoder.width_with(256)
     meter = Meter()
     if stage == "prepare":
         with meter:
@@ -74,7 +87,8 @@ def measure(stage: str, folder: Path, lists: str, probes: int, rerank: int) -> d
         with meter:
             index.search(texts, K)
         return meter.found
-    encoder.initialize(store, lambda: torch.randn(len(tokenizer), 256, generator=torch.Generator().manual_seed(0)))
+    encoder.initialize(store, embeddings_of_tokens)
+    width = encoder.width
     shards = folder / "shards"
     if stage == "embed":
         shards.mkdir()
@@ -161,12 +175,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("growth"), help="path of the results, without suffix")
     parser.add_argument("--folder", type=Path, help="folder of the temporary files; default: the system's")
     parser.add_argument("--factory", default="IVF{lists},PQ64", help="index.factory")
-    parser.add_argument("--probes", type=int, default=64, help="index.search_params.nprobe")
-    parser.add_argument("--rerank", type=int, default=16, help="index.rerank")
+    parser.add_argument("--model", help="folder of a causal language model; default: random token embeddings")
+    parser.add_argument("--probes", type=int, default=512, help="index.search_params.nprobe")
+    parser.add_argument("--rerank", type=int, default=32, help="index.rerank")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
-        found = measure(options.stage, options.folder, options.factory, options.probes, options.rerank)
+        settings = options.model, options.factory, options.probes, options.rerank
+        found = measure(options.stage, options.folder, *settings)
         print(json.dumps(found))
         return
     rows = []
@@ -174,7 +190,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             write_jsonl(options.text, Path(folder) / "corpus.jsonl", count * BYTES_OF_A_PASSAGE / 1e6)
             command = [sys.executable, __file__, "--folder", folder, "--factory", options.factory,
-                       "--probes", str(options.probes), "--rerank", str(options.rerank), "--stage"]  # fmt: skip
+                       "--probes", str(options.probes), "--rerank", str(options.rerank),
+                       *(["--model", options.model] if options.model else []), "--stage"]  # fmt: skip
             row = {}
             for stage in STAGES:
                 done = subprocess.run([*command, stage], stdout=subprocess.PIPE, text=True, check=True)
