@@ -21,6 +21,7 @@ from dream.evaluation.labelled_queries import HeldOutQuestions, LabelledQueries
 from dream.evaluation.metrics import Ranking
 from dream.indexes.bm25 import BM25Index
 from dream.scorers import questions as asking
+from dream.scorers.attention.heads import HeadFinder, asked_windows, shuffled_neighbours
 from dream.scorers.hf import HFScorer
 from dream.store.questions import HELD_OUT, Questions
 from dream.store.store import ENCODER, SCORER, Store
@@ -166,6 +167,23 @@ def test_one_question_of_six_is_held_out(written):
     assert trained + questions.held_out == rows
     assert len(questions.held_out) == len(rows) // HELD_OUT > 0
     assert len(questions) == len(questions.counts(SCORER)) == len(trained)
+
+
+def test_heads_are_ranked_on_questions(written, scorer, asked):
+    """Their candidates are BM25's, also from the question's own document, and the ranking is another one."""
+    finder = HeadFinder(3, 8, 4, -100.0, "window", "N/A", 0)
+    pieces = finder.open_or_find(scorer, asked)
+    asked.ask(written(12))
+    index = BM25Index.open_or_build(asked)
+    windows = asked_windows(asked, 0, 8)
+    assert sorted(windows - len(asked.windows)) == sorted(set(windows - len(asked.windows)))
+    assert all(0 <= window - len(asked.windows) < len(asked.questions) for window in windows)
+    found_SK = shuffled_neighbours(asked, index, windows, 4, 0)
+    best_S = index.search([asked.window_text(window)[0] for window in windows.tolist()], 1)[1][:, 0]
+    assert all(best in found_K for best, found_K in zip(best_S, found_SK, strict=True) if best >= 0)
+    ranked = finder.open_or_find(scorer, asked)
+    assert ranked.folder != pieces.folder
+    assert ranked.rows != pieces.rows
 
 
 @pytest.mark.parametrize("split", ["dev", "none"])

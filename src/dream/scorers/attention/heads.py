@@ -31,7 +31,7 @@ from dream.utils.runtime import progress
 log = get_logger(__name__)
 
 STEP = 16  # windows that are scored at a time
-LAYOUT = 2  # increase it when the score below changes; heads are then ranked again
+LAYOUT = 3  # increase it when the score below changes; heads are then ranked again
 
 
 @dataclass
@@ -60,7 +60,8 @@ class RankedHeads:
 class HeadFinder:
     """Ranks heads by their query-focused attention to helpful passages, without labels.
 
-    The helpful passage of a window is the one of its `candidates` BM25 neighbours that makes the target most likely. A
+    Windows are the questions of `data.questions`, if there are any. The helpful passage of a window is the one of its
+    `candidates` BM25 neighbours that makes the target most likely. A
     window is used if this log-likelihood exceeds the mean of the other candidates by at least `gain` nats per token.
     For each head and passage k,
 
@@ -152,14 +153,10 @@ class HeadFinder:
 
     def _helped(self, scorer: CausalScorer, store: Store, index: BM25Index) -> Iterable[tuple[int, list[int], int]]:
         """Yield (window, its candidates in a seeded order, position of the helpful one among them)."""
-        count = len(store.windows)
-        order = permute(self.seed, np.arange(min(self.scanned, count)), count)
+        order = asked_windows(store, self.seed, self.scanned)
         for start in range(0, len(order), STEP):
             chosen_S = order[start : start + STEP]
-            other_S = random_passages(store, chosen_S, uniform(self.seed, 0, chosen_S))
-            found_SK = neighbour_passages(store, index, chosen_S, self.candidates, other_S)
-            draws = [uniform(self.seed, 1 + k, chosen_S) for k in range(self.candidates)]
-            found_SK = np.take_along_axis(found_SK, np.stack(draws, axis=1).argsort(1), axis=1)
+            found_SK = shuffled_neighbours(store, index, chosen_S, self.candidates, self.seed)
             loglik_SK = scorer.loglik(store, torch.from_numpy(chosen_S), torch.from_numpy(found_SK)).cpu()
             counts_S = store.scored_counts(chosen_S).tolist()
             rows = zip(chosen_S.tolist(), found_SK.tolist(), loglik_SK, counts_S, strict=True)
@@ -185,6 +182,29 @@ class HeadFinder:
             others_H = (added_HK.sum(1) - added_HK[:, helpful]) / (len(passages) - 1)
             scores[layer] = added_HK[:, helpful] - others_H
         return scores
+
+
+def asked_windows(store: Store, seed: int, most: int) -> np.ndarray:
+    """Ids of at most `most` windows in a seeded order: questions of `data.questions`, otherwise pieces of documents."""
+    first = len(store.windows) if store.questions else 0
+    count = len(store.questions or store.windows)
+    return first + permute(seed, np.arange(min(most, count)), count)
+
+
+def shuffled_neighbours(store: Store, index: BM25Index, windows_S: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """found_SK: the passages that BM25 finds for each window, in a seeded order.
+
+    Those of a question may come from its own document; those of a piece of a document may not.
+    """
+    draw_S = uniform(seed, 0, windows_S)
+    if store.questions:
+        other_S = (draw_S * len(store.passages)).astype(np.int64)
+        found_SK = index.search([store.window_text(window)[0] for window in windows_S.tolist()], count)[1]
+        found_SK = np.where(found_SK < 0, other_S[:, None], found_SK)
+    else:
+        found_SK = neighbour_passages(store, index, windows_S, count, random_passages(store, windows_S, draw_S))
+    draws_SK = np.stack([uniform(seed, 1 + k, windows_S) for k in range(count)], axis=1)
+    return np.take_along_axis(found_SK, draws_SK.argsort(1), axis=1)
 
 
 @torch.no_grad()

@@ -1,0 +1,82 @@
+"""What refreshes cost during training: none, in another process (`mode=background`), and `blocking`.
+
+    python benchmarks/background.py --model MINILM --corpus my.jsonl [--rounds 3] [overrides of dream-train]
+
+Needs two free cores: training and the process that embeds the corpus have one thread each. Each round trains the same
+steps three times, in turn, and takes the time from the first to the last step. The corpus should be so small that a
+core embeds it within an interval of `EVERY` steps; otherwise training waits for the snapshot.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from dream.utils.logging import get_logger
+from side_by_side import ROUNDS, Row, record
+
+log = get_logger(__name__)
+
+STEPS, EVERY, WINDOWS = 41, 10, 32
+RUN = ["experiment=adapt", "trainer.precision=32-true", f"data.batch_size={WINDOWS}", f"trainer.max_steps={STEPS}",
+       "data.passage_tokens=64", "logger=null", "callbacks.evaluation=null", "callbacks.last_checkpoint=null",
+       "callbacks.best_checkpoint=null", "callbacks.candidate_panels=null", "evaluation.report_split=none",
+       "+callbacks.clock={_target_: background.Clock}"]  # fmt: skip
+SIDES = {"none": ["callbacks.index_refresh.every_n_steps=0"],
+         "background": [f"callbacks.index_refresh.every_n_steps={EVERY}", "callbacks.index_refresh.mode=background"],
+         "blocking": [f"callbacks.index_refresh.every_n_steps={EVERY}"]}  # fmt: skip
+
+
+class Clock(L.Callback):
+    """Writes the seconds from the end of the first step to that of the last one, with all refreshes in between."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == 1:
+            self.start = time.perf_counter()
+        elif trainer.global_step == STEPS - 1:  # the refresh of the last step is always blocking
+            Path(trainer.default_root_dir, "seconds").write_text(str(time.perf_counter() - self.start))
+
+
+def measure(side: list[str], overrides: list[str], data: str) -> float:
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
+    with tempfile.TemporaryDirectory() as logs:
+        folders = [f"paths.data={data}", f"paths.logs={logs}", f"paths.run={logs}/run"]
+        command = [sys.executable, "-m", "dream.commands.train", *RUN, *side, *folders, *overrides]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+        if done.returncode:
+            sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+        return float(Path(logs, "run", "seconds").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="an encoder like MiniLM")
+    parser.add_argument("--corpus", required=True, help="some dozens of documents, .jsonl")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, more = parser.parse_known_args()
+    overrides = [f"encoder.name={options.model}", f"corpus.path={options.corpus}", *more]
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as data:
+        for number in range(options.rounds):
+            for side, words in SIDES.items():
+                found[side].append(measure(words, overrides, data))
+                log.info(f"  {number + 1}: {side}: {found[side][-1]:.1f} s")
+    seconds = {side: statistics.median(times) for side, times in found.items()}
+    what = f"{STEPS - 2} steps of {Path(options.model).name} with {(STEPS - 2) // EVERY} refreshes"
+    record("background", [
+        Row(f"{what}, {side}", f"{seconds[side]:.1f} s", f"without refreshes: {seconds['none']:.1f} s",
+            seconds[side] / seconds["none"], 1.03 if side == "background" else None, at_most=True)
+        for side in ("background", "blocking")
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
