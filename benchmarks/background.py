@@ -4,7 +4,7 @@
 
 Needs two free cores: training and the process that embeds the corpus have one thread each. Each round trains the same
 steps three times, in turn, and takes the time from the first to the last step. The corpus should be so small that a
-core embeds it within an interval of `EVERY` steps; otherwise training waits for the snapshot.
+core embeds it within an interval of `EVERY` steps, with the start of the process; otherwise training waits for it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from side_by_side import ROUNDS, Row, record
 
 log = get_logger(__name__)
 
-STEPS, EVERY, WINDOWS = 41, 10, 32
+STEPS, EVERY, WINDOWS = 42, 20, 32
 RUN = ["experiment=adapt", "trainer.precision=32-true", f"data.batch_size={WINDOWS}", f"trainer.max_steps={STEPS}",
        "data.passage_tokens=64", "logger=null", "callbacks.evaluation=null", "callbacks.last_checkpoint=null",
        "callbacks.best_checkpoint=null", "callbacks.candidate_panels=null", "evaluation.report_split=none",
