@@ -8,10 +8,7 @@ core embeds it within an interval of `EVERY` steps, with the start of the proces
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 import lightning as L
 
 from dream.utils.logging import get_logger
-from side_by_side import ROUNDS, Row, record
+from side_by_side import ROUNDS, Row, record, train_with_one_thread
 
 log = get_logger(__name__)
 
@@ -45,15 +42,9 @@ class Clock(L.Callback):
 
 
 def measure(side: list[str], overrides: list[str], data: str) -> float:
-    here = str(Path(__file__).parent)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
     with tempfile.TemporaryDirectory() as logs:
-        folders = [f"paths.data={data}", f"paths.logs={logs}", f"paths.run={logs}/run"]
-        command = [sys.executable, "-m", "dream.commands.train", *RUN, *side, *folders, *overrides]
-        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-        if done.returncode:
-            sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
-        return float(Path(logs, "run", "seconds").read_text())
+        run = train_with_one_thread([*RUN, *side, f"paths.data={data}", *overrides], Path(logs))
+        return float((run / "seconds").read_text())
 
 
 def main() -> None:

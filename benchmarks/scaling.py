@@ -11,8 +11,6 @@ import argparse
 import csv
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import lightning as L
 
 from dream.utils import ranks
 from dream.utils.logging import get_logger
-from side_by_side import ROUNDS, Row, record
+from side_by_side import ROUNDS, Row, record, train_with_one_thread
 
 log = get_logger(__name__)
 
@@ -43,15 +41,9 @@ class OneCore(L.Callback):
 
 def measure(side: list[str], overrides: list[str], data: str) -> dict[str, float]:
     """Seconds of a step and of the last refresh."""
-    here = str(Path(__file__).parent)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
     with tempfile.TemporaryDirectory() as logs:
-        folders = [f"paths.data={data}", f"paths.logs={logs}", f"paths.run={logs}/run"]
-        command = [sys.executable, "-m", "dream.commands.train", *side, *RUN, *folders, *overrides]
-        done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-        if done.returncode:
-            sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
-        rows = list(csv.DictReader((Path(logs) / "run" / "csv" / "metrics.csv").open()))
+        run = train_with_one_thread([*side, *RUN, f"paths.data={data}", *overrides], Path(logs))
+        rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
     speeds = [float(row["perf/windows_per_second"]) for row in rows if row.get("perf/windows_per_second")]
     refreshes = [float(row["index/seconds"]) for row in rows if row.get("index/seconds")]
     return {"step": WINDOWS / statistics.median(speeds[1:]), "refresh": refreshes[-1]}

@@ -5,8 +5,10 @@ Contestants alternate in one process, so a change of the machine's speed affects
 """
 
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -49,6 +51,17 @@ class Row:
     bar: float | None = None
     at_most: bool = False
     floor: str = ""
+
+
+def train_with_one_thread(overrides: list[str], folder: Path) -> Path:
+    """Run dream-train in a process of its own, which can import these benchmarks. Returns the run, in `folder`."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "dream.commands.train", f"paths.logs={folder}", f"paths.run={folder / 'run'}"]
+    done = subprocess.run([*command, *overrides], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                          text=True, capture_output=True, check=False)  # fmt: skip
+    if done.returncode:
+        sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+    return folder / "run"
 
 
 def alternate(
