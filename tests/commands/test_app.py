@@ -66,11 +66,15 @@ def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
         (["trainer.fast_dev_run=true"], "trainer.fast_dev_run: to try every part in seconds use debug=smoke"),
         (["trainer.max_time=00:00:01:00"], "add it with +trainer.max_time=VALUE"),
         (["trainer.detreministic=true"], "trainer.detreministic: no such key"),
+        (
+            ["+objective.heads=3"],
+            "objective.heads: this choice of objective has no such key; remove it with ~objective",
+        ),
         (["seed=null"], "seed=null: must be a whole number"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; pip install hydra-optuna-sweeper"),
     ],
 )
-def test_a_mistake_ends_in_one_clear_line(arguments, expected, tmp_path, llama_folder):
+def test_a_mistake_ends_in_one_clear_line_and_leaves_nothing(arguments, expected, tmp_path, llama_folder):
     sentence = "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time in the sun "
     line = '{{"_id": "{}", "text": "{}"}}\n'
     (tmp_path / "empty.jsonl").write_text("")
@@ -84,6 +88,8 @@ def test_a_mistake_ends_in_one_clear_line(arguments, expected, tmp_path, llama_f
     assert len(errors) == 1, output
     assert expected in errors[0]
     assert "Traceback" not in output
+    assert "Error executing job" not in output
+    assert not list((tmp_path / "logs").rglob("*"))
 
 
 def test_search_without_a_run_says_what_to_do(tmp_path):

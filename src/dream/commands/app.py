@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.config_help import choices, default_choices, help_text
+from dream.runs.claim import nothing_left
 from dream.runs.paths import make_absolute
 from dream.utils.errors import ConfigError, DreamError, user_error
 from dream.utils.runtime import CONFIG_DIR
@@ -67,7 +68,8 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, wants_tracebac
     from hydra.types import RunMode
 
     raises = wants_traceback or HydraConfig.get().mode != RunMode.RUN
-    with _mistakes_in_one_line(config_name, raises):
+    run, logs = (Path(cfg.paths[name]).absolute() for name in ("run", "logs"))
+    with _mistakes_in_one_line(config_name, raises), nothing_left(run, logs):
         refuse_wrong_types(cfg)
         make_absolute(cfg)
         return task(cfg)

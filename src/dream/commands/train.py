@@ -1,6 +1,5 @@
 """dream-train: train a retriever without labels, then report what it learnt."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -36,13 +35,11 @@ KEYS = (
 def train(cfg: DictConfig) -> float | None:
     """Do one run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
     from dream.build import check_config, trainer_settings
-    from dream.runs.claim import nothing_left
     from dream.utils.launch import joined
 
-    with nothing_left(Path(cfg.paths.run), cfg.name):
-        check_config(cfg)
-        with joined(trainer_settings(cfg), "dream.commands.train:follow"):
-            return _train(cfg)
+    check_config(cfg)
+    with joined(trainer_settings(cfg), "dream.commands.train:follow"):
+        return _train(cfg)
 
 
 def follow() -> None:

@@ -59,15 +59,16 @@ def remove_unused(folder: Path) -> None:
 
 
 @contextmanager
-def nothing_left(folder: Path, name: str) -> Iterator[None]:
-    """If the command is refused, remove the run's folder that Hydra has created, and the folder `name` around it.
+def nothing_left(run: Path, logs: Path) -> Iterator[None]:
+    """If the command is refused, remove the run's folder that Hydra has created, and those around it below `logs`.
 
     Folders that are not empty stay.
     """
     try:
         yield
     except Exception:
-        remove_unused(folder)
-        if folder.parent.name == name:
-            remove_unused(folder.parent)
+        for folder in (run, *run.parents):
+            if logs not in folder.parents:
+                break
+            remove_unused(folder)
         raise

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dream.encoders.sharded import whole_encoder
 from dream.runs import resume
@@ -217,7 +218,9 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    return isinstance(user_error(error), ConfigError | DataError) or isinstance(error, InstantiationException)
+    return isinstance(user_error(error), ConfigError | DataError) or isinstance(
+        error, InstantiationException | OmegaConfBaseException
+    )
 
 
 def _undo_start(run: Run, previous: Path | None) -> None:
