@@ -117,7 +117,7 @@ class GracefulStop(Checkpoint):
             self.own_signals.wants_requeue = False
             self.own_signals.requeue(signal.SIGUSR1, None)
         if signum:
-            trainer.save_checkpoint(self.checkpoint, weights_only=False)
+            trainer.save_checkpoint(self.checkpoint, False)  # not only the weights
             self._stop(trainer, signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
