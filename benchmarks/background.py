@@ -7,19 +7,14 @@ steps three times, in turn, and takes the time from the first to the last step. 
 core embeds it within an interval of `EVERY` steps, with the start of the process; otherwise training waits for it.
 """
 
-import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from dream.utils.logging import get_logger
-from side_by_side import ROUNDS, Row, record, train_with_one_thread
-
-log = get_logger(__name__)
+from side_by_side import Row, record, train_in_turn
 
 STEPS, EVERY, WINDOWS = 42, 20, 32
 RUN = ["experiment=adapt", "trainer.precision=32-true", f"data.batch_size={WINDOWS}", f"trainer.max_steps={STEPS}",
@@ -41,25 +36,12 @@ class Clock(L.Callback):
             Path(trainer.default_root_dir, "seconds").write_text(str(time.perf_counter() - self.start))
 
 
-def measure(side: list[str], overrides: list[str], data: str) -> float:
-    with tempfile.TemporaryDirectory() as logs:
-        run = train_with_one_thread([*RUN, *side, f"paths.data={data}", *overrides], Path(logs))
-        return float((run / "seconds").read_text())
+def measure(run: Path) -> float:
+    return float((run / "seconds").read_text())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="an encoder like MiniLM")
-    parser.add_argument("--corpus", required=True, help="some dozens of documents, .jsonl")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options, more = parser.parse_known_args()
-    overrides = [f"encoder.name={options.model}", f"corpus.path={options.corpus}", *more]
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as data:
-        for number in range(options.rounds):
-            for side, words in SIDES.items():
-                found[side].append(measure(words, overrides, data))
-                log.info(f"  {number + 1}: {side}: {found[side][-1]:.1f} s")
+    options, found = train_in_turn(__doc__, "some dozens of documents, .jsonl", SIDES, measure, RUN)
     seconds = {side: statistics.median(times) for side, times in found.items()}
     what = f"{STEPS - 2} steps of {Path(options.model).name} with {(STEPS - 2) // EVERY} refreshes"
     record("background", [

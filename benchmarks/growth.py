@@ -6,10 +6,9 @@ Makes corpora from a text file: its documents, then the same with shuffled sente
 those of the model, as in the quickstart, without its random half, which has no neighbourhoods that an index could use.
 Without --model, the tokenizer is trained on a sample, and the embeddings are random: an index finds less in them.
 
-Each stage is measured in a process of its own: its time, its peak
-memory (resident, mapped files included) and its peak of anonymous memory, both without what the imports take. Writes
-growth.json and growth.png, and prints a table with the exponent of each stage: the slope of log(cost) over
-log(passages). 1 M passages need about 6 GB of disk.
+Each stage is measured in a process of its own: its time, its peak memory (resident, mapped files included) and its peak
+of anonymous memory, both without what the imports take. Writes growth.json and growth.png, and prints a table with the
+exponent of each stage: the slope of log(cost) over log(passages). 1 M passages need about 6 GB of disk.
 """
 
 import argparse

@@ -7,21 +7,16 @@ windows, the same global batch, one thread each. A step's time comes from the me
 embeds the whole corpus, at the end of the run. Preparing a store is measured by preparing.py.
 """
 
-import argparse
 import csv
 import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from dream.utils import ranks
-from dream.utils.logging import get_logger
-from side_by_side import ROUNDS, Row, record, train_with_one_thread
-
-log = get_logger(__name__)
+from side_by_side import Row, record, train_in_turn
 
 STEPS, WINDOWS = 8, 32
 RUN = ["experiment=adapt", "trainer.precision=32-true", f"data.batch_size={WINDOWS}", f"trainer.max_steps={STEPS}",
@@ -39,29 +34,16 @@ class OneCore(L.Callback):
         os.sched_setaffinity(0, {cores[ranks.rank() % len(cores)]})
 
 
-def measure(side: list[str], overrides: list[str], data: str) -> dict[str, float]:
+def measure(run: Path) -> dict[str, float]:
     """Seconds of a step and of the last refresh."""
-    with tempfile.TemporaryDirectory() as logs:
-        run = train_with_one_thread([*side, *RUN, f"paths.data={data}", *overrides], Path(logs))
-        rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
+    rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
     speeds = [float(row["perf/windows_per_second"]) for row in rows if row.get("perf/windows_per_second")]
     refreshes = [float(row["index/seconds"]) for row in rows if row.get("index/seconds")]
     return {"step": WINDOWS / statistics.median(speeds[1:]), "refresh": refreshes[-1]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="an encoder like MiniLM")
-    parser.add_argument("--corpus", required=True, help="some thousand short documents, .jsonl")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options, more = parser.parse_known_args()
-    overrides = [f"encoder.name={options.model}", f"corpus.path={options.corpus}", *more]
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as data:
-        for number in range(options.rounds):
-            for side, words in SIDES.items():
-                found[side].append(measure(words, overrides, data))
-                log.info(f"  {number + 1}: {side} process{'es' * (side == 'two')}: {found[side][-1]}")
+    options, found = train_in_turn(__doc__, "some thousand short documents, .jsonl", SIDES, measure, RUN)
     seconds = {side: {part: statistics.median(row[part] for row in rows) for part in rows[0]}
                for side, rows in found.items()}  # fmt: skip
     names = {"step": (f"training step, {Path(options.model).name}, {WINDOWS} windows", 1.8),

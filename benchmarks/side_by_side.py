@@ -4,18 +4,20 @@ Contestants alternate in one process, so a change of the machine's speed affects
 `ROUNDS` rounds, and the ratio of the medians.
 """
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "transformers", "sentence-transformers", "bm25s", "faiss-cpu", "numpy")
@@ -62,6 +65,38 @@ def train_with_one_thread(overrides: list[str], folder: Path) -> Path:
     if done.returncode:
         sys.exit(f"dream-train failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
     return folder / "run"
+
+
+def train_in_turn(
+    doc: str, corpus: str, sides: Mapping[str, list[str]], measure: Callable[[Path], T], run: list[str]
+) -> tuple[argparse.Namespace, dict[str, list[T]]]:
+    """Train an encoder with the overrides of each side, round after round.
+
+    Args:
+        doc: the text of --help.
+        corpus: what --corpus should be.
+        sides: overrides of each side.
+        measure: reads a finished run.
+        run: overrides of all sides. Those of the command line come last.
+
+    Returns:
+        (options of the command line, what was measured in each round of each side)
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="an encoder like MiniLM")
+    parser.add_argument("--corpus", required=True, help=corpus)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options, more = parser.parse_known_args()
+    more = [f"encoder.name={options.model}", f"corpus.path={options.corpus}", *more]
+    found: dict[str, list[T]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as data:
+        for number in range(options.rounds):
+            for side, words in sides.items():
+                with tempfile.TemporaryDirectory() as logs:
+                    overrides = [*words, *run, f"paths.data={data}", *more]
+                    found[side].append(measure(train_with_one_thread(overrides, Path(logs))))
+                log.info(f"  {number + 1}: {side}: {found[side][-1]}")
+    return options, found
 
 
 def alternate(

@@ -70,7 +70,7 @@ class RetrieverModule(L.LightningModule):
         self.outputs: dict[str, Tensor] = {}  # tensors of the last training step
         self.timer = Timer()
         self.sharded: ShardedEncoder | None = None
-        self.belongs_to = identity(store.hash, encoder)
+        self.belongs_to = identity(store.hash, encoder)  # now, because FSDP2 changes the encoder's class
         self.untrained = UntrainedEncoder(encoder, store) if objective.needs_untrained else None
 
     def training_step(self, batch: WindowBatch, batch_idx: int) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class ShardedEncoder:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        self.encoder, self.device = encoder.to(device), device
+        self.encoder = encoder.to(device)
         # The same layers and buffers, with empty weights that `whole` fills.
         empty: dict[int, Any] = {
             id(weight): nn.Parameter(weight.new_empty(0), weight.requires_grad) for weight in encoder.parameters()

@@ -61,9 +61,8 @@ class HeadFinder:
     """Ranks heads by their query-focused attention to helpful passages, without labels.
 
     Windows are the questions of `data.questions`, if there are any. The helpful passage of a window is the one of its
-    `candidates` BM25 neighbours that makes the target most likely. A
-    window is used if this log-likelihood exceeds the mean of the other candidates by at least `gain` nats per token.
-    For each head and passage k,
+    `candidates` BM25 neighbours that makes the target most likely. A window is used if this log-likelihood exceeds the
+    mean of the other candidates by at least `gain` nats per token. For each head and passage k,
 
         added_k = attention of the window's rows to k - the same with `uninformative` text in place of the window.
 
@@ -196,13 +195,12 @@ def shuffled_neighbours(store: Store, index: BM25Index, windows_S: np.ndarray, c
 
     Those of a question may come from its own document; those of a piece of a document may not.
     """
-    draw_S = uniform(seed, 0, windows_S)
+    other_S = random_passages(store, windows_S, uniform(seed, 0, windows_S))
     if store.questions:
-        other_S = (draw_S * len(store.passages)).astype(np.int64)
         found_SK = index.search([store.window_text(window)[0] for window in windows_S.tolist()], count)[1]
         found_SK = np.where(found_SK < 0, other_S[:, None], found_SK)
     else:
-        found_SK = neighbour_passages(store, index, windows_S, count, random_passages(store, windows_S, draw_S))
+        found_SK = neighbour_passages(store, index, windows_S, count, other_S)
     draws_SK = np.stack([uniform(seed, 1 + k, windows_S) for k in range(count)], axis=1)
     return np.take_along_axis(found_SK, draws_SK.argsort(1), axis=1)
 

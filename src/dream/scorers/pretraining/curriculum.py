@@ -216,6 +216,6 @@ def neighbour_passages(
 
 def own_passages(store: Store, windows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(first_B, end_B): range of the passages of each window's own document."""
-    documents_B = store.windows["document"][windows_B]
+    documents_B = store.window_rows(windows_B)["document"]
     first_B, end_B = (np.searchsorted(store.passage_documents, documents_B, side=side) for side in ("left", "right"))
     return first_B, end_B
