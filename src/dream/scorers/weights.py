@@ -3,6 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+
+#: weights that are summed at once
+SUMMED = 1 << 20
 
 
 def first_device(device_map: str | None) -> str:
@@ -18,6 +22,10 @@ def checksums(model: Any) -> list[int]:
     A bfloat16 weight has the bits of its float32 value, whose last 16 bits are 0.
     """
     bits, factor = {2: torch.int16, 4: torch.int32}, {torch.bfloat16: 1 << 16}
-    sums = [(weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64), weight.dtype)
+    return [_sum(weight.detach().view(bits[weight.element_size()])) * factor.get(weight.dtype, 1)
             for weight in model.parameters()]  # fmt: skip
-    return [int(total) * factor.get(dtype, 1) for total, dtype in sums]
+
+
+def _sum(values: Tensor) -> int:
+    """Sum in pieces, because torch copies what it sums to 64 bits. No tensor is kept between the pieces."""
+    return sum(int(piece.sum(dtype=torch.int64)) for piece in values.flatten().split(SUMMED))
