@@ -58,6 +58,26 @@ def test_ties_are_ordered_by_lower_id(make_store):
     assert index.search(["fox"], 3)[1].tolist() == [[6, 0, 1]]
 
 
+def test_the_compiled_search_finds_the_same(make_store, monkeypatch):
+    """Many queries, some with repeated, unknown or no words, are searched in two threads, with numba and without."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    draw = np.random.default_rng(0)
+    words = ["".join(draw.choice(list("bcdfg"), 2)) for _ in range(25)]
+    texts = [" ".join(draw.choice(words, draw.integers(1, 9))) for _ in range(700)]
+    queries = ["", "unknown", *[" ".join(draw.choice(words, 6)) for _ in range(50)]]
+    index = BM25Index.open_or_build(make_store(texts))
+    for k in (1, 3, 100):
+        compiled = index.search(queries, k)
+        with monkeypatch.context() as without_numba:
+            without_numba.setattr("dream.indexes.bm25.find_spec", lambda name: None)
+            plain = index.search(queries, k)
+        assert np.array_equal(compiled[0], plain[0])
+        assert np.array_equal(compiled[1], plain[1])
+        assert (compiled[1][:2] == -1).all()
+        assert (compiled[1][2:, 0] >= 0).all()
+
+
 def test_long_documents_count_by_passage_or_as_a_whole(make_store):
     store = make_store(["ant bee cat dog", "elk fox"], passage=2)
     assert BM25Index.open_or_build(store).search(["cat", "fox"], 1)[1].tolist() == [[1], [2]]

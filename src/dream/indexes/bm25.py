@@ -5,17 +5,17 @@ splits texts into words, as the language of the corpus requires.
 """
 
 import logging
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import bm25s
 import numpy as np
 import torch
-from torch import Tensor
 
 from dream.indexes.words import Analyzer
 from dream.store.store import Store
@@ -32,6 +32,8 @@ Unit = Literal["passage", "document"]  # a row of the index is a passage or a do
 
 LAYOUT = 4  # increase it when the words or the formula change; cached indexes are then rebuilt
 GROUP = 64  # rows whose highest score is looked at first: a search for the k best then reads few rows a second time
+COMPILED = 32  # with numba: number of queries from which it pays to load the compiled search
+COMPILED_K = 128  # above this k, the search without numba is faster
 K1, B = 1.2, 0.75  # how soon more occurrences of a word add nothing; how much long texts are penalised, 0 to 1
 
 
@@ -107,11 +109,8 @@ class BM25Index:
             raise DataError(f"{path}: not a complete BM25 index ({error}); delete the folder and run again") from error
         self.vocabulary: dict[str, int] = index.vocab_dict
         self.passages: int = index.scores["num_docs"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
-            self.scores = torch.from_numpy(index.scores["data"])  # still memory-mapped
-            self.rows = torch.from_numpy(index.scores["indices"])
-        self.ends = np.asarray(index.scores["indptr"])
+        self.scores, self.rows = (np.asarray(index.scores[key]) for key in ("data", "indices"))  # still memory-mapped
+        self.ends = np.asarray(index.scores["indptr"], dtype=np.int64)
 
     @classmethod
     def open_or_build(cls, store: Store, unit: Unit = "passage") -> "BM25Index":
@@ -144,22 +143,48 @@ class BM25Index:
         """
         scores_QK = np.full((len(texts), k), -np.inf, dtype=np.float32)
         ids_QK = np.full((len(texts), k), -1, dtype=np.int64)
-        scores_N = torch.zeros(self.passages)
+        if 0 < k <= COMPILED_K and len(texts) >= COMPILED and find_spec("numba"):
+            self._search_compiled(texts, scores_QK, ids_QK)
+            return scores_QK, ids_QK
+        scores_N = np.zeros(self.passages, dtype=np.float32)
         for q, text in enumerate(texts):
-            scores, ids = top_k(self._add_scores(text, scores_N.zero_()).numpy(), k)
+            scores_N.fill(0)
+            scores, ids = top_k(self._add_scores(text, scores_N), k)
             scores_QK[q, : len(ids)] = scores
             ids_QK[q, : len(ids)] = ids
         return scores_QK, ids_QK
 
+    def _search_compiled(self, texts: list[str], scores_QK: np.ndarray, ids_QK: np.ndarray) -> None:
+        """Write the same results as without numba. Each of torch's threads searches for a part of the queries."""
+        from dream.indexes.bm25_compiled import best_rows
+
+        terms_Q = [np.array(self._terms(text), dtype=np.int64).reshape(-1, 2).T for text in texts]
+
+        def search(part: range) -> None:
+            scores_N = np.zeros(self.passages, dtype=np.float32)
+            for q in part:
+                terms, counts = terms_Q[q]
+                starts, ends = self.ends[terms], self.ends[terms + 1]
+                best_rows(self.rows, self.scores, starts, ends, counts, scores_N, scores_QK[q], ids_QK[q])
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(search, [range(first, len(texts), threads) for first in range(threads)]))
+
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""
-        return self._add_scores(text, torch.zeros(self.passages)).numpy()
+        return self._add_scores(text, np.zeros(self.passages, dtype=np.float32))
 
-    def _add_scores(self, text: str, scores_N: Tensor) -> Tensor:
-        known = Counter(term for word in self.analyze(text) if (term := self.vocabulary.get(word)) is not None)
-        for term, count in sorted(known.items()):  # the same sum in whatever order the words come
+    def _terms(self, text: str) -> list[tuple[int, int]]:
+        """(term, count) of a text's known words; sorted, so that sums are the same in whatever order the words come."""
+        return sorted(Counter(term for word in self.analyze(text)
+                              if (term := self.vocabulary.get(word)) is not None).items())  # fmt: skip
+
+    def _add_scores(self, text: str, scores_N: np.ndarray) -> np.ndarray:
+        for term, count in self._terms(text):
             postings = slice(self.ends[term], self.ends[term + 1])
-            scores_N.index_add_(0, self.rows[postings], self.scores[postings], alpha=count)
+            scores = self.scores[postings]
+            np.add.at(scores_N, self.rows[postings], scores if count == 1 else scores * np.float32(count))
         return scores_N
 
 
@@ -185,6 +210,6 @@ def _may_be_best(scores_N: np.ndarray, k: int) -> np.ndarray:
     highest_G = in_groups_RG.max(0)
     least = max(np.partition(highest_G, -k)[-k], np.nextafter(np.float32(0), np.float32(1)))
     chosen = np.flatnonzero(highest_G >= least)
-    row, group = np.nonzero(in_groups_RG[:, chosen] >= least)
+    row, group = np.divmod(np.flatnonzero(in_groups_RG[:, chosen] >= least), max(len(chosen), 1))
     rest = np.flatnonzero(scores_N[GROUP * groups :] >= least)
     return np.concatenate([row * groups + chosen[group], GROUP * groups + rest])

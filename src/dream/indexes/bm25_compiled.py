@@ -1,0 +1,58 @@
+"""The search of BM25 in compiled code, for many queries at once. It needs numba, an extra of this project."""
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+BLOCK = 256  # rows whose highest score is looked at first
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiled at its first call. The result is kept on disk, if numba finds a folder that it can write."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
+@compiled
+def best_rows(
+    rows: Any, scores: Any, starts: Any, ends: Any, counts: Any, scores_N: Any, best_scores_K: Any, best_rows_K: Any
+) -> None:
+    """Write the best rows of a query, and their scores; equal scores by lower row. Sums are those of `BM25Index`.
+
+    Args:
+        rows, scores: rows and scores of all terms (int32 and float32).
+        starts, ends, counts: of the query's terms: where their rows are, and how often the query has the term.
+        scores_N: float32 zeros; they are zeros again afterwards.
+        best_scores_K, best_rows_K: where the result is written. It may be shorter.
+    """
+    for term in range(len(starts)):
+        count = np.float32(counts[term])
+        for place in range(starts[term], ends[term]):
+            scores_N[rows[place]] += scores[place] * count
+    bits_N = scores_N.view(np.int32)  # in the order of the scores, and the maximum of integers is fast
+    k, least = len(best_rows_K), np.int32(0)
+    best = [(np.float32(0), np.int64(0)) for _ in range(0)]  # numba takes the type of the heap's items from this
+    for start in range(0, len(bits_N), BLOCK):
+        highest = np.int32(0)
+        for row in range(start, min(start + BLOCK, len(bits_N))):
+            highest = max(highest, bits_N[row])
+        if highest <= least:
+            continue
+        for row in range(start, min(start + BLOCK, len(bits_N))):
+            if bits_N[row] > least:
+                item = (scores_N[row], np.int64(-row))
+                if len(best) < k:
+                    heapq.heappush(best, item)
+                else:
+                    heapq.heapreplace(best, item)
+                if len(best) == k:
+                    least = bits_N[-best[0][1]]
+    scores_N[:] = 0
+    for place in range(len(best) - 1, -1, -1):
+        score, negative_row = heapq.heappop(best)
+        best_scores_K[place], best_rows_K[place] = score, -negative_row
