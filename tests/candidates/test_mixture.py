@@ -65,10 +65,27 @@ def test_quotas_by_largest_remainder():
 
 
 def test_take():
-    assert take([[1, 2, 3], [2, 4, 5]], [2, 2], 4) == [1, 2, 4, 5]
-    assert take([[1], [2, 3, 4]], [2, 1], 4) == [1, 2, 3, 4]  # the first ran short
-    assert take([[1, 2, 3, 4], []], [1, 3], 3) == [1, 2, 3]  # the second ran short
-    assert take([[1], [1]], [1, 1], 2) == [1]
+    one = lambda ranked, wanted, k: take([np.array([ids]) for ids in ranked], wanted, k)[0].tolist()  # noqa: E731
+    assert one([[1, 2, 3], [2, 4, 5]], [2, 2], 4) == [1, 2, 4, 5]
+    assert one([[1, -1, -1], [2, 3, 4]], [2, 1], 4) == [1, 2, 3, 4]  # the first ran short
+    assert one([[1, 2, 3, 4], [-1]], [1, 3], 3) == [1, 2, 3]  # the second ran short
+    assert one([[1], [1]], [1, 1], 2) == [1, -1]
+
+
+@pytest.mark.parametrize("groups_N", [None, np.array([0, 1, 1, 3, 0, 5, 6, 3, 8, 9])])
+def test_take_is_the_same_as_one_id_after_another(groups_N):
+    draw, k, wanted = np.random.default_rng(0), 5, [3, 1, 1]
+    ranked = [draw.integers(-1, 10, size=(200, width)) for width in (6, 9, 2)]
+    expected = []
+    for row in zip(*ranked, strict=True):
+        found, group = [], lambda passage: passage if groups_N is None else groups_N[passage]
+        for ids, quota in [*zip(row, wanted, strict=True), *((ids, k) for ids in row)]:
+            length = min(k, len(found) + quota)
+            for passage in ids:
+                if passage >= 0 and len(found) < length and group(passage) not in map(group, found):
+                    found.append(passage)
+        expected.append(found + [-1] * (k - len(found)))
+    assert take(ranked, wanted, k, groups_N).tolist() == expected
 
 
 def test_shares_move_linearly_and_stay():

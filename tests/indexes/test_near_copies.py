@@ -73,7 +73,6 @@ def test_near_copies_of_documents(tmp_path):
     assert store.passage_documents.tolist() == [0, 0, 1, 2, 2, 3]
     copies = NearCopies(store, 0.8)
     assert copies.group_N.tolist() == [0, 1, 2, 0, 4, 5]
-    assert copies.first_of_each(np.array([3, 4, 0, 5])).tolist() == [3, 4, 5]
     documents = np.array([2, 1, 0])
     expected = [[True, False, False], [False, False, False], [True, False, False]]
     assert copies.of_documents(documents, np.array([0, 1, 5])).tolist() == expected

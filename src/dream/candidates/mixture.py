@@ -1,6 +1,6 @@
 """The candidates of a window: a mixture of sources whose shares change linearly during the run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -138,42 +138,36 @@ class CandidateMixture:
     def propose(self, windows: WindowBatch, query_BD: Tensor, step: int) -> Tensor:
         """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source."""
         asked = {name: quota for name, quota in quotas(self.shares(step), self.k).items() if quota}
-        ranked_by_source = [self._allowed(self.sources[name], windows, query_BD, step) for name in asked]
-        rows = [
-            take(list(per_source), list(asked.values()), self.k, self.copies)
-            for per_source in zip(*ranked_by_source, strict=True)
-        ]
-        self._fill(rows, windows)
-        return torch.tensor(rows, dtype=torch.int64, device=query_BD.device)
-
-    def _allowed(self, source: CandidateSource, windows: WindowBatch, query_BD: Tensor, step: int) -> list[list[int]]:
-        """The source's allowed ids of each window, best first. 2K ids are enough: at most K are repetitions."""
         over = 1 if self.copies is None else OVER_ASKED
-        ids_BM = source.propose(windows, query_BD, over * self.k, step)
-        usable_BM = ~excluded(ids_BM, windows, self.store, self.exclude)
-        rows = [ids[usable] for ids, usable in zip(ids_BM, usable_BM, strict=True)]
-        if self.copies is not None:
-            rows = [self.copies.first_of_each(ids) for ids in rows]
-        return [ids[: 2 * self.k].tolist() for ids in rows]
+        ranked = [self._allowed(self.sources[name].propose(windows, query_BD, over * self.k, step), windows)
+                  for name in asked]  # fmt: skip
+        taken_BK = take(ranked, list(asked.values()), self.k, self._groups_N)
+        self._fill(taken_BK, windows)
+        return torch.from_numpy(taken_BK).to(query_BD.device)
 
-    def _fill(self, rows: list[list[int]], windows: WindowBatch) -> None:
+    @property
+    def _groups_N(self) -> np.ndarray | None:
+        return None if self.copies is None else self.copies.group_N
+
+    def _allowed(self, ids_BM: np.ndarray, windows: WindowBatch) -> np.ndarray:
+        """The ids, with -1 instead of those that may not be candidates."""
+        return np.where(excluded(ids_BM, windows, self.store, self.exclude), -1, ids_BM)
+
+    def _fill(self, taken_BK: np.ndarray, windows: WindowBatch) -> None:
         """Fill rows shorter than K with random passages, in place."""
         passages = len(self.store.passage_documents)
         for stream in FILL_STREAMS:
-            if all(len(row) == self.k for row in rows):
+            if (taken_BK >= 0).all():
                 return
             drawn_BM = draw_passages(self.seed, stream, windows, 2 * self.k, passages)
-            barred_BM = excluded(drawn_BM, windows, self.store, self.exclude)
-            for row, drawn, barred in zip(rows, drawn_BM, barred_BM, strict=True):
-                extend(row, drawn[~barred].tolist(), self.k, self.copies)
+            extend(taken_BK, self._allowed(drawn_BM, windows), self.k, self._groups_N)
         first_B, end_B = excluded_ranges(windows.window_ids_B.cpu().numpy(), self.store, self.exclude)
-        for b, row in enumerate(rows):  # a row is still short only if nearly every passage is excluded or taken
-            if len(row) < self.k:
-                allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
-                position = int(windows.positions_B[b])
-                drawn = allowed[np.argsort(random_bits(self.seed, position, allowed))].tolist()
-                extend(row, drawn, self.k, self.copies)
-                extend(row, drawn, self.k)  # near copies, because nothing else is left
+        for b in np.flatnonzero((taken_BK < 0).any(1)):  # nearly every passage is excluded or taken
+            allowed = np.concatenate([np.arange(first_B[b]), np.arange(end_B[b], passages)])
+            position = int(windows.positions_B[b])
+            drawn_1M = allowed[np.argsort(random_bits(self.seed, position, allowed))][None]
+            extend(taken_BK[b : b + 1], drawn_1M, self.k, self._groups_N)
+            extend(taken_BK[b : b + 1], drawn_1M, self.k)  # near copies, because nothing else is left
 
 
 def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
@@ -193,23 +187,45 @@ def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
     return whole
 
 
-def take(ranked: list[list[int]], wanted: list[int], k: int, copies: NearCopies | None = None) -> list[int]:
-    """At most k distinct ids: first `wanted[s]` from each ranked list s, then more from the lists in order."""
-    taken: list[int] = []
-    for ids, quota in zip(ranked, wanted, strict=True):
-        extend(taken, ids, min(k, len(taken) + quota), copies)
-    for ids in ranked:
-        extend(taken, ids, k, copies)
-    return taken
+def take(ranked: Sequence[np.ndarray], wanted: Sequence[int], k: int, groups_N: np.ndarray | None = None) -> np.ndarray:
+    """taken_BK: first `wanted[s]` ids from each ranked_BM[s], then more from them in order; -1 where there are no more.
+
+    See `extend`.
+    """
+    taken_BK = np.full((len(ranked[0]), k), -1, dtype=np.int64)
+    for ids_BM, quota in zip(ranked, wanted, strict=True):
+        extend(taken_BK, ids_BM, ((taken_BK >= 0).sum(1, keepdims=True) + quota).clip(max=k), groups_N)
+    for ids_BM in ranked:
+        extend(taken_BK, ids_BM, k, groups_N)
+    return taken_BK
 
 
-def extend(taken: list[int], ids: list[int], length: int, copies: NearCopies | None = None) -> None:
-    """Append ids that are not in `taken` yet and no near copies of its ids, until it has this length."""
-    groups = ids if copies is None else copies.group_N[ids].tolist()
-    seen = set(taken if copies is None else copies.group_N[taken].tolist())
-    for passage, group in zip(ids, groups, strict=True):
-        if len(taken) >= length:
-            return
-        if group not in seen:
-            seen.add(group)
-            taken.append(passage)
+def extend(
+    taken_BK: np.ndarray, ids_BM: np.ndarray, length: int | np.ndarray, groups_N: np.ndarray | None = None
+) -> None:
+    """Append ids to the rows of `taken_BK`, in place, until a row has this length. Left out are -1 and repetitions.
+
+    Args:
+        taken_BK: the ids so far; -1 in the places that are free, the last ones.
+        ids_BM: more ids, the best ones first.
+        length: of all rows, or (B, 1).
+        groups_N: passages of the same group are near copies, and count as repetitions; None: each is its own group.
+    """
+    group_BM, taken_group_BK = (
+        ids if groups_N is None else np.where(ids < 0, -1, groups_N[ids]) for ids in (ids_BM, taken_BK)
+    )
+    is_new_BM = (group_BM >= 0) & first_of_each(group_BM)
+    is_new_BM &= ~(group_BM[:, :, None] == taken_group_BK[:, None]).any(2)
+    place_BM = (taken_BK >= 0).sum(1, keepdims=True) + is_new_BM.cumsum(1) - 1
+    row, column = np.nonzero(is_new_BM & (place_BM < length))
+    taken_BK[row, place_BM[row, column]] = ids_BM[row, column]
+
+
+def first_of_each(values_BM: np.ndarray) -> np.ndarray:
+    """mask_BM: the first place of each value in its row."""
+    order_BM = values_BM.argsort(axis=1, kind="stable")
+    sorted_BM = np.take_along_axis(values_BM, order_BM, 1)
+    changes_BM = np.diff(sorted_BM, axis=1, prepend=sorted_BM[:, :1] - 1) != 0
+    mask_BM = np.empty_like(changes_BM)
+    np.put_along_axis(mask_BM, order_BM, changes_BM, 1)
+    return mask_BM

@@ -160,10 +160,6 @@ class NearCopies:
         self.documents_N = store.passage_documents
         self._is_shared_N = np.bincount(self.group_N, minlength=len(self.group_N))[self.group_N] > 1
 
-    def first_of_each(self, ids: np.ndarray) -> np.ndarray:
-        """The ids without those that are near copies of an earlier one."""
-        return ids[np.sort(np.unique(self.group_N[ids], return_index=True)[1])]
-
     def of_documents(self, documents_B: np.ndarray, passages_U: np.ndarray) -> np.ndarray:
         """copy_BU bool: whether passage u is a near copy of a passage of document b, or this passage itself."""
         groups_G, column_U = np.unique(self.group_N[passages_U], return_inverse=True)
