@@ -1,6 +1,7 @@
 """Whole runs on a tiny corpus with a tiny random language model. Run: pytest tests/commands/test_train.py"""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 from dream.build import build_module, build_text, build_trainer
 from dream.commands.train import train
 from dream.evaluation.searcher import Searcher
+from dream.module import RetrieverModule
 from dream.utils.errors import ConfigError, DataError
 
 STEPS = 6  # of the tiny run
@@ -216,6 +218,19 @@ def test_a_run_has_the_loggers_that_are_chosen(config, tmp_path, override, folde
     train(config("run", override, "trainer.max_steps=2"))
     run = tmp_path / "logs" / "run"
     assert {name for name in ("csv", "tensorboard", "lightning_logs") if (run / name).exists()} == folders
+
+
+def test_a_run_leaves_no_model_in_memory(config, monkeypatch):
+    """The jobs of a sweep run in one process, one after the other."""
+    modules, create = [], RetrieverModule.__init__
+
+    def record(module, *arguments, **settings):
+        modules.append(weakref.ref(module))
+        create(module, *arguments, **settings)
+
+    monkeypatch.setattr(RetrieverModule, "__init__", record)
+    train(config("run", "trainer.max_steps=1"))
+    assert [module() for module in modules] == [None]
 
 
 def test_a_run_without_callbacks_says_what_it_lacks(config, tmp_path, capsys):

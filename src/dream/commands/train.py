@@ -1,5 +1,6 @@
 """dream-train: train a retriever without labels, then report what it learnt."""
 
+import gc
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -38,8 +39,11 @@ def train(cfg: DictConfig) -> float | None:
     from dream.utils.launch import joined
 
     check_config(cfg)
-    with joined(trainer_settings(cfg), "dream.commands.train:follow"):
-        return _train(cfg)
+    try:
+        with joined(trainer_settings(cfg), "dream.commands.train:follow"):
+            return _train(cfg)
+    finally:
+        gc.collect()  # the parts refer to each other: without this, the next job of a sweep would have two models
 
 
 def follow() -> None:
