@@ -142,7 +142,10 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     if objective.needs_candidates:
         scorer = load_scorer()
         ask_questions(text, scorer)
-        text.candidates.prepare(store, index)
+        # The passage of a question is a candidate, or its continuation, but not both.
+        text.candidates.prepare(
+            store, index, own_passage=bool(text.data.questions) and not objective.needs_continuation
+        )
         objective.prepare(scorer, store, text.candidates.k)
     text.encoder.initialize(store, lambda: load_scorer().token_embeddings())
     return RetrieverModule(

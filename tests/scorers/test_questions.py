@@ -151,6 +151,17 @@ def test_runs_score_questions_and_resume_exactly(config, folder):
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
 
+def test_without_continuations_the_passage_of_a_question_is_its_first_candidate(config, folder, written):
+    asked = set(written(12).passages_Q.tolist())
+    overrides = ["data.questions=12", "data.target=context", f"scorer.name={folder}", "candidates.scored_windows=2"]
+    first = {}
+    for share in (0, 0.5):
+        recorded, _ = fit(config(f"run{share}", *overrides, f"objective.continuation={share}", "trainer.max_steps=2"))
+        first[share] = {ids[0] for _, candidates in recorded.steps.values() for ids in candidates}
+    assert first[0] <= asked
+    assert not first[0.5] <= asked
+
+
 def test_impossible_settings_are_refused(written, scorer, config):
     scorer.most_tokens = 40
     with pytest.raises(ConfigError, match=r"data\.questions=12: the prompt that asks"):

@@ -109,13 +109,16 @@ class CandidateMixture:
         self.copies: NearCopies | None = None
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
-    def prepare(self, store: Store, index: "IndexHandle") -> None:
+    def prepare(self, store: Store, index: "IndexHandle", own_passage: bool = False) -> None:
         """Prepare the sources that have a share above 0 at some step.
+
+        Args:
+            own_passage: the first candidate of a question is the passage that it was written about.
 
         Raises:
             ConfigError: a window has fewer than K allowed passages.
         """
-        self.store = store
+        self.store, self.own_passage = store, own_passage
         allowed = fewest_allowed(store, self.exclude, self.k)
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
         require(self.k <= allowed, "candidates.k", self.k, remedy)
@@ -137,11 +140,14 @@ class CandidateMixture:
 
     def propose(self, windows: WindowBatch, query_BD: Tensor, step: int) -> Tensor:
         """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source."""
-        asked = {name: quota for name, quota in quotas(self.shares(step), self.k).items() if quota}
+        own = int(self.own_passage)
+        asked = {name: quota for name, quota in quotas(self.shares(step), self.k - own).items() if quota}
         over = 1 if self.copies is None else OVER_ASKED
         ranked = [self._allowed(self.sources[name].propose(windows, query_BD, over * self.k, step), windows)
                   for name in asked]  # fmt: skip
-        taken_BK = take(ranked, list(asked.values()), self.k, self._groups_N)
+        if self.own_passage:
+            ranked.insert(0, self.store.asked_passages(windows.window_ids_B.cpu().numpy())[:, None])
+        taken_BK = take(ranked, [1] * own + list(asked.values()), self.k, self._groups_N)
         self._fill(taken_BK, windows)
         return torch.from_numpy(taken_BK).to(query_BD.device)
 

@@ -151,6 +151,14 @@ class Store:
         rows["tokens"][~is_piece] = passages["tokens"][:, :, [0, 0, 1]]
         return rows
 
+    def asked_passages(self, window_ids_B: np.ndarray) -> np.ndarray:
+        """The passage that a question was written about; -1 for pieces of documents."""
+        passage_B = np.full(len(window_ids_B), -1, dtype=np.int64)
+        if self.questions:
+            is_question = window_ids_B >= len(self.windows)
+            passage_B[is_question] = self.questions.passages_Q[window_ids_B[is_question] - len(self.windows)]
+        return passage_B
+
     def _question(self, window_id: int) -> int | None:
         """Number of the question with this window id; None for a piece of a document."""
         return window_id - len(self.windows) if self.questions and window_id >= len(self.windows) else None
