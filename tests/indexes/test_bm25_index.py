@@ -62,6 +62,7 @@ def test_the_compiled_search_finds_the_same(make_store, monkeypatch):
     """Many queries, some with repeated, unknown or no words, are searched in two threads, with numba and without."""
     pytest.importorskip("numba")
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("dream.indexes.bm25.COMPILED", 1)
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("bcdfg"), 2)) for _ in range(25)]
     texts = [" ".join(draw.choice(words, draw.integers(1, 9))) for _ in range(700)]
@@ -76,6 +77,14 @@ def test_the_compiled_search_finds_the_same(make_store, monkeypatch):
         assert np.array_equal(compiled[1], plain[1])
         assert (compiled[1][:2] == -1).all()
         assert (compiled[1][2:, 0] >= 0).all()
+
+
+def test_without_a_folder_for_its_cache_numba_compiles_again():
+    pytest.importorskip("numba")
+    from dream.indexes.bm25_compiled import compiled
+
+    without_file = eval("lambda value: value + 1")
+    assert compiled(without_file)(1) == 2
 
 
 def test_long_documents_count_by_passage_or_as_a_whole(make_store):

@@ -11,10 +11,10 @@ BLOCK = 256  # rows whose highest score is looked at first
 
 
 def compiled(function: Callable) -> Callable:
-    """Compiled at its first call. The result is kept on disk, if numba finds a folder that it can write."""
+    """The function, compiled at its first call. The compiled code is kept on the disk for the next process."""
     try:
         return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
+    except RuntimeError:  # numba finds no folder that it can write
         return njit(nogil=True)(function)
 
 
@@ -28,13 +28,14 @@ def best_rows(
         rows, scores: rows and scores of all terms (int32 and float32).
         starts, ends, counts: of the query's terms: where their rows are, and how often the query has the term.
         scores_N: float32 zeros; they are zeros again afterwards.
-        best_scores_K, best_rows_K: where the result is written. It may be shorter.
+        best_scores_K, best_rows_K: where the result is written. If fewer rows have a score, the last places are kept.
     """
     for term in range(len(starts)):
         count = np.float32(counts[term])
         for place in range(starts[term], ends[term]):
             scores_N[rows[place]] += scores[place] * count
-    bits_N = scores_N.view(np.int32)  # in the order of the scores, and the maximum of integers is fast
+    # The bits of positive floats, read as integers, have the same order, and their maximum is computed faster.
+    bits_N = scores_N.view(np.int32)
     k, least = len(best_rows_K), np.int32(0)
     best = [(np.float32(0), np.int64(0)) for _ in range(0)]  # numba takes the type of the heap's items from this
     for start in range(0, len(bits_N), BLOCK):

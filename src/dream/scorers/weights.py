@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: weights that are summed at once
-SUMMED = 1 << 20
+SUMMED = 1 << 20  # weights that are summed at once
 
 
 def first_device(device_map: str | None) -> str:

@@ -143,16 +143,17 @@ class Store:
         """Rows of the window table. A question has its passage's document and tokens, and no characters (-1)."""
         if not self.questions:
             return self.windows[window_ids_B]
-        is_piece = window_ids_B < len(self.windows)
+        passage_B = self.asked_passages(window_ids_B)
+        is_piece = passage_B < 0
         rows = np.zeros(len(window_ids_B), dtype=WINDOW)
         rows[is_piece] = self.windows[window_ids_B[is_piece]]
-        passages = self.passages[self.questions.passages_Q[window_ids_B[~is_piece] - len(self.windows)]]
+        passages = self.passages[passage_B[~is_piece]]
         rows["document"][~is_piece], rows["characters"][~is_piece] = passages["document"], -1
         rows["tokens"][~is_piece] = passages["tokens"][:, :, [0, 0, 1]]
         return rows
 
     def asked_passages(self, window_ids_B: np.ndarray) -> np.ndarray:
-        """The passage that a question was written about; -1 for pieces of documents."""
+        """passage_B: the passage that a question was written about; -1 for pieces of documents."""
         passage_B = np.full(len(window_ids_B), -1, dtype=np.int64)
         if self.questions:
             is_question = window_ids_B >= len(self.windows)
