@@ -42,6 +42,8 @@ def module_of(overrides: list[str]) -> tuple[RetrieverModule, object]:
     module = build_module(cfg, text).double()
     if module.objective.needs_candidates:
         module.scorer.model.double()  # its values then do not depend on the other windows of a batch
+    if module.untrained:  # not a submodule
+        module.untrained.encoder.double()
     return module, text.data
 
 

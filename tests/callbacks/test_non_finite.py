@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from typing import Any
@@ -90,7 +91,8 @@ def test_a_language_model_that_overflows(stop):
             module.scorer.model.lm_head.weight[5] = 3e38
 
     message, report, _ = stop("scorer.scoring.dtype=bfloat16", disturb=overflow)
-    assert "scorer.scoring.dtype=bfloat16: the language model gives nan" in message
+    # nan or -inf: processors add a row of weights in different orders
+    assert re.search(r"scorer\.scoring\.dtype=bfloat16: the language model gives (nan|-inf) as", message)
     assert "choose float32" in message
     assert report["step"] == 0
     message, *_ = stop("scorer.scoring.dtype=float32", disturb=overflow)
