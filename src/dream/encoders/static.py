@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
@@ -134,7 +134,7 @@ class StaticEncoder(Encoder):
         """The encoder that `save` wrote."""
         encoder = cls.__new__(cls)
         nn.Module.__init__(encoder)
-        encoder.tokenizer = AutoTokenizer.from_pretrained(folder)
+        encoder.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # faster to import than AutoTokenizer
         encoder.max_tokens = json.loads((folder / "encoder.json").read_text())["max_tokens"]
         weights = load_file(folder / "model.safetensors")
         encoder._set(weights["table"], weights["weight"])
