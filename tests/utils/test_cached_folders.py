@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dream.utils import cached_folders
-from dream.utils.atomic_io import read_checked_json, try_lock, unlock, write_checked_json, write_json
+from dream.utils.atomic_io import checksum, read_checked_json, try_lock, unlock, write_checked_json, write_json
 from dream.utils.cached_folders import (
     discard,
     exclusive_workdir,
@@ -83,6 +83,17 @@ def test_an_unfinished_directory_waits_for_its_next_writer(writer, tmp_path):
         assert names(unfinished) == ["half"]
     assert names(tmp_path) == ["thing"]
     verify(tmp_path / "thing")
+
+
+def test_a_known_checksum_is_not_computed_again(tmp_path):
+    known: dict[str, str] = {}
+    with unfinished_directory(tmp_path / "thing", known) as unfinished:
+        for name in ("right", "wrong", "unknown"):
+            (unfinished / name).write_text(name)
+        known |= {"right": checksum(unfinished / "right"), "wrong": checksum(unfinished / "right")}
+    with pytest.raises(DamageError, match="wrong: damaged"):
+        verify(tmp_path / "thing")
+    verify(tmp_path / "thing", ignore="wrong")
 
 
 def test_one_process_at_a_time(writer, tmp_path, monkeypatch, capsys):

@@ -115,5 +115,5 @@ class Encoder(nn.Module):
         digest = hashlib.blake2b()
         for name, tensor in sorted(self.weights().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().float().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:FINGERPRINT_CHARACTERS]

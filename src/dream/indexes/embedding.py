@@ -38,7 +38,7 @@ def embed_corpus(
     batch_passages: int,
     rows_per_shard: int,
     encoder_fingerprint: str,
-) -> list[str]:
+) -> dict[str, str]:
     """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
     The ranks of a job, which all call it, take the shards in turn. Complete shards of an earlier call with the same
@@ -53,7 +53,7 @@ def embed_corpus(
         encoder_fingerprint: hash of the encoder's weights.
 
     Returns:
-        File names of the shards, in the order of the passage ids.
+        File name and SHA-256 of the shards, in the order of the passage ids.
 
     Raises:
         DreamError: an embedding is not finite.
@@ -78,8 +78,8 @@ def embed_corpus(
             embedded = ((ids - first, _embed(encoder, store, ids, device)) for ids in batches)
             done[name] = _write_shard(folder / name, end - first, encoder.width, embedded, bar)
             write_checked_json(folder / record, {"made_of": made_of, "shards": done})
-    ranks.everyone(None)  # all shards are complete
-    return [name for name, _ in shards]
+    digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
+    return {name: digests[name] for name, _ in shards}
 
 
 def _shards(count: int, rows_per_shard: int) -> list[tuple[str, tuple[int, int]]]:

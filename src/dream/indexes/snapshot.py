@@ -190,14 +190,15 @@ class IndexHandle:
         name, exists = ranks.on_rank_zero(lambda: self.name_of(fingerprint, store.hash, step))
         path, speed, is_built = self.folder / name, 0.0, False
         if not exists:  # otherwise a run resumed from an earlier checkpoint repeats this step
+            digests: dict[str, str] = {}
             with ExitStack() as making:  # rank 0 creates and completes the folder
-                unfinished = ranks.on_rank_zero(lambda: making.enter_context(unfinished_directory(path)))
+                unfinished = ranks.on_rank_zero(lambda: making.enter_context(unfinished_directory(path, digests)))
                 started = time.perf_counter()
                 rows = self.rows_per_shard or min(MOST_ROWS, max(LEAST_ROWS, -(-len(store.passages) // SHARDS)))
-                shards = embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint)
+                digests |= embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint)
                 speed = len(store.passages) / (time.perf_counter() - started)
                 made_of = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
-                           "count": len(store.passages), "width": encoder.width, "shards": shards}  # fmt: skip
+                           "count": len(store.passages), "width": encoder.width, "shards": list(digests)}  # fmt: skip
 
                 def build() -> None:
                     index = self._complete(unfinished, encoder, made_of, weights)

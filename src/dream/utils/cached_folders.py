@@ -8,7 +8,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def new_directory(path: Path, replace: bool = False, checksums: bool = True) -> 
 
 
 @contextmanager
-def unfinished_directory(path: Path) -> Iterator[Path]:
+def unfinished_directory(path: Path, known: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Like `new_directory`, but if the block fails or is killed, its files are kept for the next time.
+
+    Args:
+        path: the directory.
+        known: SHA-256 of files that need not be hashed again, by name. The block may add to it. None: of no file.
 
     Raises:
         DataError: another process is writing the same directory.
@@ -68,7 +73,7 @@ def unfinished_directory(path: Path) -> Iterator[Path]:
         raise DataError(f"{unfinished}: another process is writing it; wait for it, or give this run another folder")
     try:
         yield unfinished
-        seal(unfinished)
+        seal(unfinished, known)
         _rename(unfinished, path)
     finally:
         unlock(lock)
@@ -93,10 +98,14 @@ def exclusive_workdir(folder: Path) -> Iterator[Path]:
         unlock(lock)
 
 
-def seal(folder: Path) -> None:
-    """Flush all files of the folder to disk, then write their sizes and checksums."""
-    files = _flush(folder)
-    entries = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}
+def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Flush all files to disk, then write their sizes and checksums. `known`: see `unfinished_directory`."""
+    files = {str(file.relative_to(folder)): file for file in _flush(folder)}
+    digests = dict(known or {})
+    unknown = [name for name in files if name not in digests]
+    with ThreadPoolExecutor() as threads:  # hashing a file does not hold Python's lock
+        digests |= zip(unknown, threads.map(checksum, [files[name] for name in unknown]), strict=True)
+    entries = {name: [file.stat().st_size, digests[name]] for name, file in files.items()}
     write_bytes(folder / CHECKSUMS, _listing(entries))
 
 
