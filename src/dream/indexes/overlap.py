@@ -24,12 +24,18 @@ def overlap(old: "IndexSnapshot", new: "IndexSnapshot") -> float:
     the same 16,384 random passages (or the whole corpus if it is smaller), so the cost does not grow with the corpus.
     """
     count = min(old.count, new.count)
-    pool = permute(SEED, np.arange(min(POOL, count)), count)
-    k = min(NEIGHBOURS, len(pool) - 1)
-    if k < 1:
+    if count < 2:
         return 1.0
-    near_old, near_new = (_neighbours(snapshot.rows(pool), k) for snapshot in (old, new))
+    near_old, near_new = _neighbours_in(old, count), _neighbours_in(new, count)
     return float((near_old[:, :, None] == near_new[:, None, :]).any(2).float().mean())
+
+
+def _neighbours_in(snapshot: "IndexSnapshot", count: int) -> Tensor:
+    """rows_PK in the pool. The snapshot keeps them, because it is also compared with the next one."""
+    if count not in snapshot.neighbours:
+        pool = permute(SEED, np.arange(min(POOL, count)), count)
+        snapshot.neighbours[count] = _neighbours(snapshot.rows(pool), min(NEIGHBOURS, len(pool) - 1))
+    return snapshot.neighbours[count]
 
 
 def _neighbours(embedding_ND: np.ndarray, k: int) -> Tensor:

@@ -79,6 +79,7 @@ class IndexSnapshot:
         self.count: int = self.manifest["count"]
         self.width: int = self.manifest["width"]
         self.encoder_fingerprint: str = self.manifest["encoder_fingerprint"]
+        self.neighbours: dict[int, Tensor] = {}  # see overlap.py
 
     def refuse_other(self, store: Store, width: int | None) -> None:
         """Raise DataError if the snapshot was made from another store, or does not have the given width."""
@@ -124,8 +125,7 @@ class IndexHandle:
     def __init__(self, index: Index, folder: Path, rows_per_shard: int | None = None) -> None:
         require(rows_per_shard is None or rows_per_shard >= 1, "rows_per_shard", rows_per_shard, "null, or at least 1")
         self.index = self.unbuilt = index
-        self.folder = Path(folder)
-        self.rows_per_shard = rows_per_shard
+        self.folder, self.rows_per_shard = Path(folder), rows_per_shard
         self.current: IndexSnapshot | None = None
 
     def search(self, query_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
