@@ -7,6 +7,7 @@ V vocabulary, D width of the embeddings.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dream.scorers.int8 import INT8, INT8_WEIGHTS, quantise
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.packing import Packing, can_pack
 from dream.scorers.padding import Padding
+from dream.scorers.pairs import find_or_score
 from dream.scorers.prompt import Prompt, special_ids
 from dream.scorers.weights import checksums, first_device
 from dream.store.store import SCORER, Store
@@ -159,7 +161,9 @@ class CausalScorer:
         """(V, D) float32: a copy of the input embeddings, on the CPU."""
         return self.model.get_input_embeddings().weight.detach().to("cpu", torch.float32, copy=True)
 
-    def loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> Tensor:
+    def loglik(
+        self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor, on_all_ranks: bool = False
+    ) -> Tensor:
         """loglik_BK float32: log p(target | passage, context) in nats, summed over the tokens of the target.
 
         The store says what the target is (`store.TARGETS`); if it is or has the context, nothing else is read first.
@@ -168,18 +172,14 @@ class CausalScorer:
             store: the store of windows and passages.
             window_ids_B: rows of the store's window table.
             candidate_ids_BK: passage ids. With -1, the null passage, the model reads the context without a passage.
+            on_all_ranks: all ranks of the job call it together, with equally many pairs: see `find_or_score`.
         """
-        passages_P = candidate_ids_BK.flatten().cpu().numpy()
-        windows_P = window_ids_B.cpu().numpy().repeat(candidate_ids_BK.shape[1])
-        self.pairs_asked += len(passages_P)
-        if not self.cache_megabytes:
-            loglik_P = self._score(store, windows_P, passages_P[:, None])
-        else:
-            cache = self._open_cache(store)
-            loglik_P = cache.find(windows_P, passages_P)
-            new = np.flatnonzero(np.isnan(loglik_P))
-            loglik_P[new] = self._score(store, windows_P[new], passages_P[new, None])
-            cache.add(windows_P[new], passages_P[new], loglik_P[new])
+        windows_BK = window_ids_B.to(candidate_ids_BK)[:, None].expand_as(candidate_ids_BK)
+        pairs_P2 = torch.stack([windows_BK.flatten(), candidate_ids_BK.flatten()], dim=1)
+        self.pairs_asked += len(pairs_P2)
+        open_cache = partial(self._open_cache, store) if self.cache_megabytes else None
+        score = lambda windows_P, passages_P: self._score(store, windows_P, passages_P[:, None])  # noqa: E731
+        loglik_P = find_or_score(open_cache, score, pairs_P2, on_all_ranks)
         return torch.from_numpy(loglik_P).view(candidate_ids_BK.shape).to(candidate_ids_BK.device)
 
     def token_loglik(self, store: Store, window_ids_B: Tensor, candidate_ids_BK: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,14 +41,14 @@ class CandidateScores:
     def loglik_SK(self) -> Tensor:
         """log p(target | candidate, context) in nats, summed over the tokens of the target."""
         with self.timer("score"):
-            return self.scorer.loglik(self.store, self.window_ids_S, self.candidate_ids_SK)
+            return self.scorer.loglik(self.store, self.window_ids_S, self.candidate_ids_SK, on_all_ranks=True)
 
     @cached_property
     def null_S(self) -> Tensor:
         """log p(target | context) in nats, without a passage."""
         with self.timer("score"):
             nothing_S1 = torch.full_like(self.window_ids_S, -1)[:, None]
-            return self.scorer.loglik(self.store, self.window_ids_S, nothing_S1)[:, 0]
+            return self.scorer.loglik(self.store, self.window_ids_S, nothing_S1, on_all_ranks=True)[:, 0]
 
     @cached_property
     def token_loglik(self) -> tuple[Tensor, Tensor]:
