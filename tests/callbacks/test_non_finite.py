@@ -105,8 +105,8 @@ def test_a_log_likelihood_that_the_loss_forgives(stop):
     def forbid_one_pair(module: Any) -> None:
         loglik = module.scorer.loglik
 
-        def with_one_impossible(*arguments: Any) -> torch.Tensor:
-            loglik_SK = loglik(*arguments)
+        def with_one_impossible(*arguments: Any, **options: Any) -> torch.Tensor:
+            loglik_SK = loglik(*arguments, **options)
             loglik_SK[1, 2] = -math.inf if module.global_step == 2 else loglik_SK[1, 2]
             return loglik_SK
 
