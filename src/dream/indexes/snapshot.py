@@ -79,7 +79,7 @@ class IndexSnapshot:
         self.count: int = self.manifest["count"]
         self.width: int = self.manifest["width"]
         self.encoder_fingerprint: str = self.manifest["encoder_fingerprint"]
-        self.neighbours: dict[int, Tensor] = {}  # see overlap.py
+        self.neighbours: dict[int, Tensor] = {}  # kept by `overlap`, for each number of passages that it compares
 
     def refuse_other(self, store: Store, width: int | None) -> None:
         """Raise DataError if the snapshot was made from another store, or does not have the given width."""
