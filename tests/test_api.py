@@ -49,3 +49,9 @@ def test_the_log_of_a_run_has_levels_and_the_table(run):
 def test_importing_the_package_imports_no_torch():
     code = "import dream, sys; print(dream.__version__); assert not {'torch', 'hydra', 'lightning'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_search_with_a_static_encoder_imports_neither_transformers_nor_lightning(run):
+    code = (f"import dream, sys; print(len(dream.load({str(run)!r}).search('some words', k=4))); "
+            "assert not {'transformers', 'lightning', 'bm25s'} & set(sys.modules)")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "4\n"

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from dream.encoders.base import Encoder
 from dream.encoders.static import StaticEncoder
 from dream.encoders.word_tokenizer import word_tokenizer
 from dream.store.ragged import pad_tokens
@@ -56,6 +57,18 @@ def test_tokens_that_the_corpus_lacks_have_vectors_and_are_saved(store, tokenize
     again = StaticEncoder.open(tmp_path)
     torch.testing.assert_close(again(batch, "query"), embedding_BD)
     assert again.fingerprint() == encoder.fingerprint()
+
+
+def test_an_opened_encoder_reads_texts_as_transformers_does(cased, tmp_path):
+    encoder = StaticEncoder(max_tokens=6, random_width=4, token_embedding_share=0.5, seed=0)
+    encoder.adopt_tokenizer(cased)
+    encoder._set(torch.randn(len(cased), 4, generator=torch.Generator().manual_seed(0)), torch.ones(len(cased)))
+    texts = ["Read the file", "", "read <eos> the file", "a longer text than the six tokens that are read", "é 日本"]
+    expected_BD = Encoder.embed_batch(encoder, texts, "query", torch.device("cpu"))
+    encoder.save(tmp_path)
+    for each in (encoder, StaticEncoder.open(tmp_path)):
+        assert torch.equal(each.embed_texts(texts, "query"), expected_BD)
+        assert each.tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
 
 
 @pytest.fixture(scope="module")

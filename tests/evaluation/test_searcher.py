@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 import dream
 from dream.commands import search as command
 from dream.evaluation.searcher import MODES, Hit, Searcher
+from dream.indexes.faiss import FaissIndex
 from dream.utils.errors import ConfigError, DataError
 from dream.utils.runtime import CONFIG_DIR
 
@@ -54,6 +56,20 @@ def test_a_dense_score_is_the_inner_product_with_the_best_passage(searcher, quer
     assert len(hits) == 80
     for hit in hits:
         assert hit.score == pytest.approx(expected[hit.id], abs=2e-3)
+
+
+def test_one_query_finds_the_passages_of_flat(searcher, queries):
+    """A run that was trained with `Flat` is searched with an index of half the size."""
+    handle = searcher.run.index
+    assert (searcher.run.cfg.index.factory, handle.index.factory) == ("Flat", "SQfp16")
+    flat = FaissIndex("Flat")
+    flat.build(handle.current.embeddings, handle.current.count, handle.current.width)
+    query_QD = searcher.encoder.embed_queries(list(queries.values()))
+    sim_QK, ids_QK = flat.search(query_QD, k=20)
+    for row, query_D in enumerate(query_QD):
+        sim_1K, ids_1K = handle.search(query_D[None], k=20)
+        torch.testing.assert_close(sim_1K[0], sim_QK[row])
+        assert torch.equal(ids_1K[0], ids_QK[row])
 
 
 @pytest.mark.parametrize("mode", MODES)

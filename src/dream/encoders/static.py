@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
 from dream.encoders.word_tokenizer import word_tokenizer
+from dream.store.ragged import pad_tokens
+from dream.store.tokens import plain_tokenizer
 from dream.utils.atomic_io import write_json
 from dream.utils.errors import require
 
@@ -40,6 +43,7 @@ class StaticEncoder(Encoder):
         weight_V: a weight for each token, also for those that the corpus lacks.
         other_VD: the vectors of the other tokens, not trained.
         row_V: int64, the row of each token in `table_VD` followed by `other_VD`.
+        folder: of an opened encoder, where its tokenizer is.
 
     Args:
         max_tokens: longer texts are cut, in tokens.
@@ -58,6 +62,7 @@ class StaticEncoder(Encoder):
 
     other_VD: Tensor
     row_V: Tensor
+    folder: Path
 
     def __init__(self, max_tokens: int, random_width: int, token_embedding_share: float, seed: int) -> None:
         super().__init__()
@@ -87,6 +92,20 @@ class StaticEncoder(Encoder):
     def width(self) -> int:  # type: ignore[override]
         return self.table_VD.shape[1]
 
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":  # type: ignore[override]
+        """Of an opened encoder, read on first use: importing transformers would take a third of a search's time."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(self.folder)
+
+    @cached_property
+    def reader(self) -> Tokenizer:
+        """The same tokenizer for raw texts, without transformers."""
+        if "tokenizer" in self.__dict__:
+            return plain_tokenizer(self.tokenizer.backend_tokenizer.to_str())
+        return plain_tokenizer((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
+
     def adopt_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Use a copy of this tokenizer that ignores case and blanks: see `word_tokenizer`."""
         super().adopt_tokenizer(word_tokenizer(tokenizer))
@@ -111,6 +130,10 @@ class StaticEncoder(Encoder):
         weight_V = torch.log((len(store.passages) + 1) / (frequency_V + 1))
         self._set(table_VD, weight_V, used_V=frequency_V > 0)
 
+    def embed_batch(self, texts: list[str], side: Side, device: torch.device) -> Tensor:
+        rows: Any = [encoding.ids for encoding in self.reader.encode_batch_fast(texts, add_special_tokens=False)]
+        return self(pad_tokens([row[: self.max_tokens] for row in rows], 0).to(device), side)
+
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
         row_BT, weight_BT = self.row_V[ids_BT], self.weight_V[ids_BT] * batch.mask_BT
@@ -134,7 +157,7 @@ class StaticEncoder(Encoder):
         """The encoder that `save` wrote."""
         encoder = cls.__new__(cls)
         nn.Module.__init__(encoder)
-        encoder.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # faster to import than AutoTokenizer
+        encoder.folder = folder
         encoder.max_tokens = json.loads((folder / "encoder.json").read_text())["max_tokens"]
         weights = load_file(folder / "model.safetensors")
         encoder._set(weights["table"], weights["weight"])

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from dream.store.words import WORD_OR_SIGN
 
@@ -21,6 +20,8 @@ def word_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizer
     are used, because a language model has seen these most often. A tokenizer that lower-cases texts is returned as it
     is. If it is not byte-level, its copy only lower-cases.
     """
+    from transformers import PreTrainedTokenizerFast  # here, because a search does not need it
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or _lower_cases(backend):
         return tokenizer

@@ -60,11 +60,17 @@ def open_run(
     folder = Path(folder).expanduser()
     cfg, encoder = open_encoder(folder, device, trust=trust, data=data)
     snapshot, store = open_store(folder, cfg, data)
-    index = IndexHandle(instantiate(cfg.index), folder / INDEX)
+    index = IndexHandle(instantiate(_for_single_queries(cfg.index)), folder / INDEX)
     with _add_remedy():
         # `open_encoder` has verified the folder, so its record is right about the weights; hashing them takes a while.
         index.open(snapshot, store, encoder.width, _belongs_to(folder)["encoder_fingerprint"])
     return FinishedRun(cfg, encoder, store, index, hybrid_weight(folder))
+
+
+def _for_single_queries(index: DictConfig) -> DictConfig:
+    """FAISS's `Flat` becomes `SQfp16`, with the same results: snapshots are in float16 anyway. It needs half of the
+    memory, and finds the neighbours of one query several times faster; those of many queries more slowly."""
+    return DictConfig({**index, "factory": "SQfp16"}) if index.get("factory") == "Flat" else index
 
 
 def open_encoder(

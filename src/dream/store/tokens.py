@@ -48,7 +48,7 @@ class BatchTokenizer:
         self.pad_id = tokenizer.pad_token_id or 0
         self.vocabulary = 1 + max(tokenizer.get_vocab().values())
         self.dtype = np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
-        self.rust = _bare(tokenizer.backend_tokenizer.to_str())
+        self.rust = plain_tokenizer(tokenizer.backend_tokenizer.to_str())
         self.bytes_V = _bytes_of_tokens(self.rust, self.vocabulary)
         self.words = self._words()
 
@@ -56,7 +56,7 @@ class BatchTokenizer:
         return self.__dict__ | {"rust": self.rust.to_str(), "words": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, rust=_bare(state["rust"]))
+        self.__dict__.update(state, rust=plain_tokenizer(state["rust"]))
         self.words = self._words()
 
     def _words(self) -> WordTokens | None:
@@ -118,7 +118,7 @@ class BatchTokenizer:
         return ids, np.concatenate(starts)
 
 
-def _bare(settings: str) -> Tokenizer:
+def plain_tokenizer(settings: str) -> Tokenizer:
     """The tokenizer with these settings, without truncation and padding. It reads special tokens as text."""
     tokenizer = Tokenizer.from_str(settings)
     tokenizer.no_truncation()
