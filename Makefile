@@ -83,7 +83,13 @@ bench: $(READY)
 	@[ -e $(BENCH_LOGS)/static/summary.json ] || $(BIN)/dream-train experiment=quickstart paths.run=$(BENCH_LOGS)/static
 	@$(BIN)/python benchmarks/embedding.py --model $(MINILM)
 	@$(BIN)/python benchmarks/retrieval.py --run $(BENCH_LOGS)/static
-	@$(BIN)/python benchmarks/steps.py --model $(MINILM) --run $(BENCH_LOGS)/static
+	@[ -e $(BENCH_LOGS)/questions/summary.json ] || $(BIN)/dream-train experiment=questions corpus=pydocs data.questions=640 \
+		trainer.max_steps=10 evaluation.report_split=test paths.run=$(BENCH_LOGS)/questions
+	@[ -e $(BENCH_LOGS)/transformer/summary.json ] || $(BIN)/dream-train experiment=adapt corpus=pydocs encoder.name=$(MINILM) \
+		objective=kl_posterior candidates=bm25 candidates.k=4 candidates.scored_windows=0 trainer.max_steps=10 \
+		evaluation.report_split=none callbacks.index_refresh=null paths.run=$(BENCH_LOGS)/transformer
+	@$(BIN)/python benchmarks/steps.py --model $(MINILM) --run $(BENCH_LOGS)/static $(BENCH_LOGS)/questions $(BENCH_LOGS)/transformer
+	@$(BIN)/python benchmarks/start.py --run $(BENCH_LOGS)/static
 	@$(BIN)/python benchmarks/pretraining.py
 	@$(BIN)/python benchmarks/threads.py
 	@$(BIN)/python benchmarks/report.py

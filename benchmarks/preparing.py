@@ -26,6 +26,7 @@ from pathlib import Path
 import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.utils.logging import get_logger
 from repeated_text import write_jsonl
+from side_by_side import Row, record
 
 log = get_logger(__name__)
 
@@ -91,12 +92,18 @@ def main() -> None:
             found[part].append(in_a_process(part, allowed, options, file))
             log.info(f"round {number + 1}, {part}: {found[part][-1]}")
     seconds = {part: statistics.median(row["seconds"] for row in rows) for part, rows in found.items()}
-    for part, value in seconds.items():
+    for part in parts:
         peak = max(row["mb"] for row in found[part])
-        log.info(f"{part:11} {value:7.1f} s {options.megabytes / value:6.1f} MB/s, at most {peak:,.0f} MB, "
-                 f"and {max(row['mb_of_a_child'] for row in found[part]):,.0f} MB in a child")  # fmt: skip
-    log.info(f"store / tokenizers: {seconds['store'] / seconds['tokenizers']:.2f} on {len(cores)} cores")
-    log.info(f"one core / {len(cores)} cores: {seconds['one_core'] / seconds['store']:.2f}")
+        log.info(f"{part:11} at most {peak:,.0f} MB, and {max(row['mb_of_a_child'] for row in found[part]):,.0f} MB in "
+                 "a child")  # fmt: skip
+    store, tokenizers, one_core = (seconds[part] for part in ("store", "tokenizers", "one_core"))
+    size = f"{options.megabytes:g} MB"
+    record("preparing", [
+        Row(f"preparing a store of {size}, {len(cores)} cores", f"{store:.1f} s",
+            f"the two tokenizers alone: {tokenizers:.1f} s", store / tokenizers, 1.4, at_most=True),
+        Row(f"preparing a store of {size}, {len(cores)} cores", f"{store:.1f} s", f"one core: {one_core:.1f} s",
+            one_core / store, 1.7 if len(cores) == 2 else None),
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
     opened = open_run(options.run)
+    current = opened.index.current
+    assert current is not None
+    opened.index = IndexHandle(instantiate(opened.cfg.index), current.path.parent)  # for many queries at once
+    opened.index.open(current.path, opened.store)
     rows = [candidates(opened), evaluation(opened, options.split)]
     with tempfile.TemporaryDirectory() as temporary:
         rows.append(refresh(opened, Path(temporary)))

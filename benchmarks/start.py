@@ -11,7 +11,6 @@ Each figure is the median of the rounds. Run it on an idle machine; the files sh
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -19,10 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
-from dream.utils.logging import get_logger
-
-log = get_logger(__name__)
+from side_by_side import Row, record
 
 QUERY = "read a file line by line"
 
@@ -42,8 +38,8 @@ def seconds_of(command: list[str], until: str | None = None) -> float:
     return ended if found is None else found
 
 
-def warm(run: Path, data: str | None) -> float:
-    """Median seconds of a query, after some that are not counted."""
+def warm(run: Path, data: str | None) -> tuple[int, float]:
+    """(passages; median seconds of a query, after some that are not counted)"""
     import dream
 
     retriever = dream.load(run, data=data)
@@ -52,8 +48,7 @@ def warm(run: Path, data: str | None) -> float:
         start = time.perf_counter()
         retriever.search(f"{QUERY} {number}", k=5)
         seconds.append(time.perf_counter() - start)
-    log.info(f"{len(retriever.store.passages):,} passages")
-    return statistics.median(seconds[20:])
+    return len(retriever.store.passages), statistics.median(seconds[20:])
 
 
 def main() -> None:
@@ -74,10 +69,14 @@ def main() -> None:
             found.setdefault("torch, transformers", []).append(seconds_of([python, "-c", "import torch, transformers"]))
             found.setdefault("search, cold", []).append(seconds_of(search, until=" 1. "))
             found.setdefault("smoke", []).append(seconds_of(smoke))
-    found["search, warm"] = [warm(run, options.data)]
-    for name, seconds in found.items():
-        log.info(f"{name:20} {statistics.median(seconds):8.3f} s   all: {', '.join(f'{s:.3f}' for s in seconds)}")
-    log.info(f"load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    seconds = {name: statistics.median(each) for name, each in found.items()}
+    passages, seconds["search, warm"] = warm(run, options.data)
+    imports = f"importing torch: {seconds['torch']:.2f} s; with transformers: {seconds['torch, transformers']:.2f} s"
+    rows = [Row(name if floor else f"{name}, {passages:,} passages", f"{1000 * seconds[name]:,.0f} ms",
+                f"wanted: {1000 * most:,.0f} ms", seconds[name] / most, 1.0, at_most=True, floor=floor)
+            for name, most, floor in (("search, cold", 2.5, imports), ("search, warm", 0.005, ""),
+                                      ("smoke", 8.0, imports))]  # fmt: skip
+    record("start", rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@
 2. With --old: the static encoder of the quickstart, without scored windows, against a checkout of an older commit with
    the same Python: `git worktree add FOLDER 54449b6`. Each run has 40 steps; the median of the logged speeds counts.
 3. With --run: folders of finished runs, for the share of a step that is neither encoder, scorer, loss nor optimizer.
+
+Each of the three has a table of its own in README.md.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from dream.build import build_module, build_text
 from dream.store.store import ENCODER
@@ -145,15 +148,22 @@ def static(old: Path, overrides: list[str], rounds: int) -> Row:
 
 
 def overhead(folder: Path) -> Row:
-    """The share of propose, data, logging and other callbacks in the time of the steps."""
+    """The share of propose, data, logging and other callbacks in the time of the steps.
+
+    The bar is for steps with a language model or a transformer: a static encoder alone has next to no step.
+    """
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    cfg = OmegaConf.load(folder / "config.yaml")
     shares = {name[14:]: value for name, value in summary.items() if name.startswith("perf/fraction_")}
     outside = shares["propose"] + shares["data"] + shares["other"]
     inside = sum(shares[part] for part in ("encode", "score", "backward", "optimizer"))
     share = outside / (outside + inside)
     seconds = summary["wall_seconds"] * outside / summary["steps"]
-    return Row(f"outside of encoder, scorer and optimizer, run {folder.parent.name}", f"{1000 * seconds:.0f} ms a step",
-               "of a step's time", share, 0.1, at_most=True)  # fmt: skip
+    parts = ["static encoder" if "static" in cfg.encoder._target_ else "transformer"]
+    parts += ["language model"] if shares["score"] > 0.01 else []
+    return Row(f"outside of encoder, scorer and optimizer: {cfg.name}, {summary['steps']} steps, {' and '.join(parts)}",
+               f"{1000 * seconds:.0f} ms a step", "of a step's time", share,
+               None if parts == ["static encoder"] else 0.1, at_most=True)  # fmt: skip
 
 
 def main() -> None:
@@ -163,12 +173,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, nargs="*", default=[], help="folders of finished runs")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options, overrides = parser.parse_known_args()
-    rows = [overhead(folder) for folder in options.run]
+    if options.run:
+        record("steps_overhead", [overhead(folder) for folder in options.run])
     if options.model:
-        rows.append(transformer(options.model, overrides, options.rounds))
+        record("steps", [transformer(options.model, overrides, options.rounds)])
     if options.old:
-        rows.append(static(options.old, overrides, options.rounds))
-    record("steps", rows)
+        record("steps_static", [static(options.old, overrides, options.rounds)])
 
 
 if __name__ == "__main__":
