@@ -30,23 +30,26 @@ def best_rows(
         scores_N: float32 zeros; they are zeros again afterwards.
         best_scores_K, best_rows_K: where the result is written. If fewer rows have a score, the last places are kept.
     """
+    # Slices and unsigned places: otherwise numba checks each place for being below 0, and the loops are not vectorised.
     for term in range(len(starts)):
+        rows_P, scores_P = rows[starts[term] : ends[term]], scores[starts[term] : ends[term]]
         count = np.float32(counts[term])
-        for place in range(starts[term], ends[term]):
-            scores_N[rows[place]] += scores[place] * count
+        for place in range(len(rows_P)):
+            scores_N[np.uint32(rows_P[place])] += scores_P[place] * count
     # The bits of positive floats, read as integers, have the same order, and their maximum is computed faster.
     bits_N = scores_N.view(np.int32)
     k, least = len(best_rows_K), np.int32(0)
     best = [(np.float32(0), np.int64(0)) for _ in range(0)]  # numba takes the type of the heap's items from this
     for start in range(0, len(bits_N), BLOCK):
+        block = bits_N[start : start + BLOCK]
         highest = np.int32(0)
-        for row in range(start, min(start + BLOCK, len(bits_N))):
-            highest = max(highest, bits_N[row])
+        for place in range(len(block)):
+            highest = max(highest, block[place])
         if highest <= least:
             continue
-        for row in range(start, min(start + BLOCK, len(bits_N))):
-            if bits_N[row] > least:
-                item = (scores_N[row], np.int64(-row))
+        for place in range(len(block)):
+            if block[place] > least:
+                item = (scores_N[start + place], np.int64(-(start + place)))
                 if len(best) < k:
                     heapq.heappush(best, item)
                 else:
