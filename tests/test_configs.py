@@ -215,10 +215,11 @@ def test_divided_weights_are_refused(strategy):
 
 
 def test_every_default_callback_has_a_file_and_a_class():
-    """One file a callback, under its own name; the default takes all of them."""
+    """One file a callback, under its own name. Only experiment=adapt averages the weights; the others are default."""
+    adapt = ["experiment=adapt", "encoder.name=x", "corpus.path=x"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        callbacks = compose("train", ["paths.run=/tmp/run"]).callbacks
-    assert sorted(callbacks) == CALLBACKS
+        default, callbacks = (compose("train", ["paths.run=/tmp/run", *more]).callbacks for more in ([], adapt))
+    assert sorted(callbacks) == sorted([*default, "weight_average"]) == CALLBACKS
     assert all("_target_" in each for each in callbacks.values())
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.callbacks.evaluation import RetrievalEvaluation
 from dream.callbacks.hyperparameters import HyperParameters
+from dream.callbacks.weight_average import WeightAverage
 from dream.corpora.base import Corpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.encoders.base import Encoder
@@ -179,6 +180,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
         log.info(f"Corpus {corpus.name} has no labelled split {split!r}: training without evaluation")
         callbacks = {name: callback for name, callback in callbacks.items() if name not in NEED_LABELS}
     built = [instantiate(callback) for callback in callbacks.values()]
+    built.sort(key=lambda callback: not isinstance(callback, WeightAverage))  # first: the others use the weights
     for callback in built:
         if isinstance(callback, RetrievalEvaluation):
             callback.check_interval(built)

@@ -17,6 +17,7 @@ from dream.utils import ranks
 from dream.utils.errors import ConfigError
 from dream.utils.runtime import CONFIG_DIR
 
+AVERAGE = "+callbacks.weight_average={_target_: dream.callbacks.weight_average.WeightAverage, untrained: 0.5}"
 FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
 
 
@@ -56,7 +57,7 @@ def test_a_run_has_the_scores_of_ddp_and_resumes_bitwise(tmp_path, adapter):
     if adapter:
         pytest.importorskip("peft")
     own = ("encoder=hf", f"encoder.name={bert(tmp_path / 'bert', 0.1)}", "encoder.max_tokens=24",
-           "~encoder.random_width", *adapter)  # fmt: skip
+           "~encoder.random_width", AVERAGE, *adapter)  # fmt: skip
     plain = RankWorld(tmp_path / "ddp", ("trainer=ddp", *FSDP[1:], "candidates.scored_windows=4", *own))
     worlds = [RankWorld(tmp_path / name, (*FSDP, *plain.overrides[4:])) for name in ("whole", "stopped")]
     for world in (plain, worlds[0]):

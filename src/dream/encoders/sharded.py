@@ -86,3 +86,12 @@ def assembled(tensor: Tensor) -> Tensor:
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's part of a divided tensor; any other tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def divided_like(whole: Tensor, weight: Any) -> Tensor:
+    """A whole tensor, divided over the ranks as this weight is. All ranks call it together."""
+    if not hasattr(weight, "device_mesh"):
+        return whole.to(weight)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements)

@@ -1,0 +1,53 @@
+"""Average of the weights before and after training. Run: pytest tests/callbacks/test_weight_average.py"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dream.callbacks.index_refresh import IndexRefresh
+from dream.callbacks.weight_average import WeightAverage
+from dream.utils.errors import ConfigError
+
+CALLBACK = "+callbacks.weight_average={_target_: dream.callbacks.weight_average.WeightAverage, untrained: 0.5}"
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in module.encoder.named_parameters()}
+
+
+def test_the_last_weights_are_the_average(train, tmp_path) -> None:
+    plain, _ = train(tmp_path / "plain", [IndexRefresh(0, 50)], 3)
+    untrained, _ = train(tmp_path / "untrained", [WeightAverage(1.0), IndexRefresh(0, 50)], 3)
+    averaged, _ = train(tmp_path / "averaged", [WeightAverage(0.25), IndexRefresh(0, 50)], 3)
+    before, after, found = map(weights, (untrained, plain, averaged))
+    assert not torch.equal(before["table_VD"], after["table_VD"])
+    for name in found:
+        torch.testing.assert_close(found[name], 0.25 * before[name] + 0.75 * after[name])
+
+
+@pytest.mark.parametrize("every", [5, 6])
+def test_a_resumed_run_ends_with_the_same_average(train_retriever, tmp_path, every) -> None:
+    """The last checkpoint is of step 10, with the trained weights, or of step 12, with the average."""
+    options = [CALLBACK, f"callbacks.last_checkpoint.every_n_train_steps={every}"]
+    expected, _ = train_retriever("run", *options)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * every
+    again, _ = train_retriever("run", *options, ckpt=last)
+    for name, weight in weights(again).items():
+        assert torch.equal(weight, weights(expected)[name])
+
+
+def test_the_index_has_the_average(train_retriever) -> None:
+    """Also if a refresh falls on the last step."""
+    module, _ = train_retriever("run", CALLBACK, "callbacks.index_refresh.every_n_steps=6")
+    assert module.index.current.step == 12
+    assert module.index.current.encoder_fingerprint == module.encoder.fingerprint()
+
+
+def test_what_cannot_be_averaged_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\.weight_average\.untrained=1\.5: from 0 .* to 1"):
+        WeightAverage(1.5)
+    endless = SimpleNamespace(max_steps=-1)
+    with pytest.raises(ConfigError, match=r"untrained=0\.5: needs a last step: set trainer\.max_steps"):
+        WeightAverage(0.5).setup(endless, None, "fit")
