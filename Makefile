@@ -86,8 +86,9 @@ bench: $(READY)
 	@[ -e $(BENCH_LOGS)/questions/summary.json ] || $(BIN)/dream-train experiment=questions corpus=pydocs data.questions=640 \
 		trainer.max_steps=10 evaluation.report_split=test paths.run=$(BENCH_LOGS)/questions
 	@[ -e $(BENCH_LOGS)/transformer/summary.json ] || $(BIN)/dream-train experiment=adapt corpus=pydocs encoder.name=$(MINILM) \
-		objective=kl_posterior candidates=bm25 candidates.k=4 candidates.scored_windows=0 trainer.max_steps=10 \
-		evaluation.report_split=none callbacks.index_refresh=null paths.run=$(BENCH_LOGS)/transformer
+		objective=kl_posterior scorer=smollm2 candidates=bm25 candidates.k=4 candidates.scored_windows=0 \
+		trainer.max_steps=10 evaluation.report_split=none callbacks.index_refresh=null callbacks.evaluation=null \
+		callbacks.best_checkpoint=null paths.run=$(BENCH_LOGS)/transformer
 	@$(BIN)/python benchmarks/steps.py --model $(MINILM) --run $(BENCH_LOGS)/static $(BENCH_LOGS)/questions $(BENCH_LOGS)/transformer
 	@$(BIN)/python benchmarks/start.py --run $(BENCH_LOGS)/static
 	@$(BIN)/python benchmarks/pretraining.py
