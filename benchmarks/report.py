@@ -13,7 +13,7 @@ of as many as the command names. Seconds depend on the machine, ratios less. `ma
 this page.
 
 Ratios are the peer's time / our time: above 1, DREAM is faster. Ratios with ≤ are our time / the least that the same
-work needs.
+work needs, or / the time that is wanted.
 """
 
 

@@ -45,6 +45,14 @@ def test_the_index_has_the_average(train_retriever) -> None:
     assert module.index.current.encoder_fingerprint == module.encoder.fingerprint()
 
 
+def test_a_run_that_ends_earlier_says_so(train, tmp_path, caplog) -> None:
+    plain, _ = train(tmp_path / "plain", [IndexRefresh(0, 50)], 100, max_epochs=1)
+    assert "not averaged" not in caplog.text
+    earlier, _ = train(tmp_path / "earlier", [WeightAverage(0.5), IndexRefresh(0, 50)], 100, max_epochs=1)
+    assert "the run ended before step trainer.max_steps=100, so its weights are not averaged" in caplog.text
+    assert all(torch.equal(weight, weights(plain)[name]) for name, weight in weights(earlier).items())
+
+
 def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"callbacks\.weight_average\.untrained=1\.5: from 0 .* to 1"):
         WeightAverage(1.5)

@@ -36,13 +36,6 @@ class WeightAverage(L.Callback):
         require(0 <= untrained <= 1, KEY, untrained, "from 0 (only trained weights) to 1 (weights before training)")
         self.untrained = untrained
         self.before: dict[str, Tensor] = {}
-        self._averaged = 0  # step after which the weights were averaged; 0: none
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"averaged": self._averaged}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._averaged = state_dict["averaged"]
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Keep a copy of the weights. Lightning restores a checkpoint after this hook."""
@@ -51,13 +44,16 @@ class WeightAverage(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step != trainer.max_steps or step == self._averaged:
+        if trainer.global_step != trainer.max_steps:
             return
         for name, weight in _trained(pl_module.encoder):
             own_part(weight).lerp_(own_part(divided_like(self.before[name], weight)), self.untrained)
-        self._averaged = step
         log.info(f"The encoder's weights are now {1 - self.untrained:.2f} · trained + {self.untrained:.2f} · untrained")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step < trainer.max_steps:
+            log.warning(f"{KEY}={self.untrained}: the run ended before step trainer.max_steps={trainer.max_steps:,}, "
+                        "so its weights are not averaged")  # fmt: skip
 
 
 def _trained(encoder: torch.nn.Module) -> list[tuple[str, Tensor]]:
