@@ -166,6 +166,8 @@ class RetrieverModule(L.LightningModule):
         metrics = {"train/retriever_entropy": torch.special.entr(retriever_SK).sum(1).mean()}
         ids_SK = candidates.scores.candidate_ids_SK
         outputs = {"candidate_ids_SK": ids_SK, "sim_SK": sim_SK, "retriever_SK": retriever_SK}
+        if isinstance(output.weights, Tensor):
+            metrics["train/window_weight"] = output.weights.mean()
         if loglik_SK is None:
             return outputs, metrics
         posterior_SK = torch.softmax(loglik_SK / self.objective.lm_temperature, dim=1)

@@ -156,7 +156,7 @@ def test_joint_posterior_of_two_windows_with_three_candidates_by_hand():
     2/3 ln(4/3) + 1/3 ln(2/3) = 0.056633, mean 0.028317. Gradient (p - posterior) / 2: (-1/24, -1/24, 1/12) and 0.
     """
     sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
-    objective = JointPosterior(0.5, temperature=1.0, lm_temperature=1.0, **KL)
+    objective = JointPosterior(0.5, "posterior", temperature=1.0, lm_temperature=1.0, **KL)
     inputs = inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK))
     inputs.candidates.untrained_sim_SK = torch.tensor([[0.0, 0.0, math.log(2) / 2], [0.0, 0.0, 0.0]])
     loss = objective(inputs).loss
@@ -168,7 +168,7 @@ def test_joint_posterior_of_two_windows_with_three_candidates_by_hand():
 def test_cosines_before_training_weigh_the_same_at_every_lm_temperature():
     """Equal log-likelihoods: the posterior is softmax(cosine / untrained_temperature), whatever lm_temperature is."""
     for lm_temperature in (0.5, 4.0):
-        objective = JointPosterior(0.5, temperature=1.0, lm_temperature=lm_temperature, **KL)
+        objective = JointPosterior(0.5, "posterior", temperature=1.0, lm_temperature=lm_temperature, **KL)
         given = candidates(torch.zeros(1, 2), torch.tensor([[0, 1]]), loglik_SK=torch.full((1, 2), -3.0))
         given.untrained_sim_SK = torch.tensor([[math.log(3) / 2, 0.0]])
         posterior_SK, _ = objective._posterior(given, given.scores.loglik_SK)
@@ -177,9 +177,37 @@ def test_cosines_before_training_weigh_the_same_at_every_lm_temperature():
 
 def test_joint_posterior_needs_cosines_of_every_candidate():
     with pytest.raises(ConfigError, match=r"^objective\.null_similarity=0\.1: joint_posterior has no cosine"):
-        JointPosterior(0.5, temperature=1.0, lm_temperature=1.0, **(KL | {"null_similarity": 0.1}))
+        JointPosterior(0.5, "posterior", temperature=1.0, lm_temperature=1.0, **(KL | {"null_similarity": 0.1}))
     with pytest.raises(ConfigError, match=r"^objective\.untrained_temperature=0: must be above 0"):
-        JointPosterior(0, temperature=1.0, lm_temperature=1.0, **KL)
+        JointPosterior(0, "posterior", temperature=1.0, lm_temperature=1.0, **KL)
+
+
+def test_own_passages_are_the_target_of_the_questions_for_which_the_posterior_prefers_them():
+    """Log-likelihoods as above; cosines before training / `untrained_temperature`: (ln 4, 0, 0) and (0, ln 2, 0).
+
+    Joint posteriors: (2, 2, 1) times (4, 1, 1) prefers candidate 1, and (1, 1, 1) times (1, 2, 1) candidate 2. So only
+    window 1 counts: -ln p = ln 4, with p = (1/4, 1/4, 1/2). Mean ln(4) / 2; gradient (p - (1, 0, 0)) / 2, and 0.
+    """
+    sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
+    objective = JointPosterior(0.5, "own_passage", temperature=1.0, lm_temperature=1.0, **KL)
+    inputs = inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK))
+    inputs.candidates.untrained_sim_SK = torch.tensor([[math.log(4) / 2, 0.0, 0.0], [0.0, math.log(2) / 2, 0.0]])
+    output = objective(inputs)
+    output.loss.backward()
+    assert output.weights.tolist() == [1, 0]
+    assert output.loss.item() == pytest.approx(math.log(4) / 2, abs=1e-6)
+    torch.testing.assert_close(sim.grad, torch.tensor([[-3 / 8, 1 / 8, 1 / 4], [0.0, 0.0, 0.0]]))
+
+
+def test_own_passages_need_questions_alone(store):
+    for key, value in {"continuation": 0.3, "direction": "reverse"}.items():
+        with pytest.raises(ConfigError, match=rf"^objective\.{key}={value}: with objective\.target=own_passage choose"):
+            JointPosterior(0.5, "own_passage", temperature=1.0, lm_temperature=1.0, **(KL | {key: value}))
+    with pytest.raises(ConfigError, match=r"^objective\.target=own: choose posterior or own_passage"):
+        JointPosterior(0.5, "own", temperature=1.0, lm_temperature=1.0, **KL)
+    objective = JointPosterior(0.5, "own_passage", temperature=1.0, lm_temperature=1.0, **KL)
+    with pytest.raises(ConfigError, match=r"^objective\.target=own_passage: needs questions: set data\.questions"):
+        objective.prepare(None, store, 3)
 
 
 def test_leave_one_out_of_two_windows_with_three_candidates_by_hand():

@@ -1,5 +1,6 @@
 """Questions that the language model writes. Run: pytest tests/scorers/test_questions.py"""
 
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -160,6 +161,24 @@ def test_without_continuations_the_passage_of_a_question_is_its_first_candidate(
         first[share] = {ids[0] for _, candidates in recorded.steps.values() for ids in candidates}
     assert first[0] <= asked
     assert not first[0.5] <= asked
+
+
+def test_own_passages_as_targets_learn_and_resume_exactly(config, folder):
+    overrides = ["data.questions=12", "data.target=context", f"scorer.name={folder}", "candidates.scored_windows=2",
+                 "objective=joint_posterior", "objective.target=own_passage", "objective.continuation=0", "logger=csv",
+                 "trainer.max_steps=4", "trainer.log_every_n_steps=1"]  # fmt: skip
+    whole, weights = fit(config("whole", *overrides))
+    with (Path(config("whole", *overrides).paths.run) / "csv/metrics.csv").open() as file:
+        shares = [float(row["train/window_weight"]) for row in csv.DictReader(file) if row["train/window_weight"]]
+    assert set(shares) <= {0, 0.5, 1}  # of two questions of a step
+    assert [loss > 0 for _, (loss, _) in sorted(whole.steps.items())] == [share > 0 for share in shares]
+    assert any(shares)
+    (checkpoint,) = Path(config("whole", *overrides).paths.run).glob("every/*step=2*")
+    rest, resumed = fit(config("rest", *overrides), str(checkpoint))
+    assert rest.steps == {step: whole.steps[step] for step in (3, 4)}
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+    with pytest.raises(ConfigError, match=r"^objective\.target=own_passage: needs questions"):
+        fit(config("refused", *(each for each in overrides if "questions" not in each)))
 
 
 def test_impossible_settings_are_refused(written, scorer, config):

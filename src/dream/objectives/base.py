@@ -80,10 +80,12 @@ class LossOutput:
         candidate_loglik_SK: log-likelihood of the target for each candidate, in nats, summed over the target's tokens,
             without gradient. A constant may be added to each row. None if the loss does not use log-likelihoods of
             single candidates, as in `attention`, `in_batch_attention` and `info_nce`.
+        weights: weight_S of the scored windows' losses, 0 to 1; a number if all have the same.
     """
 
     loss: Tensor
     candidate_loglik_SK: Tensor | None = None
+    weights: Tensor | float = 1.0
 
 
 class Objective:

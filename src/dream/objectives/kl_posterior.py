@@ -100,10 +100,10 @@ class KLPosterior(Objective):
         candidates = inputs.candidates
         assert candidates is not None
         loglik_SK = self.candidate_loglik(candidates)
-        posterior_SK, null_S1 = self._posterior(candidates, loglik_SK)
+        target_SK, null_S1, weights = self._target(candidates, loglik_SK)
         (scored, _), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
-        target_SU = torch.cat([spread(posterior_SK, candidates.columns_SK, width), null_S1], dim=1)
-        own_SU = spread(torch.ones_like(posterior_SK), candidates.columns_SK, width) > 0
+        target_SU = torch.cat([spread(target_SK, candidates.columns_SK, width), null_S1], dim=1)
+        own_SU = spread(torch.ones_like(target_SK), candidates.columns_SK, width) > 0
         unscored = (0, 0, 0, windows - scored)  # padding: rows to append
         has_null_B1 = F.pad(torch.ones_like(null_S1, dtype=torch.bool), unscored)
         sim_B1 = torch.full_like(has_null_B1, self.null_similarity or 0.0, dtype=candidates.sim_BU.dtype)
@@ -120,8 +120,11 @@ class KLPosterior(Objective):
         used = windows if self.needs_continuation else scored
         target, sim, is_allowed = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
         loss_B = kl_posterior(target, sim, is_allowed, self.temperature, self.direction)
-        weights = window_weights(candidates.scores, self.unhelped_weight)
-        return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK)
+        return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK, weights)
+
+    def _target(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """(target_SK of the candidates, target of "no passage", weights of the windows)"""
+        return *self._posterior(candidates, loglik_SK), window_weights(candidates.scores, self.unhelped_weight)
 
     def _posterior(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor]:
         """(posterior_SK of the candidates, posterior of "no passage"). The second is (S, 0) if it is no candidate."""

@@ -57,10 +57,11 @@ class MixedObjective(Objective):
         candidates = inputs.candidates
         assert candidates is not None
         loss_S, loglik_SK = self.window_losses(candidates)
-        loss_S = loss_S * window_weights(candidates.scores, self.unhelped_weight)
+        weights = window_weights(candidates.scores, self.unhelped_weight)
+        loss_S = loss_S * weights
         if not self.needs_continuation:
-            return LossOutput(loss_S.mean(), loglik_SK)
+            return LossOutput(loss_S.mean(), loglik_SK, weights)
         assert inputs.continuation_sim_BA is not None
         contrast_B = contrast(candidates.sim_BU, candidates.negative_BU, inputs.continuation_sim_BA,
                               inputs.same_document_BA, self.temperature)  # fmt: skip
-        return LossOutput(mix(loss_S, contrast_B, self.continuation), loglik_SK)
+        return LossOutput(mix(loss_S, contrast_B, self.continuation), loglik_SK, weights)
