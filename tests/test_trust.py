@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 SCORING = {"template": ["{passage}", "{context}"], "max_passage_tokens": 24, "tokens_per_forward": 256,
            "dtype": "float32", "compile": False}  # fmt: skip
 ENCODER = {"pooling": "mean", "query_prefix": "", "passage_prefix": "", "max_tokens": 16, "dtype": "float32",
-            "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False, "attention": "auto",
-            "bidirectional": None, "compile": False,
+            "dropout": None, "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False,
+            "attention": "auto", "bidirectional": None, "compile": False,
        "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None}}  # fmt: skip
 
 

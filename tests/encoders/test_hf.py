@@ -59,6 +59,7 @@ def make(folder, pooling="mean", **changes) -> HFEncoder:
         "passage_prefix": "passage :",
         "max_tokens": 8,
         "dtype": "float32",
+        "dropout": None,
         "gradient_checkpointing": False,
         "chunk": None,
         "trust_remote_code": False,

@@ -14,8 +14,8 @@ from dream.encoders.hf import HFEncoder
 from dream.utils.errors import ConfigError
 
 OWN = {"pooling": "auto", "query_prefix": None, "passage_prefix": None, "max_tokens": None, "dtype": "float32",
-       "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False, "attention": "auto",
-       "bidirectional": None, "compile": False,
+       "dropout": None, "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False,
+       "attention": "auto", "bidirectional": None, "compile": False,
        "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None}}  # fmt: skip
 MODELS = "sentence_transformers.models"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

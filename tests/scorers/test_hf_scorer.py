@@ -36,8 +36,8 @@ from dream.utils.errors import ConfigError
 SCORING = {"template": ["{bos}", "{passage}", "\n", "{context}"], "max_passage_tokens": 16,
            "tokens_per_forward": 512, "dtype": "float32", "compile": False}  # fmt: skip
 ENCODER = {"pooling": "auto", "query_prefix": None, "passage_prefix": None, "max_tokens": None, "dtype": "float32",
-           "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False, "attention": "auto",
-           "bidirectional": None, "compile": False,
+           "dropout": None, "gradient_checkpointing": False, "chunk": None, "trust_remote_code": False,
+           "attention": "auto", "bidirectional": None, "compile": False,
        "lora": {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None}}  # fmt: skip
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90868376\n"
 GPT2 = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}

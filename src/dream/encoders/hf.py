@@ -17,6 +17,7 @@ from dream.encoders import st_folder
 from dream.encoders.attention import choose_attention, choose_direction
 from dream.encoders.base import Encoder, Side
 from dream.encoders.chunks import embed_in_chunks, fastest_chunk
+from dream.encoders.dropout import choose_dropout
 from dream.encoders.framing import Framing, prepare_tokenizer
 from dream.encoders.pooling import POOLINGS, pool
 from dream.encoders.st_folder import Published
@@ -50,6 +51,7 @@ class HFEncoder(Encoder):
         passage_prefix: text before every passage; None: the folder's document prompt, otherwise none.
         max_tokens: longer texts are cut, in tokens of the text only; None: the folder's length, otherwise 256.
         dtype: torch type of the weights.
+        dropout: probability of all dropout in training: see `choose_dropout`. None: as published.
         gradient_checkpointing: compute activations twice instead of keeping them.
         chunk: most texts of a forward; in training, with cached gradients: see `embed_in_chunks`. None: no limit.
         trust_remote_code: run Python code from the model's repository.
@@ -62,8 +64,9 @@ class HFEncoder(Encoder):
         ConfigError: a value is impossible, or the model cannot be loaded.
 
     Example:
-        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", False, None,
-        ...                     False, "auto", None, False, {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
+        >>> encoder = HFEncoder("intfloat/e5-small-v2", "mean", "query: ", "passage: ", 256, "float32", 0.0, False,
+        ...                     None, False, "auto", None, False,
+        ...                     {"rank": 0, "alpha": 32, "dropout": 0.0, "targets": None})
         >>> encoder.embed_queries(["how do I read a file"]).shape
         torch.Size([1, 384])
     """
@@ -78,6 +81,7 @@ class HFEncoder(Encoder):
         passage_prefix: str | None,
         max_tokens: int | None,
         dtype: str,
+        dropout: float | None,
         gradient_checkpointing: bool,
         chunk: int | None,
         trust_remote_code: bool,
@@ -98,6 +102,7 @@ class HFEncoder(Encoder):
         self.query_prefix = _first(query_prefix, published.prefixes["query"], "")
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
         self._read_model(source, published, weight_type)
+        choose_dropout(self._reader, dropout)
         choose_attention(self._reader, attention)
         choose_direction(self._reader, bidirectional)
         limit = self._probe(source)
@@ -245,6 +250,7 @@ class HFEncoder(Encoder):
             name=str(folder),
             **{name: settings[name] for name in SETTINGS},
             dtype="float32",
+            dropout=None,
             gradient_checkpointing=False,
             chunk=None,
             trust_remote_code=False,
