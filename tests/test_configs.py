@@ -61,6 +61,7 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
         f"corpus.qrels={{train: {corpus_folder / 'dev.tsv'}}}",
     ]
     room = ["scorer.scoring.max_passage_tokens=24"]
+    adapted = [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"encoder.name={llama_folder}"]
     needed = {
         "data=labelled": [*labels, "objective=info_nce"],
         "experiment=supervised": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", "corpus=jsonl", *labels],
@@ -78,7 +79,8 @@ def composed(corpus_folder, llama_folder, tmp_path, request):
         "scorer=gguf": [f"scorer.path={write_gguf(llama_folder, tmp_path / 'tiny.gguf')}"],
         "encoder=hf": [f"encoder.name={llama_folder}", "encoder.pooling=last"],
         "experiment=own_corpus": [f"corpus.path={corpus_folder / 'corpus.jsonl'}"],
-        "experiment=adapt": [f"corpus.path={corpus_folder / 'corpus.jsonl'}", f"encoder.name={llama_folder}"],
+        "experiment=adapt": adapted,
+        "experiment=adapt_questions": adapted,
         "objective=attention": [
             *room,
             "objective.finder.gain=0",
@@ -137,8 +139,10 @@ def test_option_composes_and_instantiates(composed, option):
     if option == "corpus=text":  # one block: its only document could not be trained on
         assert len(list(instantiate(cfg.corpus).documents())) == 1
         return
-    if option == "experiment=questions":  # the tiny model writes no words; see tests/scorers/test_questions.py
+    if cfg.data.questions:  # the tiny model writes no words; see tests/scorers/test_questions.py
         cfg.data.questions = None
+        if "target" in cfg.objective:
+            cfg.objective.target = "posterior"
     if "scratch" in cfg.scorer._target_:
         cfg.scorer = OmegaConf.merge(
             cfg.scorer, {"vocabulary": 400, "width": 32, "layers": 2, "training": {"max_steps": 2}}
@@ -215,7 +219,7 @@ def test_divided_weights_are_refused(strategy):
 
 
 def test_every_default_callback_has_a_file_and_a_class():
-    """One file a callback, under its own name. Only experiment=adapt averages the weights; the others are default."""
+    """One file a callback, under its own name. Those that adapt also average the weights; the others are default."""
     adapt = ["experiment=adapt", "encoder.name=x", "corpus.path=x"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         default, callbacks = (compose("train", ["paths.run=/tmp/run", *more]).callbacks for more in ([], adapt))
