@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def installed(package: str) -> str | None:
 def record(name: str, rows: list[Row]) -> None:
     """Store the rows in benchmarks/results/NAME.json, and print them."""
     RESULTS.mkdir(exist_ok=True)
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # no folders of this machine
+    words = [re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]]  # no folders of this machine
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     content = {"command": command, "machine": machine(), "rows": [asdict(row) for row in rows]}
     unfinished = RESULTS / f"{name}.json.tmp"
