@@ -24,5 +24,5 @@ def choose_dropout(model: nn.Module, dropout: float | None) -> None:
         if isinstance(module, nn.Dropout):
             module.p = dropout
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, (int, float)):
+            if "dropout" in name and type(value) in (int, float):  # not bool
                 setattr(module, name, dropout)
