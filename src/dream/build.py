@@ -128,8 +128,11 @@ def build_text(cfg: DictConfig) -> TextComponents:
     return TextComponents(corpus, scorer, encoder, data, objective, candidates)
 
 
-def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
-    """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded."""
+def build_module(cfg: DictConfig, text: TextComponents, device: torch.device | str = "cpu") -> RetrieverModule:
+    """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded.
+
+    `device` is the trainer's: before training, the scorer writes questions or finds heads there.
+    """
     objective = text.objective
     assert objective is not None
     searched = instantiate(cfg.index)
@@ -139,7 +142,7 @@ def build_module(cfg: DictConfig, text: TextComponents) -> RetrieverModule:
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, but labelled pairs "
             "have none; choose objective=info_nce")  # fmt: skip
     index = IndexHandle(searched, Path(cfg.paths.run) / INDEX)
-    load_scorer = _loader(text.scorer, store)
+    load_scorer = _loader(text.scorer.to(device), store)
     if objective.needs_candidates:
         scorer = load_scorer()
         ask_questions(text, scorer)

@@ -1,10 +1,20 @@
 """Padding of pairs and their grouping into forwards, by hand. Run: pytest tests/scorers/test_batching.py"""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from dream.scorers.batching import NO_TARGET, PairBatching, left_aligned
+from dream.scorers.batching import NO_TARGET, PairBatching, left_aligned, tokens_per_forward
+
+
+@pytest.mark.parametrize(("gibibytes", "tokens"), [(24, 16384), (80, 65536)])
+def test_a_large_gpu_reads_more_tokens_at_once(monkeypatch, gibibytes, tokens):
+    memory = SimpleNamespace(total_memory=gibibytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert tokens_per_forward(torch.device("cuda")) == tokens
+    assert tokens_per_forward(torch.device("cpu")) == 4096
 
 
 def test_forwards_hold_pairs_of_one_padded_length_within_the_budget():

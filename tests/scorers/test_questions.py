@@ -86,7 +86,7 @@ def test_questions_are_the_greedy_continuations_of_the_prompt(written, scorer, a
 
 
 def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer, monkeypatch, tmp_path):
-    monkeypatch.setattr(asking, "BATCH", 4)
+    monkeypatch.setitem(asking.BATCHES, "cpu", 4)
     whole = written(10).texts
     for done in (tmp_path / "questions").iterdir():
         done.rename(tmp_path / f"{done.name}.whole")

@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 from dream.commands.app import command
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from dream.build import TextComponents
     from dream.module import RetrieverModule
 
@@ -68,15 +70,15 @@ def _train(cfg: DictConfig | None) -> float | None:
             return run.metric
         L.seed_everything(cfg.seed, verbose=False)
 
-        def build() -> "tuple[TextComponents, RetrieverModule]":
+        def build() -> "tuple[TextComponents, L.Trainer, RetrieverModule]":
             text = build_text(cfg)
             run.check(text.identity)
-            return text, build_module(cfg, text)
+            trainer = build_trainer(cfg, text.corpus)
+            return text, trainer, build_module(cfg, text, trainer.strategy.root_device)
 
-        text, module = ranks.in_turn(build)
+        text, trainer, module = ranks.in_turn(build)
         ranks.share(module.encoder.state_dict().values())
         module.timer = run.timer
-        trainer = build_trainer(cfg, text.corpus)
         run.begin()
         trainer.fit(module, text.data, ckpt_path=run.checkpoint, weights_only=True)
         return run.finish(trainer)

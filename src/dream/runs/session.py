@@ -1,8 +1,6 @@
 """Starts and finishes a run: claims its folder, saves its config, and writes its encoder and summary.json."""
 
-import importlib.metadata
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +20,7 @@ from dream.runs.agreement import refuse_changes, refuse_other
 from dream.runs.claim import claimed, remove_unfinished, remove_unused
 from dream.runs.config_file import read_config, save_config
 from dream.runs.damage import is_whole, read_or_report
+from dream.runs.environment import environment
 from dream.runs.layout import (
     BELONGS_TO,
     CHECKPOINTS,
@@ -44,8 +43,6 @@ from dream.utils.signals import Interrupted
 from dream.utils.timing import Timer
 
 log = get_logger(__name__)
-
-VERSIONS_OF = ("torch", "lightning", "transformers", "faiss-cpu", "numpy")
 
 
 @dataclass
@@ -147,10 +144,9 @@ class Run:
             **counts,
             "seed": self.cfg.seed,
             "store": module.store.hash,
-            "python": platform.python_version(),
             "warnings": [line for callback in callbacks for line in getattr(callback, "warnings", {}).values()],
         }
-        return summary | {f"version/{package}": importlib.metadata.version(package) for package in VERSIONS_OF}
+        return summary | environment(trainer.strategy.root_device)
 
     def _print_next_commands(self, summary: dict[str, Any]) -> None:
         """Print commands that also work if the environment is not active, as after `make train`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from dream.scorers.batching import TOKENS_PER_FORWARD, PairBatching
+from dream.scorers.batching import PairBatching, tokens_per_forward
 from dream.scorers.compilation import wants_compilation, weight_dtype
 from dream.scorers.int8 import INT8, INT8_WEIGHTS, quantise
 from dream.scorers.loglik_cache import LoglikCache
@@ -290,7 +290,7 @@ class CausalScorer:
     def token_budget(self) -> int:
         """Maximum number of tokens of one forward, with padding."""
         budget = self.scoring.tokens_per_forward
-        return TOKENS_PER_FORWARD.get(self.device.type, 4096) if budget == "auto" else int(budget)
+        return tokens_per_forward(self.device) if budget == "auto" else int(budget)
 
 
 def longest_sequence(prompt: Prompt, scoring: Scoring, store: Store, passages: int = 1) -> int:

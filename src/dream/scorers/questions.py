@@ -38,7 +38,7 @@ TAIL = "\nQuestion:"
 WRITTEN = "written.jsonl"  # all that was written, also what is left out of the questions
 MOST_TOKENS = 16  # of a question
 FEWEST_WORDS = 2
-BATCH = 64  # passages that are continued together
+BATCHES = {"cpu": 64, "cuda": 512}  # passages that are continued together, by device
 SEED = 20_261_127  # the passages are the same for all seeds of a run, so that runs share the questions
 
 
@@ -104,8 +104,9 @@ def _write(
     with progress(
         total=len(passages), initial=len(passages) - len(left), unit="question", desc="writing questions"
     ) as bar:
-        for start in range(0, len(left), BATCH):
-            batch = left[start : start + BATCH]
+        size = BATCHES.get(scorer.device.type, BATCHES["cpu"])
+        for start in range(0, len(left), size):
+            batch = left[start : start + size]
             texts = _continue(scorer, [store.passage_tokens(passage, SCORER) for passage in batch])
             with file.open("a", encoding="utf-8") as lines:
                 pairs = zip(batch, texts, strict=True)
