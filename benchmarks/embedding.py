@@ -1,7 +1,7 @@
 """Embeds documents with the same weights as sentence-transformers: DREAM's store and shards against `encode`.
 
     pip install 'dream-retrieval[bench]'
-    python benchmarks/embedding.py --model NAME_OR_PATH [--beir DIR] [--documents 2000]
+    python benchmarks/embedding.py --model NAME_OR_PATH [--beir DIR] [--documents 2000] [--device cuda]
 
 DREAM reads a JSONL file, tokenises, writes a store, embeds, and writes float16 shards. The peers get a list of texts in
 memory, and return an array. All get the first 128 tokens of each document. Without --beir, the documents are those of
@@ -31,7 +31,7 @@ from dream.store.build import open_or_build_passages
 from dream.store.store import ENCODER
 from dream.utils.logging import get_logger
 from dream.utils.runtime import CONFIG_DIR, has_fast_bfloat16
-from side_by_side import Row, alternate, product_peak, read_bandwidth, record
+from side_by_side import Row, alternate, product_peak, read_bandwidth, record, wait_for
 
 log = get_logger(__name__)
 
@@ -63,8 +63,11 @@ def first_tokens(texts: list[str], model: str) -> list[str]:
 class Ours:
     """From a JSONL file to shards on disk. `embeddings` are those of the last call, in the order of the documents."""
 
-    def __init__(self, encoder: Encoder, texts: list[str], scratch: Path, tokens: int, batch: int) -> None:
-        self.encoder, self.scratch, self.tokens, self.batch = encoder, scratch, tokens, batch
+    def __init__(
+        self, encoder: Encoder, texts: list[str], scratch: Path, tokens: int, batch: int, device: str = "cpu"
+    ) -> None:
+        self.encoder, self.scratch, self.tokens, self.batch = encoder.to(device), scratch, tokens, batch
+        self.device = device
         self.file, self.forward_seconds = scratch / "corpus.jsonl", 0.0
         encoder.forward = self._timed(encoder.forward)  # type: ignore[method-assign]
         rows = ({"_id": str(number), "text": text} for number, text in enumerate(texts))
@@ -74,6 +77,7 @@ class Ours:
         def timed(*arguments: Any) -> torch.Tensor:
             start = time.perf_counter()
             embedding_BD = forward(*arguments)
+            wait_for(self.device)
             self.forward_seconds += time.perf_counter() - start
             return embedding_BD
 
@@ -89,7 +93,8 @@ class Ours:
             self.scratch / "stores", corpus, self.encoder.tokenizer, passage_tokens=self.tokens, passages_per_document=1
         )
         (self.scratch / "shards").mkdir()
-        names = embed_corpus(self.scratch / "shards", self.encoder, self.store, "cpu", self.batch, 65_536, "bench")
+        shards = self.scratch / "shards"
+        names = embed_corpus(shards, self.encoder, self.store, self.device, self.batch, 65_536, "bench")
         self.outside = 1 - self.forward_seconds / (time.perf_counter() - start)
         self.embeddings = np.concatenate([open_shard(self.scratch / "shards" / name) for name in names])
 
@@ -109,20 +114,20 @@ def lowest_cosine(first_ND: np.ndarray, second_ND: np.ndarray) -> float:
     return float((first_ND * second_ND).sum(1).min())
 
 
-def transformer(name: str, texts: list[str], scratch: Path) -> list[Row]:
+def transformer(name: str, texts: list[str], scratch: Path, device: str) -> list[Row]:
     """Float32 and bfloat16 against sentence-transformers with its defaults and with bfloat16."""
     from sentence_transformers import SentenceTransformer
 
-    types = ["float32", *(["bfloat16"] if has_fast_bfloat16("cpu") else [])]
+    types, batch = ["float32", *(["bfloat16"] if has_fast_bfloat16(device) else [])], 64 if device == "cpu" else 512
     runs: dict[str, Any] = {}
     for dtype in types:
         encoder = instantiate(OmegaConf.load(CONFIG_DIR / "encoder" / "hf.yaml"), name=name, dtype=dtype)
         folder = scratch / dtype
         folder.mkdir()
-        runs[f"dream {dtype}"] = Ours(encoder.eval(), texts, folder, TOKENS - 2, 64)
-        model = SentenceTransformer(name, device="cpu", model_kwargs={"torch_dtype": getattr(torch, dtype)})
+        runs[f"dream {dtype}"] = Ours(encoder.eval(), texts, folder, TOKENS - 2, batch, device)
+        model = SentenceTransformer(name, device=device, model_kwargs={"torch_dtype": getattr(torch, dtype)})
         model.max_seq_length = TOKENS
-        options = {"show_progress_bar": False} | ({} if dtype == "float32" else {"batch_size": 64})
+        options = {"show_progress_bar": False} | ({} if dtype == "float32" else {"batch_size": batch})
         runs[f"sentence-transformers {dtype}"] = Peer(model, texts, **options)
     seconds = alternate(runs)
     rate = {run: f"{len(texts) / value:,.0f} documents/s" for run, value in seconds.items()}
@@ -133,7 +138,7 @@ def transformer(name: str, texts: list[str], scratch: Path) -> list[Row]:
     flop = 2 * matrices * int(tokens.sum())
     rows = []
     for dtype in types:
-        took, peak = seconds[f"dream {dtype}"], product_peak(getattr(torch, dtype))
+        took, peak = seconds[f"dream {dtype}"], product_peak(getattr(torch, dtype), device=device)
         cosine = lowest_cosine(runs[f"dream {dtype}"].embeddings, runs[peer].embeddings)
         outside = runs[f"dream {dtype}"].outside
         floor = (f"{flop / took / peak:.0%} of the {dtype} matrix products' {peak / 1e9:,.0f} GFLOP/s; {outside:.0%} "
@@ -192,9 +197,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True, help="a sentence-transformers model")
     parser.add_argument("--beir", type=Path, help="folder in BEIR's layout; default: corpus pydocs")
     parser.add_argument("--documents", type=int, default=2000)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: only the transformer")
     options = parser.parse_args()
     found = first_tokens(documents_of(options.beir, options.documents), options.model)
     with tempfile.TemporaryDirectory() as temporary:
-        record("embedding", transformer(options.model, found, Path(temporary)))
-    with tempfile.TemporaryDirectory() as temporary:
-        record("embedding_static", static(found * (20_000 // len(found)), Path(temporary)))
+        on_gpu = "" if options.device == "cpu" else "_gpu"
+        record(f"embedding{on_gpu}", transformer(options.model, found, Path(temporary), options.device))
+    if not on_gpu:
+        with tempfile.TemporaryDirectory() as temporary:
+            record("embedding_static", static(found * (20_000 // len(found)), Path(temporary)))

@@ -1,6 +1,7 @@
 """Measures how fast pairs are scored, and whether their log-likelihoods are right.
 
     python benchmarks/scoring.py scorer=hf scorer.name=... corpus=... [dtypes=float32,int8] [windows=32] [passages=32]
+        [device=cuda dtypes=float32,bfloat16]
 
 The pairs are those of a step whose windows are neighbours: the best BM25 passages of a window, and windows of the same
 documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets 8 to 48. The baseline is a plain loop
@@ -22,12 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from side_by_side import wait_for
 
 log = get_logger(__name__)
 
 ROUNDS, BATCH = 5, 16
 PASSAGE_TOKENS, TARGET_TOKENS = (64, 96), (8, 48)
-OPTIONS = {"dtypes": "float32,int8", "windows": "32", "passages": "32", "plain_pairs": "128", "context": "12"}
+OPTIONS = {"dtypes": "float32,int8", "windows": "32", "passages": "32", "plain_pairs": "128", "context": "12",
+           "device": "cpu"}  # fmt: skip
 KEYS = ("scorer.scoring.template", "scorer.scoring.compile", "scorer.scoring.tokens_per_forward", "data.context_tokens")
 
 
@@ -73,7 +76,7 @@ def plain_loop(model, sequences: list[np.ndarray], targets: list[int]) -> np.nda
     order_P = np.argsort([len(sequence) for sequence in sequences], kind="stable")
     for start in range(0, len(order_P), BATCH):
         pairs = order_P[start : start + BATCH].tolist()
-        ids = [torch.from_numpy(sequences[pair]) for pair in pairs]
+        ids = [torch.from_numpy(sequences[pair]).to(model.device) for pair in pairs]
         ids_PT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         hidden_PTD = model.base_model(input_ids=ids_PT, use_cache=False).last_hidden_state
         rows = [torch.arange(len(text) - targets[pair], len(text)) for text, pair in zip(ids, pairs, strict=True)]
@@ -103,10 +106,16 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def product_peak(width: int, inner: int) -> float:
     """Float32 matrix products of the model's largest layer, in FLOP/s."""
-    x, weight = torch.randn(2048, width), torch.randn(inner, width)
-    product = lambda: torch.nn.functional.linear(x, weight).numpy()  # noqa: E731
+    rows = 2048 if OPTIONS["device"] == "cpu" else 65_536
+    x, weight = (torch.randn(size, width, device=OPTIONS["device"]) for size in (rows, inner))
+
+    def product() -> np.ndarray:
+        y = torch.nn.functional.linear(x, weight)
+        wait_for(OPTIONS["device"])
+        return y
+
     product()
-    return 2 * 2048 * width * inner / min(timed(product)[0] for _ in range(20))
+    return 2 * rows * width * inner / min(timed(product)[0] for _ in range(20))
 
 
 def work(model, tokens: float, rows: float) -> float:
@@ -176,7 +185,7 @@ def measure(cfg: DictConfig) -> None:
     for name in ("plain", *OPTIONS["dtypes"].split(",")):
         scoring = {**cfg.scorer.scoring, "dtype": "float32" if name == "plain" else name}
         scorers[name] = instantiate({**cfg.scorer, "scoring": scoring}, corpus=parts.corpus)
-        scorers[name].load(parts.store)
+        scorers[name].to(OPTIONS["device"]).load(parts.store)
     plain = scorers.pop("plain")
     chosen = neighbourhood(parts.store, int(OPTIONS["windows"]), int(OPTIONS["passages"]))
     pairs = sequences_of(plain, parts.store, *chosen)

@@ -115,15 +115,25 @@ def alternate(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def product_peak(dtype: torch.dtype = torch.float32, rows: int = 4096, width: int = 384, inner: int = 1536) -> float:
+def product_peak(
+    dtype: torch.dtype = torch.float32, rows: int = 4096, width: int = 384, inner: int = 1536, device: str = "cpu"
+) -> float:
     """The best speed of a matrix product of this shape, in FLOP/s, with all threads."""
-    x, weight = torch.randn(rows, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
-    best = float("inf")
+    x, weight = (torch.randn(size, width, dtype=dtype, device=device) for size in (rows, inner))
+    best, times = float("inf"), 1 if device == "cpu" else 50  # products of a round: a GPU takes them in a queue
     for _ in range(30):
         start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        best = min(best, time.perf_counter() - start)
+        for _ in range(times):
+            torch.nn.functional.linear(x, weight)
+        wait_for(device)
+        best = min(best, (time.perf_counter() - start) / times)
     return 2 * rows * width * inner / best
+
+
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def read_bandwidth(megabytes: int = 512) -> float:
@@ -141,7 +151,8 @@ def machine() -> dict[str, Any]:
     """Facts about this machine and the packages."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "threads": torch.get_num_threads(),
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"processor": names[0] if names else platform.processor(), **gpu, "threads": torch.get_num_threads(),
             "flags": [flag for flag in FLAGS if f" {flag}" in text], "python": platform.python_version(),
             "packages": {name: installed(name) for name in PACKAGES}}  # fmt: skip
 

@@ -1,11 +1,13 @@
 """Training steps against what a user would run instead. Needs SmolLM2 (`make smollm2`).
 
     pip install 'dream-retrieval[bench]'
-    python benchmarks/steps.py --model NAME_OR_PATH [--old FOLDER] [--run FOLDER ...] [overrides of dream-train]
+    python benchmarks/steps.py --model NAME_OR_PATH [--device cuda --steps 40] [--old FOLDER] [--run FOLDER ...]
+        [overrides of dream-train]
 
 1. A transformer, 64 queries with one positive and 4 hard negatives each, against sentence-transformers' trainer with
-   MultipleNegativesRankingLoss on the same texts; float32, AdamW, no evaluation, nothing is saved. Our default is no
-   dropout; the other trainer is measured with the model's own dropout, which is its default, and without.
+   MultipleNegativesRankingLoss on the same texts; float32 (on a GPU: bf16-mixed), AdamW, no evaluation, nothing is
+   saved. Our default is no dropout; the other trainer is measured with the model's own dropout, which is its default,
+   and without.
 2. With --old: the static encoder of the quickstart, without scored windows, against a checkout of an older commit with
    the same Python: `git worktree add FOLDER 54449b6`. Each run has 40 steps; the median of the logged speeds counts.
 3. With --run: folders of finished runs, for the share of a step that is neither encoder, scorer, loss nor optimizer.
@@ -38,16 +40,17 @@ from side_by_side import ROUNDS, Row, alternate, record
 
 log = get_logger(__name__)
 
-QUERIES, NEGATIVES, STEPS = 64, 4, 2
+QUERIES, NEGATIVES = 64, 4
 STATIC = ["experiment=quickstart", "candidates.scored_windows=0", "trainer.max_steps=40", "logger=csv",
           "callbacks.index_refresh.every_n_steps=0", "evaluation.dev_split=none",
           "evaluation.report_split=none"]  # fmt: skip
 
 
 class OurSteps:
-    """`STEPS` steps by Lightning's trainer, as in dream-train, without callbacks."""
+    """Steps by Lightning's trainer, as in dream-train, without callbacks."""
 
-    def __init__(self, model: str, overrides: list[str]) -> None:
+    def __init__(self, model: str, overrides: list[str], steps: int, device: str) -> None:
+        self.steps, self.device = steps, device
         chosen = ["experiment=quickstart", "encoder=hf", f"encoder.name={model}", "candidates=bm25",
                   f"candidates.k={NEGATIVES}", f"data.batch_size={QUERIES}", "optimizer.optimizer.lr=1e-5"]  # fmt: skip
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -56,9 +59,11 @@ class OurSteps:
         self.module = build_module(cfg, self.text)
 
     def __call__(self) -> None:
+        precision: Any = "32-true" if self.device == "cpu" else "bf16-mixed"
         trainer = L.Trainer(
-            max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
+            max_steps=self.steps, accelerator=self.device, precision=precision, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False,
         )  # fmt: skip
         self.text.data.consumed = 0
         trainer.fit(self.module, self.text.data)
@@ -67,7 +72,7 @@ class OurSteps:
         """The texts of the steps: anchor, positive, negative_0 to negative_3."""
         stream, store, tokenizer = self.text.data.stream(0, 1), self.module.store, self.module.encoder.tokenizer
         columns: dict[str, list[str]] = {"anchor": [], "positive": []}
-        for number in range(STEPS):
+        for number in range(self.steps):
             batch = stream.batch(number)
             for name, tokens in (("anchor", batch.context), ("positive", batch.continuation)):
                 ids = [row[mask].tolist() for row, mask in zip(tokens.ids_BT, tokens.mask_BT.bool(), strict=True)]
@@ -82,16 +87,15 @@ class OurSteps:
 class PeerSteps:
     """The same number of steps by sentence-transformers' trainer. Dropout None: as published."""
 
-    def __init__(self, model: str, texts: dict[str, list[str]], scratch: str, dropout: float | None) -> None:
+    def __init__(
+        self, model: str, texts: dict[str, list[str]], scratch: str, dropout: float | None, steps: int, device: str
+    ) -> None:
         from datasets import Dataset
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-        self.model, self.data, self.scratch = (
-            SentenceTransformer(model, device="cpu"),
-            Dataset.from_dict(texts),
-            scratch,
-        )
+        self.model, self.data = SentenceTransformer(model, device=device), Dataset.from_dict(texts)
+        self.scratch, self.steps, self.device = scratch, steps, device
         choose_dropout(self.model, dropout)
         self.loss = MultipleNegativesRankingLoss(self.model)
 
@@ -99,21 +103,24 @@ class PeerSteps:
         from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
         arguments = SentenceTransformerTrainingArguments(
-            self.scratch, max_steps=STEPS, per_device_train_batch_size=QUERIES, learning_rate=1e-5, use_cpu=True,
-            save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
+            self.scratch, max_steps=self.steps, per_device_train_batch_size=QUERIES, learning_rate=1e-5,
+            use_cpu=self.device == "cpu", bf16=self.device != "cpu", save_strategy="no", report_to=[],
+            disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         SentenceTransformerTrainer(self.model, arguments, self.data, loss=self.loss).train()
 
 
-def transformer(model: str, overrides: list[str], rounds: int) -> list[Row]:
-    ours = OurSteps(model, overrides)
+def transformer(model: str, overrides: list[str], rounds: int, steps: int, device: str) -> list[Row]:
+    ours = OurSteps(model, overrides, steps, device)
     texts = ours.texts()
-    distinct = len({text for k in range(NEGATIVES) for text in texts[f"negative_{k}"]}) / STEPS
+    distinct = len({text for k in range(NEGATIVES) for text in texts[f"negative_{k}"]}) / steps
     with tempfile.TemporaryDirectory() as scratch:
         peers = {"its defaults": None, "without dropout": 0.0}
-        sides: dict[str, Any] = {name: PeerSteps(model, texts, scratch, value) for name, value in peers.items()}
-        seconds = alternate({"dream": ours, **sides}, rounds)
-    each = {name: value / STEPS for name, value in seconds.items()}
+        run: dict[str, Any] = {"dream": ours}
+        for name, dropout in peers.items():
+            run[name] = PeerSteps(model, texts, scratch, dropout, steps, device)
+        seconds = alternate(run, rounds)
+    each = {name: value / steps for name, value in seconds.items()}
     return [Row(f"training step, {Path(model).name}, {QUERIES} queries, {NEGATIVES} hard negatives each",
                 f"{each['dream']:.2f} s", f"MultipleNegativesRankingLoss, {name}: {each[name]:.2f} s",
                 each[name] / each["dream"], 1.3,
@@ -178,11 +185,14 @@ def main() -> None:
     parser.add_argument("--old", type=Path, help="checkout of an older commit")
     parser.add_argument("--run", type=Path, nargs="*", default=[], help="folders of finished runs")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device", default="cpu", help="of the transformer's steps: cpu or cuda")
+    parser.add_argument("--steps", type=int, default=2, help="of the transformer, in each round")
     options, overrides = parser.parse_known_args()
     if options.run:
         record("steps_overhead", [overhead(folder) for folder in options.run])
     if options.model:
-        record("steps", transformer(options.model, overrides, options.rounds))
+        name = "steps" if options.device == "cpu" else "steps_gpu"
+        record(name, transformer(options.model, overrides, options.rounds, options.steps, options.device))
     if options.old:
         record("steps_static", [static(options.old, overrides, options.rounds)])
 

@@ -34,7 +34,7 @@ class SmolLM2Scorer(HFScorer):
     def __init__(self, corpus: Corpus | None, scoring: Mapping[str, Any], data_dir: str, cache_megabytes: int) -> None:
         folder = Path(data_dir) / FOLDER
         require(verify_or_discard(folder), "scorer", "smollm2", f"{folder} is missing; run make smollm2, or choose "
-                "scorer=scratch (experiment=scratch)")  # fmt: skip
+                "scorer=hf scorer.name=NAME_OR_FOLDER; experiment=scratch needs no published model")  # fmt: skip
         super().__init__(corpus, str(folder), scoring, trust_remote_code=False, cache_megabytes=cache_megabytes)
 
 
