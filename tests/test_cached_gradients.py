@@ -82,7 +82,7 @@ def test_the_second_pass_repeats_dropout(tmp_path, monkeypatch):
     encoder = make(bert(tmp_path / "bert", dropout=0.2), chunk=4)
     cached = gradient_of(encoder)
     with monkeypatch.context() as patch:
-        patch.setattr(chunks, "checkpoint", lambda embed, part, use_reentrant: embed(part))
+        patch.setattr(chunks, "checkpoint", lambda run, *tensors, use_reentrant: run(*tensors))
         kept = gradient_of(encoder)
     assert torch.equal(cached, kept)
     assert not torch.allclose(cached, gradient_of(encoder.eval())), "there was dropout"
@@ -140,3 +140,14 @@ def test_without_gradient_a_cpu_reads_texts_whose_activations_fit_into_its_cache
     assert fastest_chunk(batch, 4) == 4
     assert fastest_chunk(batch.to("meta"), None) is None
     assert fastest_chunk(pad_tokens([[1] * 5000], 0), None) == 1
+
+
+def test_the_second_pass_knows_the_devices_whose_random_state_it_repeats(tmp_path, monkeypatch):
+    """torch keeps the state of the GPUs that it finds among the arguments, so these must be tensors."""
+    arguments = []
+    monkeypatch.setattr(
+        chunks, "checkpoint", lambda run, *tensors, use_reentrant: arguments.extend(tensors) or run(*tensors)
+    )
+    gradient_of(make(bert(tmp_path / "bert"), chunk=4))
+    assert arguments
+    assert all(isinstance(each, torch.Tensor) for each in arguments)

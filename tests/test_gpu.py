@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 from tests.commands.test_train import EVERY_OBJECTIVE, fit
+from tests.encoders.test_hf import make
 from tests.encoders.test_lora import FAMILIES
 from tests.encoders.test_st_folder import OWN
 from tests.encoders.tokenizers_of_all_kinds import KINDS
 from tests.random_models import SCORING, save_random_model
+from tests.test_cached_gradients import TEXTS
+from tests.test_cached_gradients import bert as bert_with_dropout
 
 from dream.commands.train import train
+from dream.encoders import chunks
 from dream.encoders.hf import HFEncoder
 from dream.evaluation.searcher import Searcher
 from dream.indexes.embedding import embed_corpus, open_shard
 from dream.scorers import questions as asking
 from dream.scorers.hf import HFScorer
+from dream.store.ragged import pad_tokens
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 GPU = ["trainer=gpu", "trainer.accelerator=gpu"]
@@ -62,6 +67,33 @@ def test_a_resumed_run_repeats_losses_and_candidates(config, bert, kind, precisi
         assert candidates == whole.steps[step][1]
     for name, weight in weights.items():
         torch.testing.assert_close(weight, final[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_resumed_after_its_last_step_finishes(config, tmp_path):
+    """Its index is older than its last step, so the corpus is embedded after training."""
+    options = [*GPU, "callbacks.index_refresh.every_n_steps=0", "callbacks.evaluation=null"]
+    options += ["callbacks.best_checkpoint=null"]
+    fit(config("run", *options))
+    checkpoint = next(Path(config("run").paths.run).glob("every/*step=6.ckpt"))
+    train(config("resumed", *options, f"ckpt='{checkpoint}'"))
+    assert (tmp_path / "logs" / "resumed" / "summary.json").exists()
+
+
+def test_cached_gradients_repeat_dropout(tmp_path):
+    encoder = make(bert_with_dropout(tmp_path / "bert", dropout=0.2), chunk=4).to("cuda")
+
+    def gradient() -> torch.Tensor:
+        encoder.zero_grad()
+        torch.manual_seed(3)
+        embedding_BD = encoder(pad_tokens(TEXTS, 0).to("cuda"), "passage")
+        torch.logsumexp(embedding_BD @ embedding_BD.T / 0.05, dim=1).mean().backward()
+        return torch.cat([weight.grad.flatten() for weight in encoder.parameters()])
+
+    cached = gradient()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "checkpoint", lambda run, *tensors, use_reentrant: run(*tensors))
+        kept = gradient()
+    torch.testing.assert_close(cached, kept, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])

@@ -190,7 +190,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
-        precision=_precision(cfg.trainer),
+        precision=precision_of(cfg.trainer),
         callbacks=[stop.own_signals, *built, HyperParameters(without_secrets(cfg)), stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
         plugins=[SafeCheckpointIO()],
@@ -202,8 +202,8 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     )
 
 
-def _precision(trainer: DictConfig) -> Any:
-    """`auto`: bf16-mixed if matrix products in bfloat16 are native on the device, otherwise 32-true."""
+def precision_of(trainer: DictConfig) -> Any:
+    """Lightning's precision. `auto`: bf16-mixed if the device has native bfloat16 products, otherwise 32-true."""
     if trainer.get("precision") != "auto":
         return trainer.get("precision")
     on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from dream.batch import WindowBatch
-from dream.encoders.base import Encoder
+from dream.encoders.base import Encoder, cosines
 from dream.encoders.sharded import ShardedEncoder
 from dream.encoders.untrained import UntrainedEncoder
 from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective
@@ -125,7 +125,7 @@ class RetrieverModule(L.LightningModule):
         scores = CandidateScores(self.scorer, self.store, *ids, self.timer)
         with self.timer("encode"):
             distinct_U, columns = torch.unique(ranks.gather(candidate_ids_PK), return_inverse=True)
-            sim_BU = query_BD @ self._embed_passages(distinct_U).T
+            sim_BU = cosines(query_BD, self._embed_passages(distinct_U))
         columns_RSK = columns.to(self.device).unflatten(0, (world, len(proposed)))[:, : len(scored)]  # R ranks
         columns_SK = columns_RSK[0]
         negative_BU = self._negatives(batch, distinct_U)
@@ -150,7 +150,7 @@ class RetrieverModule(L.LightningModule):
         if not self.objective.needs_continuation:
             return None
         with self.timer("encode"):
-            return query_BD @ ranks.gather(self.encoder(batch.continuation, "passage")).T
+            return cosines(query_BD, ranks.gather(self.encoder(batch.continuation, "passage")))
 
     def _compare(
         self, batch: WindowBatch, candidates: Candidates, output: LossOutput

@@ -198,6 +198,19 @@ def test_an_index_of_the_same_weights_is_not_refreshed_at_the_start(train, tmp_p
     assert module.index.refreshed == [0, 0, 3, 4]
 
 
+def test_a_run_resumed_after_its_last_step_moves_the_encoder_back_first(monkeypatch) -> None:
+    """Lightning has moved it to the CPU, and passages are embedded on the trainer's device."""
+    order = []
+    refresh = refresh_every(3)
+    refresh._resumed = {"step": 3}
+    monkeypatch.setattr(refresh, "_reopen", lambda *_: order.append("reopen"))
+    monkeypatch.setattr(refresh, "_refresh_unless_fresh", lambda *_: order.append("refresh"))
+    encoder = SimpleNamespace(to=order.append)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cuda:0"))
+    refresh.on_fit_end(trainer, SimpleNamespace(encoder=encoder))
+    assert order == ["cuda:0", "reopen", "refresh"]
+
+
 def test_passages_are_embedded_on_the_trainers_device(monkeypatch, store, tmp_path) -> None:
     """Before training, Lightning has not moved the module yet, so the module's own device may be another one."""
     devices = []

@@ -47,6 +47,11 @@ def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp
     assert not (tmp_path / "logs" / "latest").exists()
 
 
+def test_the_probe_chooses_the_precision_as_a_training_does(inspected):
+    report = inspect(inspected("windows=1", "probe_steps=1", "trainer.precision=auto"))
+    assert report["estimate"]["seconds_per_step"] > 0
+
+
 def test_without_a_probe_nothing_is_built(inspected, capsys):
     assert "estimate" not in inspect(inspected("probe_steps=0", "windows=1"))
     with pytest.raises(ConfigError, match="windows=0: at least 1"):

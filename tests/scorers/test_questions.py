@@ -110,6 +110,21 @@ def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer
     assert written(10).texts == whole
 
 
+def test_a_gpu_that_is_too_small_gets_fewer_passages_at_once(written, monkeypatch):
+    write, sizes = asking._continue, []
+
+    def fits_two(scorer, passages):
+        sizes.append(len(passages))
+        if len(passages) > 2:
+            raise torch.OutOfMemoryError
+        return write(scorer, passages)
+
+    monkeypatch.setattr(asking, "_continue", fits_two)
+    questions = written(9)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    assert len(questions.texts) + len(questions.held_out) == 9
+
+
 def test_another_count_takes_over_what_is_written(written, monkeypatch):
     some, write, asked = written(8), asking._continue, []
     monkeypatch.setattr(asking, "_continue", lambda *inputs: asked.extend(inputs[1]) or write(*inputs))

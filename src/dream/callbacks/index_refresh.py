@@ -98,6 +98,7 @@ class IndexRefresh(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """If a run is resumed after its last step, Lightning calls no training hooks, only this one."""
         if self._resumed:
+            pl_module.encoder.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
             self._reopen(trainer, pl_module)
             self._resumed = {}
             self._refresh_unless_fresh(trainer, pl_module)
@@ -196,8 +197,8 @@ class IndexRefresh(L.Callback):
                     handle.open(path, *expected)
             # damaged, or made from another store: restore it, or try the next path
             else:
-                with whole_encoder(module) as encoder:
-                    device, batch = module.device, self.batch_passages
+                with trainer.precision_plugin.forward_context(), whole_encoder(module) as encoder:
+                    device, batch = trainer.strategy.root_device, self.batch_passages
                     restored = handle.restore(path, fingerprint, step, encoder, module.store, device, batch)
                 if not restored:
                     continue

@@ -30,5 +30,5 @@ class BM25Candidates:
         owned_B = np.searchsorted(self.store.passage_documents, documents_B, side="right") - np.searchsorted(
             self.store.passage_documents, documents_B, side="left"
         )
-        contexts = [self.store.window_text(int(window))[0] for window in windows.window_ids_B]
+        contexts = [self.store.window_text(window)[0] for window in windows.window_ids_B.tolist()]
         return self.index.search(contexts, k + int(owned_B.max()))[1]

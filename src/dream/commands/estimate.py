@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from dream.build import TextComponents, build_module
+from dream.build import TextComponents, build_module, precision_of
 from dream.runs.estimate import duration
 from dream.scorers.pretraining.scratch import ScratchScorer
 from dream.store.store import Store
@@ -39,15 +39,17 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
         text.data.questions = None  # writing them takes long; windows of documents take as long to score
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, verbose=False)
-    module = build_module(cfg, text)
     clock = _StepClock()
-    trainer = instantiate(cfg.trainer, max_steps=steps + 1, callbacks=[clock], logger=False, max_epochs=-1, devices=1,
-                          enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                          num_sanity_val_steps=0, use_distributed_sampler=False,
-                          default_root_dir=cfg.paths.data)  # fmt: skip
+    trainer = instantiate(cfg.trainer, precision=precision_of(cfg.trainer), max_steps=steps + 1, max_epochs=-1,
+                          devices=1, callbacks=[clock], logger=False, enable_checkpointing=False,
+                          enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+                          use_distributed_sampler=False, default_root_dir=cfg.paths.data)  # fmt: skip
+    device = trainer.strategy.root_device
+    module = build_module(cfg, text, device)
     trainer.fit(module, text.data)
-    device = module.device
-    step, rate = float(np.median(clock.seconds[1:])), _passages_per_second(module.encoder, text.store, device)
+    step = float(np.median(clock.seconds[1:]))
+    with trainer.precision_plugin.forward_context():
+        rate = _passages_per_second(module.encoder, text.store, device)
     every = OmegaConf.select(cfg, "callbacks.index_refresh.every_n_steps") or 0
     refreshes = 1 + (cfg.trainer.max_steps // every if every else 1)
     passages = len(text.store.passages)

@@ -49,6 +49,10 @@ def embed_in_chunks(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch, ch
     chunks = [TokenBatch(ids_BT[:, :width], mask_BT[:, :width]) for width, ids_BT, mask_BT in parts]
     if not torch.is_grad_enabled():
         return torch.cat([embed(part) for part in chunks])
+
+    def run(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return embed(TokenBatch(ids_BT, mask_BT))  # `checkpoint` keeps the random state of the devices of its tensors
+
     device, has_autocast = batch.ids_BT.device.type, torch.is_autocast_enabled(batch.ids_BT.device.type)
     with torch.autocast(device, torch.get_autocast_dtype(device), has_autocast, cache_enabled=False):
-        return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in chunks])
+        return torch.cat([checkpoint(run, part.ids_BT, part.mask_BT, use_reentrant=False) for part in chunks])

@@ -103,9 +103,9 @@ class HFEncoder(Encoder):
         self.passage_prefix = _first(passage_prefix, published.prefixes["passage"], "")
         self._read_model(source, published, weight_type)
         choose_dropout(self._reader, dropout)
-        choose_attention(self._reader, attention)
         choose_direction(self._reader, bidirectional)
         limit = self._probe(source)
+        choose_attention(self._reader, attention)  # after the probes, which run on the CPU: flash attention cannot
         own_length = published.max_tokens or (limit if published.found else None)  # like sentence-transformers
         self.max_tokens = self._length(max_tokens, own_length, limit)
         if gradient_checkpointing:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dream.batch import TokenBatch
-from dream.encoders.base import Encoder
+from dream.encoders.base import Encoder, cosines
 from dream.store.store import Store
 
 
@@ -39,5 +39,5 @@ class UntrainedEncoder:
         """
         distinct_U, columns_SK = torch.unique(candidate_ids_SK, return_inverse=True)
         passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(context.ids_BT.device)
-        sim_SU = self.encoder(context, "query") @ self.encoder(passages, "passage").T
+        sim_SU = cosines(self.encoder(context, "query"), self.encoder(passages, "passage"))
         return sim_SU.gather(1, columns_SK.to(sim_SU.device))

@@ -161,8 +161,7 @@ def open_ranker(
         log.info(f"Opening the language model {model or 'of section lm'}")
         scorer, trained_on = settings.lm.open(model), None
     store = benchmark.cut(scorer.tokenizer, scorer.scoring.max_passage_tokens)
-    scorer.load(trained_on or store)  # type: ignore[attr-defined]  # defined by each subclass
-    scorer.to(settings.torch_device)
+    scorer.to(settings.torch_device).load(trained_on or store)  # type: ignore[attr-defined]  # of each subclass
     return LanguageModelRanker(scorer, store)
 
 

@@ -109,13 +109,14 @@ class CausalScorer:
         Args:
             name: a folder or a hub name; with `trust_remote_code`, its Python code is run.
             store: the store of windows and passages.
-            device_map: where accelerate puts the layers; they then stay there. None: the CPU, until `to` moves them.
+            device_map: where accelerate puts the layers; they then stay there. None: the device of the last `to`.
 
         Raises:
             ConfigError: the model cannot be loaded, or has too few positions.
         """
         source, self.is_placed = Pretrained("scorer.name", name, trust_remote_code), device_map is not None
-        dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, torch.device(first_device(device_map)))
+        device = torch.device(first_device(device_map)) if device_map else self.device
+        dtype = weight_dtype("scorer.scoring.dtype", self.scoring.dtype, device)
         options: dict[str, Any] = {"device_map": device_map} if device_map else {}
         model = source.model(AutoModelForCausalLM, dtype, **options)
         source.require_rows(self.tokenizer, len(model.get_input_embeddings().weight),

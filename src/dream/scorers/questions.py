@@ -104,10 +104,17 @@ def _write(
     with progress(
         total=len(passages), initial=len(passages) - len(left), unit="question", desc="writing questions"
     ) as bar:
-        size = BATCHES.get(scorer.device.type, BATCHES["cpu"])
-        for start in range(0, len(left), size):
-            batch = left[start : start + size]
-            texts = _continue(scorer, [store.passage_tokens(passage, SCORER) for passage in batch])
+        size = min(len(left), BATCHES.get(scorer.device.type, BATCHES["cpu"]))
+        while left:
+            batch = left[:size]
+            try:
+                texts = _continue(scorer, [store.passage_tokens(passage, SCORER) for passage in batch])
+            except torch.OutOfMemoryError:  # of a GPU
+                if size == 1:
+                    raise
+                size //= 2
+                continue
+            left = left[size:]
             with file.open("a", encoding="utf-8") as lines:
                 pairs = zip(batch, texts, strict=True)
                 lines.writelines(json.dumps({"passage": passage, "question": text}) + "\n" for passage, text in pairs)

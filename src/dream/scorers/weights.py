@@ -8,11 +8,11 @@ from torch import Tensor
 SUMMED = 1 << 20  # weights that are summed at once
 
 
-def first_device(device_map: str | None) -> str:
+def first_device(device_map: str) -> str:
     """The device whose type of weights is used: with `auto` and the like, the GPU if there is one."""
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return device_map or "cpu"
+    return device_map
 
 
 def checksums(model: Any) -> list[int]:
