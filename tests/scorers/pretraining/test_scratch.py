@@ -94,7 +94,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(store, tokenizer, t
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **SMALL))
         prompt = Prompt(SCORING["template"], tokenizer)
         curriculum = Crashing(store, index, prompt, 24, SHARES, (4, 6), 0.3, 3, settings.max_steps, 4, seed=0)
-        train(model, curriculum, settings, folder, compiled=False)
+        train(model, curriculum, settings, folder, compiled=False, device=torch.device("cpu"))
         return model.state_dict()
 
     straight = run(tmp_path / "straight")

@@ -138,7 +138,9 @@ class LanguageModelModule(L.LightningModule):
         self.bar.close()
 
 
-def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Path, compiled: str | bool) -> None:
+def train(
+    model: Any, curriculum: CopyCurriculum, training: Training, folder: Path, compiled: str | bool, device: torch.device
+) -> None:
     """Train `model` in place. If the folder has a checkpoint of an interrupted training, resume it.
 
     Args:
@@ -147,6 +149,7 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
         training: settings.
         folder: folder for logs and checkpoints.
         compiled: whether to compile the loss: `auto`, true or false.
+        device: where to train.
 
     Raises:
         DreamError: the training was interrupted.
@@ -162,8 +165,9 @@ def train(model: Any, curriculum: CopyCurriculum, training: Training, folder: Pa
     trainer = L.Trainer(
         max_steps=training.max_steps,
         max_epochs=-1,
-        devices=1,
-        precision=training_precision(_device()),
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=training_precision(device.type),
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         log_every_n_steps=LOG_EVERY_N_STEPS,
         callbacks=[stop.own_signals, checkpoints, stop],
@@ -188,7 +192,3 @@ def _usable(checkpoint: Path) -> Path | None:
         log.warning(f"{checkpoint}: damaged: training the language model from the start")
         checkpoint.unlink()
     return None
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

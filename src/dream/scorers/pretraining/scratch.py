@@ -128,7 +128,7 @@ class ScratchScorer(CausalScorer):
             f"Pretraining a language model of {size:.1f} M weights on corpus {self.corpus.name}: {settings.max_steps} "
             f"steps of {settings.batch_size} sequences; then cached in {folder}"
         )
-        train(model, curriculum, settings, training, compiled=self.scoring.compile)
+        train(model, curriculum, settings, training, self.scoring.compile, self.device)
         windows = min(GAIN_WINDOWS, 4 * settings.max_steps)  # fewer windows after a short training
         with new_directory(folder) as unfinished:
             model.save_pretrained(unfinished)
