@@ -202,6 +202,13 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     )
 
 
+def root_device(cfg: DictConfig) -> torch.device:
+    """The device on which this process would train."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return instantiate(cfg.trainer, precision=precision_of(cfg.trainer), **quiet).strategy.root_device
+
+
 def precision_of(trainer: DictConfig) -> Any:
     """Lightning's precision. `auto`: bf16-mixed if the device has native bfloat16 products, otherwise 32-true."""
     if trainer.get("precision") != "auto":

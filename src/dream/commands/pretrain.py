@@ -26,8 +26,9 @@ def pretrain(cfg: DictConfig) -> float:
     import json
 
     import lightning as L
+    import torch
 
-    from dream.build import build_text, build_trainer
+    from dream.build import build_text
     from dream.scorers.pretraining.scratch import ScratchScorer
     from dream.utils.errors import require
 
@@ -37,7 +38,7 @@ def pretrain(cfg: DictConfig) -> float:
     text = build_text(cfg)
     scorer = text.scorer
     require(isinstance(scorer, ScratchScorer), "scorer", cfg.scorer._target_, "only scorer=scratch is trained here")
-    scorer.to(build_trainer(cfg, text.corpus).strategy.root_device).load(text.store)
+    scorer.to("cuda" if torch.cuda.is_available() else "cpu").load(text.store)
     folder = scorer.folder(text.store)
     gain = json.loads((folder / "gain.json").read_text())
     log.info(f"The scorer is in {folder}")

@@ -33,7 +33,7 @@ def heads(cfg: DictConfig) -> float:
     from rich.table import Table
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    from dream.build import ask_questions, build_text, build_trainer
+    from dream.build import ask_questions, build_text, root_device
     from dream.evaluation.plots import pixels
     from dream.objectives.attention import Attention
     from dream.utils.errors import require
@@ -41,7 +41,7 @@ def heads(cfg: DictConfig) -> float:
     require(cfg.shown > 0, "shown", cfg.shown, "at least 1 head")
     log.info(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
     text = build_text(cfg)
-    text.scorer.to(build_trainer(cfg, text.corpus).strategy.root_device).load(text.store)
+    text.scorer.to(root_device(cfg)).load(text.store)
     ask_questions(text, text.scorer)
     is_attention = isinstance(text.objective, Attention)
     require(is_attention, "objective", cfg.objective._target_, "only objective=attention uses heads")
