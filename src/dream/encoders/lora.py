@@ -55,9 +55,15 @@ def add_adapter(model: Any, lora: Mapping[str, Any]) -> Any:
 def merged(model: Any) -> Any:
     """A copy of the model without adapters, their product added to its weights; float32, on the CPU.
 
-    Always on the same processor, so that its hash is the same during training and when the encoder is opened again.
+    Always on the same processor, so that its hash is the same during training and when the encoder is opened again. A
+    GPU needs no memory for the copy.
     """
-    return copy.deepcopy(model).cpu().float().merge_and_unload()
+    on_cpu: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach().to("cpu", copy=True), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    on_cpu |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in model.buffers()}
+    return copy.deepcopy(model, on_cpu).float().merge_and_unload()
 
 
 def save_only_adapter(encoder: nn.Module, part: str) -> None:
