@@ -92,11 +92,11 @@ class Ours:
         self.store = open_or_build_passages(
             self.scratch / "stores", corpus, self.encoder.tokenizer, passage_tokens=self.tokens, passages_per_document=1
         )
-        (self.scratch / "shards").mkdir()
         shards = self.scratch / "shards"
+        shards.mkdir()
         names = embed_corpus(shards, self.encoder, self.store, self.device, self.batch, 65_536, "bench")
         self.outside = 1 - self.forward_seconds / (time.perf_counter() - start)
-        self.embeddings = np.concatenate([open_shard(self.scratch / "shards" / name) for name in names])
+        self.embeddings = np.concatenate([open_shard(shards / name) for name in names])
 
 
 class Peer:

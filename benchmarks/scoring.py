@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.commands.app import command
 from dream.utils.logging import get_logger
-from side_by_side import wait_for
+from side_by_side import product_peak
 
 log = get_logger(__name__)
 
@@ -104,20 +104,6 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return clock() - start, result
 
 
-def product_peak(width: int, inner: int) -> float:
-    """Float32 matrix products of the model's largest layer, in FLOP/s."""
-    rows = 2048 if OPTIONS["device"] == "cpu" else 65_536
-    x, weight = (torch.randn(size, width, device=OPTIONS["device"]) for size in (rows, inner))
-
-    def product() -> np.ndarray:
-        y = torch.nn.functional.linear(x, weight)
-        wait_for(OPTIONS["device"])
-        return y
-
-    product()
-    return 2 * rows * width * inner / min(timed(product)[0] for _ in range(20))
-
-
 def work(model, tokens: float, rows: float) -> float:
     """FLOP of the matrix products, without attention scores, of this many tokens and target rows."""
     head = model.get_output_embeddings().weight.numel()
@@ -151,7 +137,7 @@ def compare(plain, scorers: dict, pairs: tuple[list, list[int], list[int]], samp
             took, scored[name] = timed(run)
             seconds[name].append(took / len(sequences))
         errors.append(np.abs(scored[next(iter(scored))][chosen] / expected_P - 1).max())
-        peaks.append(product_peak(plain.config.hidden_size, inner))
+        peaks.append(product_peak(torch.float32, 2048, plain.config.hidden_size, inner, OPTIONS["device"], clock))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"seconds": medians, "scored": scored, "error": max(errors), "peak": statistics.median(peaks)}
 

@@ -116,17 +116,19 @@ def alternate(
 
 
 def product_peak(
-    dtype: torch.dtype = torch.float32, rows: int = 4096, width: int = 384, inner: int = 1536, device: str = "cpu"
-) -> float:
-    """The best speed of a matrix product of this shape, in FLOP/s, with all threads."""
+    dtype: torch.dtype = torch.float32, rows: int = 4096, width: int = 384, inner: int = 1536, device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:  # fmt: skip
+    """The best speed of a matrix product of this shape, in FLOP/s, with all threads. A GPU gets 16 times the rows."""
+    rows *= 1 if device == "cpu" else 16
     x, weight = (torch.randn(size, width, dtype=dtype, device=device) for size in (rows, inner))
     best, times = float("inf"), 1 if device == "cpu" else 50  # products of a round: a GPU takes them in a queue
     for _ in range(30):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(times):
             torch.nn.functional.linear(x, weight)
         wait_for(device)
-        best = min(best, (time.perf_counter() - start) / times)
+        best = min(best, (clock() - start) / times)
     return 2 * rows * width * inner / best
 
 

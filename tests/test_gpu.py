@@ -109,7 +109,7 @@ def test_log_likelihoods_are_those_of_the_cpu(store, llama_folder, dtype, tolera
     torch.testing.assert_close(loglik("cuda", dtype, compiles), expected_BK, rtol=tolerance, atol=tolerance)
 
 
-def test_questions_are_written_on_the_device_of_the_trainer(store, llama_folder):
+def test_a_language_model_that_is_loaded_on_a_gpu_writes_questions_there(store, llama_folder):
     scorer = HFScorer(None, str(llama_folder), SCORING, False, 0)
     scorer.to("cuda").load(store)
     assert scorer.model.device.type == "cuda"

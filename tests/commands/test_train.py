@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, open_dict
 
+import dream.build
 from dream.build import build_module, build_text, build_trainer
 from dream.commands.train import train
 from dream.evaluation.searcher import Searcher
 from dream.module import RetrieverModule
+from dream.scorers.hf import HFScorer
 from dream.utils.errors import ConfigError, DataError
 
 STEPS = 6  # of the tiny run
@@ -218,6 +220,20 @@ def test_a_run_has_the_loggers_that_are_chosen(config, tmp_path, override, folde
     train(config("run", override, "trainer.max_steps=2"))
     run = tmp_path / "logs" / "run"
     assert {name for name in ("csv", "tensorboard", "lightning_logs") if (run / name).exists()} == folders
+
+
+def test_the_language_model_is_loaded_on_the_trainers_device(config, monkeypatch):
+    """Before training, it already writes questions and finds heads."""
+    devices, load, build = [], HFScorer.load, dream.build.build_module
+    monkeypatch.setattr(HFScorer, "load", lambda scorer, store: (devices.append(scorer.device), load(scorer, store)))
+    cfg = config("built")
+    build(cfg, build_text(cfg), torch.device("cpu:0"))
+    monkeypatch.setattr(
+        "dream.build.build_module", lambda cfg, text, device: (devices.append(device), build(cfg, text, device))[1]
+    )
+    train(config("run", "trainer.max_steps=1"))
+    trainers = torch.device("cpu")
+    assert devices == [torch.device("cpu:0"), trainers, trainers]
 
 
 def test_a_run_leaves_no_model_in_memory(config, monkeypatch):
