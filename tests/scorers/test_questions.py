@@ -64,25 +64,38 @@ def written(scorer, asked, tokenizer, tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def by_hand(scorer, store, passage) -> str:
-    """Greedy continuation of the prompt, one token at a time, without a cache."""
-    ids = scorer.tokenizer(asking.HEAD, add_special_tokens=False)["input_ids"]
-    ids = ids + scorer.passage(store, passage).tolist()
-    ids = ids + scorer.tokenizer(asking.TAIL, add_special_tokens=False)["input_ids"]
+def by_hand(scorer, store, passage, contrast=asking.CONTRAST) -> str:
+    """The continuation of the prompt, one token at a time, without caches and batches."""
+    head = scorer.tokenizer(asking.HEAD, add_special_tokens=False)["input_ids"]
+    tail = scorer.tokenizer(asking.TAIL, add_special_tokens=False)["input_ids"]
+    vocabulary, ends = scorer.tokenizer.get_vocab(), asking._ends_of_line(scorer.tokenizer)
+    code = [number for token, number in vocabulary.items() if set(token) & set(asking.CODE) and number not in ends]
     new: list[int] = []
+
+    def log_probabilities(passage_tokens: list[int]) -> torch.Tensor:
+        text = torch.tensor([[*head, *passage_tokens, *tail, *new]])
+        return scorer.model(text).logits[0, -1].log_softmax(dim=0)
+
     while len(new) < asking.MOST_TOKENS:
-        new.append(int(scorer.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
-        if new[-1] in asking._ends_of_line(scorer.tokenizer):
+        given, alone = log_probabilities(scorer.passage(store, passage).tolist()), log_probabilities([])
+        given[code] = -torch.inf
+        score = given + contrast * (given - alone)
+        score[given.exp() < given.exp().max() / 10] = -torch.inf
+        new.append(int(score.argmax()))
+        if new[-1] in ends:
             break
-    return scorer.tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
+    line = scorer.tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0]
+    return line[: line.find("?") + 1 or None].strip()
 
 
-def test_questions_are_the_greedy_continuations_of_the_prompt(written, scorer, asked):
+def test_questions_have_the_words_that_the_passage_makes_likely(written, scorer, asked):
     questions = written(12)
     assert 0 < len(questions) <= 12
     assert len(set(questions.passages_Q.tolist())) == len(questions)
-    for number, passage in enumerate(questions.passages_Q.tolist()):
-        assert questions.texts[number] == by_hand(scorer, asked, passage)
+    passages = questions.passages_Q.tolist()
+    for text, passage in zip(questions.texts, passages, strict=True):
+        assert text == by_hand(scorer, asked, passage)
+    assert questions.texts != [by_hand(scorer, asked, passage, contrast=0) for passage in passages]
 
 
 def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer, monkeypatch, tmp_path):

@@ -2,18 +2,23 @@
 
 The prompt shows examples of passages with a question (as InPars does, Bonifacio et al. 2022,
 https://arxiv.org/abs/2202.05144), then the passage. The continuation is greedy, up to the end of the line. A small
-model writes many bad questions. They do little harm, because it then also judges how likely each question is given
-each candidate, and a bad question fits no passage better than another.
+model alone writes what is always likely ("what is the most common type of cancer"), so its words are chosen by what
+the passage adds to their likelihood (`dream.scorers.contrast`). It still writes many bad questions. They do little
+harm, because it then also judges how likely each question is given each candidate, and a bad question fits no passage
+better than another.
 """
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
 
 from dream.scorers.base import CausalScorer
+from dream.scorers.contrast import ContrastProcessor
 from dream.store.permutation import permute
 from dream.store.questions import TEXTS, Questions, save_tokens
 from dream.store.store import SCORER, Store
@@ -37,6 +42,8 @@ HEAD = "".join(f"Passage: {passage}\nQuestion: {question}\n\n" for passage, ques
 TAIL = "\nQuestion:"
 WRITTEN = "written.jsonl"  # all that was written, also what is left out of the questions
 MOST_TOKENS = 16  # of a question
+CODE = '()[]{}<>_=`"\\|;*@#/'  # a question has words only; else questions about code are copies of the code
+CONTRAST = 1.0  # weight of the difference that the passage makes to a word
 FEWEST_WORDS = 2
 BATCHES = {"cpu": 64, "cuda": 512}  # passages that are continued together, by device
 SEED = 20_261_127  # the passages are the same for all seeds of a run, so that runs share the questions
@@ -68,6 +75,8 @@ def open_or_write(scorer: CausalScorer, store: Store, tokenizers: Sequence, coun
         HEAD,
         TAIL,
         MOST_TOKENS,
+        CODE,
+        CONTRAST,
         scorer.scoring.max_passage_tokens,
     ]
     name = f"{store.path.name.rpartition('-')[0]}-{fingerprint(settings)}"
@@ -135,7 +144,8 @@ def _complete_rows(file: Path) -> list[dict]:
 @torch.no_grad()
 def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
     """What the model writes after each passage, up to the end of the line."""
-    tokenizer = scorer.tokenizer
+    tokenizer, ends = scorer.tokenizer, _ends_of_line(scorer.tokenizer)
+    code = sorted(set(_with(CODE, tokenizer)) - set(ends))
     head, tail = _ids(scorer, HEAD), _ids(scorer, TAIL)
     rows = [[*passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
     longest = max(map(len, rows))
@@ -144,13 +154,21 @@ def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
     with scorer.no_autocast():
         # The examples are read once, not once a passage.
         cache = scorer.model(input_ids=ids[:1, : len(head)], use_cache=True, logits_to_keep=1).past_key_values
+        contrast = ContrastProcessor(scorer.model, copy.deepcopy(cache), tail, CONTRAST)
         cache.batch_repeat_interleave(len(rows))
         continued = scorer.model.generate(
             input_ids=ids, attention_mask=torch.tensor(padding, device=scorer.device), past_key_values=cache,
-            max_new_tokens=MOST_TOKENS, do_sample=False, eos_token_id=_ends_of_line(tokenizer), pad_token_id=0,
+            max_new_tokens=MOST_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=0,
+            suppress_tokens=code, logits_processor=LogitsProcessorList([contrast]),
         )  # fmt: skip
     texts = tokenizer.batch_decode(continued[:, ids.shape[1] :], skip_special_tokens=True)
-    return [text.partition("\n")[0].strip() for text in texts]
+    return [_question(text) for text in texts]
+
+
+def _question(text: str) -> str:
+    """The text up to the end of its line, or up to its first question mark."""
+    words, mark, _ = text.partition("\n")[0].partition("?")
+    return words.strip() + mark
 
 
 def _ids(scorer: CausalScorer, text: str) -> list[int]:
@@ -160,11 +178,12 @@ def _ids(scorer: CausalScorer, text: str) -> list[int]:
 def _ends_of_line(tokenizer) -> list[int]:
     """Ids of all tokens with a line break, and of the token that ends a text."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    vocabulary = tokenizer.get_vocab()
-    broken = [
-        token_id for token, token_id in vocabulary.items() if "\u010a" in token or "\n" in token or token == "<0x0A>"
-    ]
-    return [*ends, *broken] or [0]
+    return [*ends, *_with({"\u010a", "\n", "<0x0A>"}, tokenizer)] or [0]
+
+
+def _with(parts: Collection[str], tokenizer) -> list[int]:
+    """Ids of the tokens that have one of these parts."""
+    return [token_id for token, token_id in tokenizer.get_vocab().items() if any(part in token for part in parts)]
 
 
 def _is_usable(text: str) -> bool:
