@@ -98,6 +98,14 @@ def test_questions_have_the_words_that_the_passage_makes_likely(written, scorer,
     assert questions.texts != [by_hand(scorer, asked, passage, contrast=0) for passage in passages]
 
 
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [(" what is it? It is\n\nPassage", "what is it?"), (" what it is\nwhat else?", "what it is"), ("", "")],
+)
+def test_a_question_ends_at_its_mark_or_with_its_line(text, question):
+    assert asking._question(text) == question
+
+
 def test_an_interrupted_writing_goes_on_and_the_result_is_cached(written, scorer, monkeypatch, tmp_path):
     monkeypatch.setitem(asking.BATCHES, "cpu", 4)
     whole = written(10).texts

@@ -42,7 +42,7 @@ HEAD = "".join(f"Passage: {passage}\nQuestion: {question}\n\n" for passage, ques
 TAIL = "\nQuestion:"
 WRITTEN = "written.jsonl"  # all that was written, also what is left out of the questions
 MOST_TOKENS = 16  # of a question
-CODE = '()[]{}<>_=`"\\|;*@#/'  # a question has words only; else questions about code are copies of the code
+CODE = '()[]{}<>_=`"\\|;*@#/'  # excluded from questions: a question about code would be a copy of the code
 CONTRAST = 1.0  # weight of the difference that the passage makes to a word
 FEWEST_WORDS = 2
 BATCHES = {"cpu": 64, "cuda": 512}  # passages that are continued together, by device
@@ -143,9 +143,9 @@ def _complete_rows(file: Path) -> list[dict]:
 
 @torch.no_grad()
 def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
-    """What the model writes after each passage, up to the end of the line."""
+    """The question that the model writes after each passage."""
     tokenizer, ends = scorer.tokenizer, _ends_of_line(scorer.tokenizer)
-    code = sorted(set(_with(CODE, tokenizer)) - set(ends))
+    code = sorted(set(_tokens_with(CODE, tokenizer)) - set(ends))
     head, tail = _ids(scorer, HEAD), _ids(scorer, TAIL)
     rows = [[*passage[: scorer.scoring.max_passage_tokens].tolist(), *tail] for passage in passages]
     longest = max(map(len, rows))
@@ -178,10 +178,10 @@ def _ids(scorer: CausalScorer, text: str) -> list[int]:
 def _ends_of_line(tokenizer) -> list[int]:
     """Ids of all tokens with a line break, and of the token that ends a text."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return [*ends, *_with({"\u010a", "\n", "<0x0A>"}, tokenizer)] or [0]
+    return [*ends, *_tokens_with({"\u010a", "\n", "<0x0A>"}, tokenizer)] or [0]
 
 
-def _with(parts: Collection[str], tokenizer) -> list[int]:
+def _tokens_with(parts: Collection[str], tokenizer) -> list[int]:
     """Ids of the tokens that have one of these parts."""
     return [token_id for token, token_id in tokenizer.get_vocab().items() if any(part in token for part in parts)]
 
