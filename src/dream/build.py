@@ -1,6 +1,5 @@
 """Builds the objects of a training run from the config. Only this file and `runs.session` read the training config."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from dream.scorers.questions import open_or_write
 from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
 from dream.utils.errors import require, require_installed
-from dream.utils.logging import get_logger
+from dream.utils.logging import get_logger, quiet_lightning
 from dream.utils.runtime import training_precision
 
 log = get_logger(__name__)
@@ -173,7 +172,7 @@ def ask_questions(text: TextComponents, scorer: Any) -> None:
 
 def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     """Build the Trainer with its callbacks. Without labelled dev queries, callbacks that need them are left out."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     configs = cfg.get("callbacks") or {}
     callbacks = {name: config for name, config in configs.items() if config and "_target_" in config}
     if "index_refresh" not in callbacks:
@@ -204,7 +203,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
 
 def root_device(cfg: DictConfig) -> torch.device:
     """The device on which this process would train."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return instantiate(cfg.trainer, precision=precision_of(cfg.trainer), **quiet).strategy.root_device
 

@@ -1,6 +1,5 @@
 """Estimates time and memory of a training from a few of its own steps."""
 
-import logging
 import resource
 import sys
 import time
@@ -17,6 +16,7 @@ from dream.build import TextComponents, build_module, precision_of
 from dream.runs.estimate import duration
 from dream.scorers.pretraining.scratch import ScratchScorer
 from dream.store.store import Store
+from dream.utils.logging import quiet_lightning
 
 EMBEDDED = 512  # passages whose embedding is timed
 
@@ -37,7 +37,7 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
         text.scorer.pretrains = False
     if getattr(text.data, "questions", None):
         text.data.questions = None  # writing them takes long; windows of documents take as long to score
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     L.seed_everything(cfg.seed, verbose=False)
     clock = _StepClock()
     trainer = instantiate(cfg.trainer, precision=precision_of(cfg.trainer), max_steps=steps + 1, max_epochs=-1,

@@ -18,6 +18,7 @@ from typing import Any
 from dream.utils import ranks, signals
 from dream.utils.errors import ConfigError, DreamError
 from dream.utils.job import GRACE_SECONDS, Job
+from dream.utils.logging import quiet_lightning
 
 JOIN_SECONDS = 1800  # the ranks of all nodes must have started within this time; then the timeout of tensors' exchange
 SETTINGS = ("accelerator", "devices", "num_nodes", "strategy")  # keys of the Trainer that decide about the ranks
@@ -73,12 +74,10 @@ def _may_be_several(trainer: Mapping[str, Any]) -> bool:
 
 def _probe(trainer: Mapping[str, Any]) -> Any:
     """A Trainer that only knows ranks and devices."""
-    import logging
-
     from hydra.utils import instantiate
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     settings = {name: trainer[name] for name in SETTINGS if name in trainer}
     probe = instantiate({"_target_": "lightning.Trainer", **settings}, logger=False, enable_checkpointing=False,
                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip

@@ -52,6 +52,11 @@ def log_table(table: "Table", width: int | None = None) -> None:
     get_logger(NAME).info(f"\n{plain.getvalue()}", extra={"file_only": True})
 
 
+def quiet_lightning() -> None:
+    """Let Lightning's Trainer report only warnings: not its devices, and no advice about other packages."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
 @contextmanager
 def log_to_file(file: Path) -> Iterator[None]:
     """Also append all messages inside the block to this file."""

@@ -3,7 +3,6 @@
 Shapes: B sequences of a step, T tokens, R rows whose logits are kept, V vocabulary.
 """
 
-import logging
 import time
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from dream.scorers.compilation import wants_compilation
 from dream.scorers.pretraining.curriculum import SHARES, SPAN_TOKENS, CopyCurriculum
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO, verify_checkpoint
 from dream.utils.errors import DamageError, DreamError, require
-from dream.utils.logging import get_logger
+from dream.utils.logging import get_logger, quiet_lightning
 from dream.utils.lr_schedule import warmup_then_linear
 from dream.utils.runtime import progress, training_precision
 
@@ -155,7 +154,7 @@ def train(
         DreamError: the training was interrupted.
     """
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     module = LanguageModelModule(model, curriculum, training, compiled)
     checkpoints = ModelCheckpoint(
         folder, filename="last", every_n_train_steps=training.checkpoint_every_n_steps, enable_version_counter=False
