@@ -199,11 +199,28 @@ def test_own_passages_are_the_target_of_the_questions_for_which_the_posterior_pr
     torch.testing.assert_close(sim.grad, torch.tensor([[-3 / 8, 1 / 8, 1 / 4], [0.0, 0.0, 0.0]]))
 
 
+def test_the_best_passage_of_the_posterior_is_the_target():
+    """Everything as above, but window 2 counts, too, with candidate 2 as its target: its p is uniform, -ln p = ln 3.
+
+    Mean (ln 4 + ln 3) / 2; gradient (p - (1, 0, 0)) / 2 and (p - (0, 1, 0)) / 2.
+    """
+    sim = torch.tensor([[0.0, 0.0, math.log(2)], [0.0, 0.0, 0.0]], requires_grad=True)
+    objective = JointPosterior(0.5, "best_passage", temperature=1.0, lm_temperature=1.0, **KL)
+    inputs = inputs_of(candidates(sim, torch.tensor([[0, 1, 2], [0, 1, 2]]), loglik_SK=LOGLIK))
+    inputs.candidates.untrained_sim_SK = torch.tensor([[math.log(4) / 2, 0.0, 0.0], [0.0, math.log(2) / 2, 0.0]])
+    loss = objective(inputs).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(12) / 2, abs=1e-6)
+    torch.testing.assert_close(sim.grad, torch.tensor([[-3 / 8, 1 / 8, 1 / 4], [1 / 6, -1 / 3, 1 / 6]]))
+    with pytest.raises(ConfigError, match=r"^objective\.direction=reverse: with objective\.target=best_passage choose"):
+        JointPosterior(0.5, "best_passage", temperature=1.0, lm_temperature=1.0, **(KL | {"direction": "reverse"}))
+
+
 def test_own_passages_need_questions_alone(store):
     for key, value in {"continuation": 0.3, "direction": "reverse"}.items():
         with pytest.raises(ConfigError, match=rf"^objective\.{key}={value}: with objective\.target=own_passage choose"):
             JointPosterior(0.5, "own_passage", temperature=1.0, lm_temperature=1.0, **(KL | {key: value}))
-    with pytest.raises(ConfigError, match=r"^objective\.target=own: choose posterior or own_passage"):
+    with pytest.raises(ConfigError, match=r"^objective\.target=own: choose one of posterior, best_passage"):
         JointPosterior(0.5, "own", temperature=1.0, lm_temperature=1.0, **KL)
     objective = JointPosterior(0.5, "own_passage", temperature=1.0, lm_temperature=1.0, **KL)
     with pytest.raises(ConfigError, match=r"^objective\.target=own_passage: needs questions: set data\.questions"):
