@@ -65,6 +65,15 @@ def test_every_query_once_an_epoch_with_its_own_document(config, corpus):
     assert np.array_equal(again.context.ids_BT, stream.batch(1).context.ids_BT)
 
 
+def test_long_queries_keep_their_beginning_as_in_a_search(config):
+    data = build_text(config()).data
+    stream = data.stream(0, 1)
+    stream.max_query_tokens = 1
+    whole = [stream.queries[q] for q in stream.batch(0).window_ids_B.tolist()]
+    assert max(map(len, whole)) > 1
+    assert stream.batch(0).context.ids_BT[:, 0].tolist() == [int(query[0]) for query in whole]
+
+
 def test_best_passage_holds_the_query_and_first_is_first(config):
     """A query's two words stand at the end of its document alone, sometimes in the first passage too."""
     best = build_text(config()).data

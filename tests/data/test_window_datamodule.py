@@ -68,6 +68,18 @@ def test_scored_windows_are_questions_in_turn(asked, store):
     assert ids(itertools.islice(later, 4)) == ids(batches[2:6])
 
 
+@pytest.mark.parametrize("settings", [{"start": 6}, {"limit": 3}, {"limit": 10}])
+def test_questions_keep_their_slots_whatever_the_start_and_the_limit(asked, store, settings):
+    """Also if neither is a multiple of the batch: e.g. a run that starts from a checkpoint with other batches."""
+    batches = list(itertools.islice(stream(asked, batch_size=4, scored=2, **settings), 6))
+    windows = torch.stack([batch.window_ids_B for batch in batches])
+    assert (windows[:, :2] >= len(store.windows)).all()
+    assert (windows[:, 2:] < len(store.windows)).all()
+    if limit := settings.get("limit"):
+        first = -(-limit // 4)
+        assert torch.equal(windows[:first, :2], windows[first : 2 * first, :2])
+
+
 def test_an_epoch_has_every_window_once_and_the_next_another_order(store):
     n = len(store.windows)
     seen = ids(itertools.islice(stream(store, batch_size=1), 2 * n))

@@ -12,7 +12,7 @@ from dream.corpora.extract.html import extract_html
 from dream.corpora.extract.markdown import extract_markdown
 from dream.corpora.extract.pdf import extract_pdf
 from dream.corpora.extract.sections import Extract, Section
-from dream.corpora.lines import BYTE_ORDER_MARK, decoded, too_long
+from dream.corpora.lines import BYTE_ORDER_MARK, decoded, refuse_binary, too_long
 from dream.corpora.source_file import SourceFile
 from dream.corpora.text import matching_files, relative_name
 from dream.corpora.values import valid
@@ -26,6 +26,7 @@ KINDS = {".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "h
 PACKAGES = {"markdown": ("markdown_it", "bs4"), "html": ("bs4",), "pdf": ("pypdf",), "text": ()}  # importable names
 DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "bs4": "beautifulsoup4", "pypdf": "pypdf"}
 SPLITS = ("headings", "file")
+RULES = 2  # of extraction; another number, if the same files give another text: stores are then built again
 MOST_SUFFIXES = 6  # named in the message about files that are not read
 
 
@@ -84,6 +85,7 @@ class FolderCorpus(TextSettings):
         """Includes the names of the files, which are part of the ids, and the versions of the extractors."""
         return {
             "kind": "folder",
+            "rules": RULES,
             "split_by": self.split_by,
             "policy": [self.on_bad_document, self.most_bytes],
             "packages": {name: version(DISTRIBUTIONS[name]) for name in self.packages},
@@ -113,7 +115,7 @@ class FolderCorpus(TextSettings):
             yield Document(name, title, valid("\n".join(section.text for section in extract.sections)), str(file), 1)
             return
         seen: Counter[int] = Counter()
-        for section in extract.sections:
+        for section in extract.sections or [Section("", "", 1)]:  # a file without text is counted as empty
             seen[section.line] += 1
             place = f"{name}:{section.line}" + (f".{seen[section.line]}" if seen[section.line] > 1 else "")
             heading = f"{title}: {valid(section.title)}" if section.title not in ("", extract.title) else title
@@ -134,6 +136,8 @@ class FolderCorpus(TextSettings):
         if kind == "html":
             return extract_html(content)
         text = decoded(str(source.path), 1, content.removeprefix(BYTE_ORDER_MARK), self.most_bytes)
+        refuse_binary(str(source.path), 1, text)
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         if kind == "markdown":
             return extract_markdown(text)
         return Extract("", [Section("", text.strip(), 1)])

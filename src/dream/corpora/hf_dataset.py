@@ -81,7 +81,7 @@ class HFDatasetCorpus(RecordCorpus):
             raise DataError(f"{self.file}:{number + 1}: cannot be read ({first_line(error)}); {number:,} rows are "
                             "before it: fetch or write the file again") from error  # fmt: skip
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("datasets", "pyarrow"):
+            if not _of_library(error):
                 raise
             raise DataError(f"{self.file}:{number + 1}: cannot be read ({first_line(error)})") from error
 
@@ -133,9 +133,12 @@ class _named_errors:
         return
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        text, corpus = first_line(error) if error else "", self.corpus
         if not isinstance(error, OSError | ValueError | LookupError):
+            if error and _of_library(error):  # of a file; its cause says more
+                cause = first_line(error.__cause__ or error)
+                raise DataError(f"{corpus.file}: cannot be read ({cause}); fetch or write the file again") from error
             return
-        text, corpus = first_line(error), self.corpus
         if "split" in text.lower():
             raise ConfigError("corpus.split", corpus.split, text) from error
         if "config" in text.lower():
@@ -143,6 +146,10 @@ class _named_errors:
         offline = " (HF_HUB_OFFLINE=1 is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         remedy = f"no such folder, and not on the hub or in its cache: {text}{offline}"
         raise ConfigError("corpus.dataset", corpus.dataset, remedy) from error
+
+
+def _of_library(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in ("datasets", "pyarrow")
 
 
 def _records(rows: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,8 @@ from dream.corpora.record_corpus import RecordCorpus
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, require
 
+TSV_RULES = 2  # of reading TSV; another number, if the same file gives other texts: stores are then built again
+
 
 class JsonlCorpus(RecordCorpus):
     """A file of records.
@@ -50,7 +52,8 @@ class JsonlCorpus(RecordCorpus):
         self.form = format or format_of(self.source)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": self.form, "content": self.source.fingerprint()} | self.content()
+        rules = {"rules": TSV_RULES} if self.form == "tsv" else {}
+        return {"kind": self.form, "content": self.source.fingerprint()} | rules | self.content()
 
     def size_bytes(self) -> int:
         return self.source.text_bytes()

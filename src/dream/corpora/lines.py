@@ -35,6 +35,13 @@ def decoded(file: str, number: int, line: bytes | None, most_bytes: int) -> str:
         raise BadDocument(file, number, "not UTF-8", detail) from error
 
 
+def refuse_binary(file: str, number: int, text: str) -> None:
+    """Raise BadDocument for a plain text with NUL characters."""
+    if "\0" in text:
+        detail = "NUL characters: this is no plain text in UTF-8, but binary or UTF-16"
+        raise BadDocument(file, number, "NUL characters", detail)
+
+
 def too_long(file: str, number: int, most_bytes: int) -> BadDocument:
     """The error for a document of more than `most_bytes`."""
     megabytes = f"{most_bytes / 1e6:g}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dream.corpora.bad_documents import BadDocument, BadDocumentPolicy
 from dream.corpora.base import Document, Labels, TextSettings, existing_path
-from dream.corpora.lines import decoded, too_long
+from dream.corpora.lines import decoded, refuse_binary, too_long
 from dream.corpora.source_file import SourceFile
 from dream.utils.errors import ConfigError, DataError, require
 
@@ -87,9 +87,7 @@ class TextCorpus(TextSettings):
             for number, line in file.lines(self.most_bytes):
                 try:
                     text = decoded(str(file.path), number, line, self.most_bytes)
-                    if "\0" in text:
-                        detail = "NUL characters: this is no plain text in UTF-8, but binary or UTF-16"
-                        raise BadDocument(str(file.path), number, "NUL characters", detail)
+                    refuse_binary(str(file.path), number, text)
                     yield number, text
                 except BadDocument as bad:
                     yield number, bad

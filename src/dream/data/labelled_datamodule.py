@@ -29,13 +29,14 @@ class PairStream(WindowStream):
         super().__init__(**stream)
         self.queries, self.passages = queries, passages
 
-    def examples_at(self, positions: np.ndarray) -> Examples:
+    def examples_at(self, positions: np.ndarray, batch: int) -> Examples:
         queries = permute(self.seed, positions, len(self.queries))
         turns = positions // len(self.queries)
         chosen = [self.passages[q][turn % len(self.passages[q])] for q, turn in zip(queries, turns, strict=True)]
         texts = [self.store.passage_tokens(int(passage), ENCODER)[: self.continuation_tokens] for passage in chosen]
         documents = self.store.passage_documents[np.array(chosen, dtype=np.int64)]
-        return queries.astype(np.int64), documents, [self.queries[q] for q in queries], texts
+        asked = [self.queries[q][: self.max_query_tokens] for q in queries]  # as a search cuts them
+        return queries.astype(np.int64), documents, asked, texts
 
 
 class LabelledDataModule(WindowDataModule):

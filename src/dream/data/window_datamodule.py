@@ -78,7 +78,7 @@ class WindowStream(IterableDataset):
         step_start = self.start + number * self.batch_size
         positions = step_start + self.slots
         examples, documents, contexts, continuations = self.examples_at(
-            positions % self.limit if self.limit else positions
+            positions % self.limit if self.limit else positions, step_start // self.batch_size
         )
         pad_id = self.store.pad_ids[ENCODER]
         return WindowBatch(
@@ -90,13 +90,14 @@ class WindowStream(IterableDataset):
             positions_B=torch.from_numpy(positions),
         )
 
-    def examples_at(self, positions: np.ndarray) -> Examples:
-        """The examples at these positions of the stream."""
+    def examples_at(self, positions: np.ndarray, batch: int) -> Examples:
+        """The examples of this rank's slots of a batch: their positions in the stream, and the number of the batch."""
         windows = self.windows_at(positions)
         if self.store.questions:
-            batches, slots = np.divmod(positions, self.batch_size)
-            is_scored = slots < self.scored
-            turns = (batches * self.scored + slots)[is_scored]
+            if self.limit:
+                batch %= -(-self.limit // self.batch_size)
+            is_scored = self.slots < self.scored
+            turns = batch * self.scored + self.slots[is_scored]
             windows[is_scored] = len(self.store.windows) + permute(self.seed, turns, len(self.store.questions))
         contexts = [self.store.window_tokens(window, ENCODER)[0] for window in windows]
         continuations = [self.store.continuation(window, self.continuation_tokens) for window in windows]

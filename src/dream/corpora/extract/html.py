@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
-DROPPED = ["script", "style", "noscript", "template", "nav", "footer", "aside", "form", "button", "svg", "iframe"]
+DROPPED = ["script", "style", "noscript", "template", "nav", "footer", "aside", "button", "select", "textarea", "svg",
+           "iframe"]  # fmt: skip
 BLOCKS = ["address", "article", "blockquote", "caption", "dd", "div", "dl", "dt", "fieldset", "figcaption", "figure",
           "header", "hr", "li", "main", "ol", "p", "pre", "section", "table", "td", "th", "tr", "ul"]  # fmt: skip
 LINE_ATTRIBUTE = "data-dream-line"  # set on headings by extract/markdown.py

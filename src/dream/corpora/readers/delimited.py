@@ -32,25 +32,27 @@ def read_tsv(source: SourceFile, fields: Fields, most_bytes: int) -> Records:
 
     With a header, cells may be quoted, as in DPR's psgs_w100.tsv. Without a header, quotes are text, as in MS MARCO.
     """
+    _allow_cells(most_bytes)
     rows = _tsv_rows(source, most_bytes)
     number, first = next(rows, (0, []))
     if isinstance(first, BadDocument):
         raise first
     if not first:
         return
-    if len(first) == 2 and PLAIN_TEXT in fields.texts and not {*fields.names, *ID_NAMES}.intersection(first):
+    names = [_unquoted(cell.strip()) for cell in first]
+    if len(first) == 2 and PLAIN_TEXT in fields.texts and not {*fields.names, *ID_NAMES}.intersection(names):
         log.info(f"{source.path}: line 1 names no known column, so the columns are read as id and text")
         yield number, {fields.ids[0]: first[0], PLAIN_TEXT: first[1]}
         for number, row in rows:
             yield number, row if isinstance(row, BadDocument) else _pair(str(source.path), number, row, fields)
         return
-    header = _header(source, [_unquoted(cell) for cell in first], fields)
+    header = _header(source, names, fields)
     yield from _records(str(source.path), ((n, _cells(row, len(header))) for n, row in rows), header)
 
 
 def csv_rows(source: SourceFile, most_bytes: int, delimiter: str = ",") -> Rows:
     """Yield (first line from 1, cells) of each row that is not blank."""
-    csv.field_size_limit(max(csv.field_size_limit(), most_bytes))
+    _allow_cells(most_bytes)
     lines = _RowLines(source, most_bytes)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -69,6 +71,11 @@ def csv_rows(source: SourceFile, most_bytes: int, delimiter: str = ",") -> Rows:
         else:
             if any(cell.strip() for cell in row):
                 yield lines.first, row
+
+
+def _allow_cells(most_bytes: int) -> None:
+    """Let the csv module read cells of this length. Its limit is one for the whole process."""
+    csv.field_size_limit(max(csv.field_size_limit(), most_bytes))
 
 
 class _RowLines:
