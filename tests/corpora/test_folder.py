@@ -94,6 +94,21 @@ def test_only_the_main_part_of_a_page_is_read(tmp_path):
     assert shown(folder(tmp_path)) == [("p.htm:1", "p.htm", "für")]
 
 
+def test_a_page_inside_a_form_keeps_its_text(tmp_path):
+    """Some servers wrap each page in one form. A page without text is an empty document, which the store counts."""
+    choice = "<select><option>chosen</option></select>"
+    (tmp_path / "form.html").write_text(f"<body><form><h1>H</h1><p>All the text.</p>{choice}</form></body>")
+    (tmp_path / "none.html").write_text("<body><script>write()</script></body>")
+    assert shown(folder(tmp_path)) == [("form.html:1", "H", "H\nAll the text."), ("none.html:1", "none.html", "")]
+
+
+def test_line_ends_of_windows_are_line_ends(tmp_path):
+    for name, text in (("unix", MARKDOWN), ("windows", MARKDOWN.replace("\n", "\r\n"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "guide.md").write_bytes(text.encode())
+    assert shown(folder(tmp_path / "windows")) == shown(folder(tmp_path / "unix"))
+
+
 def test_two_headings_in_one_line_have_different_ids(tmp_path):
     (tmp_path / "p.html").write_text("<h1>A</h1>a<h1>B</h1>b<h2>empty</h2>")
     assert [name for name, *_ in shown(folder(tmp_path))] == ["p.html:1", "p.html:1.2", "p.html:1.3"]
@@ -116,6 +131,7 @@ def test_refused_files_are_listed_and_the_others_read(tmp_path):
     (tmp_path / "latin.md").write_bytes(b"f\xfcr")
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
     (tmp_path / "wrong.txt").write_bytes(b"%PDF-1.4 nothing")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16-le"))
     (tmp_path / "long.txt").write_text("a" * 1_000_001)
     write_pdf(tmp_path / "scan.pdf", [[], []])
     with (tmp_path / "list.jsonl").open("w") as listing:
@@ -125,7 +141,7 @@ def test_refused_files_are_listed_and_the_others_read(tmp_path):
     listed = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
     assert {Path(entry["file"]).name: entry["reason"] for entry in listed} == {
         "broken.pdf": "damaged PDF", "latin.md": "not UTF-8", "long.txt": "too long", "scan.pdf": "PDF without text",
-        "wrong.txt": "not text",
+        "utf16.txt": "NUL characters", "wrong.txt": "not text",
     }  # fmt: skip
     with pytest.raises(DataError, match=r"broken\.pdf:0: no readable PDF .*corpus\.on_bad_document=skip"):
         list(folder(tmp_path).documents())

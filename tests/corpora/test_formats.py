@@ -1,5 +1,6 @@
 """The same documents in every format, and the errors of broken files. Run: pytest tests/corpora/test_formats.py"""
 
+import csv
 import json
 import os
 import sys
@@ -266,6 +267,18 @@ def test_quotes_of_tsv_files(tmp_path):
         ("0", '"To be"'),
         ("1", '"or not'),
     ]
+
+
+def test_a_quoted_header_of_tsv_is_a_header(tmp_path):
+    """R's write.table quotes the names. Cells may be longer than the limit of the csv module."""
+    long = "word " * 30_000
+    (tmp_path / "r.tsv").write_text(f'"id"\t"text"\n"1"\t"He said ""hi"" to me"\n"2"\t"{long}""end"""\n')
+    before = csv.field_size_limit(131_072)
+    try:
+        found = list(corpus(tmp_path / "r.tsv", id_field="id").documents())
+    finally:
+        csv.field_size_limit(before)
+    assert [(d.id, d.text) for d in found] == [("1", 'He said "hi" to me'), ("2", f'{long}"end"')]
 
 
 def test_nested_fields_and_lists(tmp_path):
