@@ -85,6 +85,15 @@ def test_embeddings_equal_the_model_run_on_the_framed_text(bert_folder, pooling)
         torch.testing.assert_close(embedding_D, pooled_D / pooled_D.norm(), atol=1e-5, rtol=1e-5)
 
 
+def test_the_direction_of_attention_is_part_of_the_identity(llama_folder, tmp_path):
+    """Otherwise, cached embeddings of one direction would be searched with queries of the other."""
+    published, both = make(llama_folder, "last"), make(llama_folder, "last", bidirectional=True)
+    assert published.fingerprint() == both.fingerprint()
+    assert published.identity() != both.identity()
+    both.save(tmp_path)
+    assert HFEncoder.open(tmp_path).identity() == both.identity()
+
+
 def test_queries_get_their_own_prefix_and_are_cut(bert_folder):
     encoder = make(bert_folder, "mean", max_tokens=2).eval()
     short_QD = encoder.embed_queries(["red apple"])
