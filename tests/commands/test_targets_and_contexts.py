@@ -6,8 +6,11 @@ import pytest
 import torch
 from tests.commands.test_train import fit
 
+from dream.build import build_module, build_text
+from dream.encoders.base import cosines
 from dream.store.contexts import CONTEXTS
-from dream.store.store import TARGETS
+from dream.store.ragged import pad_tokens
+from dream.store.store import ENCODER, TARGETS
 
 ROOM = ["scorer.scoring.max_passage_tokens=24"]
 OBJECTIVES = {
@@ -17,6 +20,7 @@ OBJECTIVES = {
     "attention": [*ROOM, "objective.heads=all"],
     "in_batch_attention": ROOM,
     "info_nce": [],
+    "joint_posterior": [],
 }
 COMBINATIONS = [(target, kind) for target in TARGETS for kind in CONTEXTS if (target, kind) != ("continuation", "span")]
 
@@ -61,6 +65,20 @@ def test_every_target_with_every_kind_of_context_learns(asked, target, kind):
 def test_every_objective_asks_for_the_context(asked, target, objective):
     recorder, _ = fit(asked("run", target, "title", f"objective={objective}", *OBJECTIVES[objective]))
     assert all(torch.isfinite(torch.tensor(loss)) for loss, _ in recorder.steps.values())
+
+
+def test_the_encoder_before_training_reads_passages_as_the_trained_one_does(asked):
+    """Without the title that is asked for: otherwise its cosine would give the answer away."""
+    cfg = asked("run", "context", "title", "objective=joint_posterior")
+    module = build_module(cfg, build_text(cfg))
+    encoder, store, firsts = module.encoder, module.store, torch.tensor([[0], [1], [2]])
+    context = pad_tokens([store.window_tokens(number, ENCODER)[0] for number in range(3)], 0)
+    read, whole = (
+        cosines(encoder(context, "query"), encoder(store.passage_batch(firsts[:, 0], 256, training), "passage")).diag()
+        for training in (True, False)
+    )
+    assert not torch.allclose(read, whole)
+    torch.testing.assert_close(module.untrained.similarities(context, firsts)[:, 0], read)
 
 
 def test_resuming_repeats_losses_and_candidates_bitwise(asked, tmp_path):

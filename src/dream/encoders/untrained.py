@@ -38,6 +38,8 @@ class UntrainedEncoder:
             candidate_ids_SK: passage ids.
         """
         distinct_U, columns_SK = torch.unique(candidate_ids_SK, return_inverse=True)
-        passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens).to(context.ids_BT.device)
+        passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens, training=True).to(
+            context.ids_BT.device
+        )
         sim_SU = cosines(self.encoder(context, "query"), self.encoder(passages, "passage"))
         return sim_SU.gather(1, columns_SK.to(sim_SU.device))
