@@ -157,6 +157,14 @@ def test_another_count_takes_over_what_is_written(written, monkeypatch):
     assert len(asked) == 4
 
 
+def test_other_questions_of_the_same_name_have_another_hash(written):
+    """Otherwise, questions that another device writes would get the cached log-likelihoods of these."""
+    questions = written(12)
+    file = questions.path / asking.TEXTS
+    file.write_text(file.read_text().replace('"question": "', '"question": "another ', 1))
+    assert Questions(questions.path).hash != questions.hash
+
+
 def test_a_question_is_a_window_without_overlap(written, scorer, asked):
     pieces = len(asked.windows)
     scope = asked.scoring_hash

@@ -7,25 +7,28 @@ from pathlib import Path
 import numpy as np
 
 from dream.store.tokens import BatchTokenizer
+from dream.utils.atomic_io import checksum, fingerprint
 
 TEXTS, TOKENS = "questions.jsonl", "tokens.npz"
 HELD_OUT = 6  # one question of six is not trained on: they choose the weight of the hybrid with BM25
 
 
 class Questions:
-    """Read-only view of a folder of questions. The folder's name is a hash of everything that they depend on.
+    """Read-only view of a folder of questions.
 
     Args:
         path: the folder. The order of its questions is random.
 
     Attributes:
+        hash: hash of the questions and their passages.
         texts: the questions to train on.
         passages_Q: the passage that each of them was written about.
         held_out: (question, passage) of those that are not trained on.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.hash = path, path.name
+        # The name does not tell how they were computed: on another device, the model may have written other questions.
+        self.path, self.hash = path, fingerprint(checksum(path / TEXTS))
         texts = [json.loads(line)["question"] for line in (path / TEXTS).read_text("utf-8").splitlines()]
         trained = len(texts) - len(texts) // HELD_OUT
         with np.load(path / TOKENS, allow_pickle=False) as arrays:
