@@ -52,6 +52,13 @@ def test_the_probe_chooses_the_precision_as_a_training_does(inspected):
     assert report["estimate"]["seconds_per_step"] > 0
 
 
+def test_questions_need_not_be_written_for_the_estimate(inspected, tmp_path):
+    asked = ["data.questions=12", "data.target=context", "scorer.scoring.max_passage_tokens=24", "candidates=bm25",
+             "objective=joint_posterior", "objective.target=own_passage", "objective.continuation=0"]  # fmt: skip
+    assert inspect(inspected("windows=1", "probe_steps=1", *asked))["estimate"]["seconds_per_step"] > 0
+    assert not (tmp_path / "data" / "questions").exists()
+
+
 def test_without_a_probe_nothing_is_built(inspected, capsys):
     assert "estimate" not in inspect(inspected("probe_steps=0", "windows=1"))
     with pytest.raises(ConfigError, match="windows=0: at least 1"):
