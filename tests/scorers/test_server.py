@@ -77,6 +77,12 @@ def test_values_are_those_of_hf(any_server, folder, store):
     assert max(sizes) <= 100
 
 
+def test_settings_of_a_local_model_are_ignored(server, folder, store):
+    """dream-evaluate and dream-serve set them for every language model."""
+    scorer = scorer_of(server.url, folder, store, {"dtype": "float32", "compile": True})
+    assert not scorer.scoring.compile
+
+
 def test_the_cache_asks_only_once(server, folder, store):
     scorer = scorer_of(server.url, folder, store, cache_megabytes=10)
     first = scorer.loglik(store, WINDOWS, CANDIDATES)

@@ -63,7 +63,7 @@ class ServerScorer(CausalScorer):
         limited = token_limit is None or token_limit > 0
         require(limited, "scorer.token_limit", token_limit, "null, or a number of tokens")
         own = Pretrained("scorer.name", name, False).tokenizer()
-        super().__init__(own, Scoring(**scoring, dtype="auto", compile=False), cache_megabytes)
+        super().__init__(own, Scoring(**{**scoring, "dtype": "auto", "compile": False}), cache_megabytes)
         self.token_limit, self.tokens_sent = token_limit, 0
         self._connect()
 
