@@ -1,6 +1,7 @@
 """Tuning in a study that resumes. Run: pytest tests/commands/test_tune.py"""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.image import imread
 
 from dream.commands import tune as module
 from dream.commands.tune import open_study, search_space, tune
-from dream.utils.errors import ConfigError
+from dream.utils.errors import ConfigError, NumericalError
 from dream.utils.runtime import CONFIG_DIR
 
 optuna = pytest.importorskip("optuna", reason="needs pip install 'dream-retrieval[tune]'")
@@ -63,6 +64,34 @@ def test_an_interrupted_trial_is_done_again(tuned, monkeypatch):
     failed, waiting = study.trials
     assert (failed.state.name, waiting.state.name) == ("FAIL", "WAITING")
     assert waiting.system_attrs["fixed_params"] == failed.params
+
+
+def test_a_study_survives_trials_that_diverge(tuned, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(logging.getLogger("optuna"), "handlers", [caplog.handler])
+    values = iter([None, 0.25, None])
+
+    def diverging(trial, *_):
+        trial.suggest_float("objective.temperature", 0.0125, 0.2, log=True)
+        if (value := next(values)) is None:
+            raise NumericalError("optimizer.optimizer.lr=9: the loss is nan; lower it")
+        return value
+
+    monkeypatch.setattr(module, "run_trial", diverging)
+    assert tune(tuned("trials=3")) == 0.25
+    printed = capsys.readouterr().out
+    assert "trial 0 failed: optimizer.optimizer.lr=9: the loss is nan" in printed
+    assert "→ failed; best so far 0.2500" in printed
+    by_optuna = [record.message for record in caplog.records if record.name.startswith("optuna")]
+    assert by_optuna == [], "Optuna would show a failed trial with its traceback"
+
+
+def test_a_study_without_a_finished_trial_ends_in_one_line(tuned, monkeypatch):
+    def diverging(trial, *_):
+        raise NumericalError("optimizer.optimizer.lr=9: the loss is nan; lower it")
+
+    monkeypatch.setattr(module, "run_trial", diverging)
+    with pytest.raises(ConfigError, match="every training had inf or nan; give a space with lower learning rates"):
+        tune(tuned("trials=2"))
 
 
 def test_other_configs_and_wrong_spaces_are_refused(tuned):

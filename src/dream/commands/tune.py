@@ -47,12 +47,17 @@ def tune(cfg: DictConfig) -> float:
              f"{done} of them done\n  study  {folder}")  # fmt: skip
 
     def objective(trial: "Trial") -> float:
-        return run_trial(trial, cfg, space, folder)
+        try:
+            return run_trial(trial, cfg, space, folder)
+        except NumericalError as error:  # the study continues
+            log.warning(f"trial {trial.number} failed: {error}")
+            raise
 
     def report(study: "Study", trial: "FrozenTrial") -> None:
-        log.info(f"trial {len(_finished(study))}/{cfg.trials}: {_values(trial.params)} → {_score(trial)}; best so far "
-                 f"{study.best_value:.4f}")  # fmt: skip
-        if cfg.keep == "best":
+        finished = _finished(study)
+        best = f"; best so far {study.best_value:.4f}" if finished else ""  # the first trials may have failed
+        log.info(f"trial {len(finished)}/{cfg.trials}: {_values(trial.params)} → {_score(trial)}{best}")
+        if finished and cfg.keep == "best":
             _discard_all_but(study.best_trial.number, folder)
 
     if done < cfg.trials:
@@ -102,7 +107,7 @@ def open_study(folder: Path, cfg: DictConfig, space: list[dict[str, Any]]) -> "S
     from dream.utils.atomic_io import fingerprint
     from dream.utils.errors import require
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings show a failed trial with a traceback
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "study.db"
     sampler = optuna.samplers.TPESampler(
@@ -181,11 +186,19 @@ def _discard_all_but(best: int, folder: Path) -> None:
 
 
 def _finish(study: "Study", folder: Path, cfg: DictConfig) -> None:
-    """Show the best trials and the command that repeats the best one; write the plots."""
+    """Show the best trials and the command that repeats the best one; write the plots.
+
+    Raises:
+        ConfigError: all trials have failed.
+    """
     from dream.evaluation.tuning_plots import write_plots
     from dream.utils.atomic_io import write_json
+    from dream.utils.errors import require
 
     trials = sorted(_finished(study), key=lambda trial: -(trial.value or 0))
+    require(bool(trials), "space", cfg.space, "every training had inf or nan; give a space with lower learning rates, "
+            "such as {key: optimizer.optimizer.lr, low: 1e-5, high: 1e-4, log: true}, and another folder with "
+            "study=FOLDER")  # fmt: skip
     table = [{"trial": trial.number, "value": trial.value, "values": trial.params} for trial in trials]
     write_json(folder / "trials.json", table)
     plots = write_plots(study, folder, cfg.metric)
