@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
 from dream.commands import tune as module
+from dream.commands.app import how_to_resume
 from dream.commands.tune import open_study, search_space, tune
 from dream.utils.errors import ConfigError, NumericalError
 from dream.utils.runtime import CONFIG_DIR
+from dream.utils.signals import Interrupted
 
 optuna = pytest.importorskip("optuna", reason="needs pip install 'dream-retrieval[tune]'")
 
@@ -64,6 +67,18 @@ def test_an_interrupted_trial_is_done_again(tuned, monkeypatch):
     failed, waiting = study.trials
     assert (failed.state.name, waiting.state.name) == ("FAIL", "WAITING")
     assert waiting.system_attrs["fixed_params"] == failed.params
+
+
+def test_an_interrupted_study_continues_by_the_same_command(tuned, monkeypatch, tmp_path):
+    def interrupted(*_):
+        stop = Interrupted(signal.SIGINT)
+        stop.checkpoint = tmp_path / "last.ckpt"
+        raise stop
+
+    monkeypatch.setattr(module, "run_trial", interrupted)
+    with pytest.raises(Interrupted) as stop:
+        tune(tuned("trials=1"))
+    assert how_to_resume(stop.value, ["dream-tune", "trials=1"]).endswith("Resume with: dream-tune trials=1")
 
 
 def test_a_study_survives_trials_that_diverge(tuned, monkeypatch, capsys, caplog):

@@ -34,6 +34,7 @@ def tune(cfg: DictConfig) -> float:
     """Do the trials that are missing, then show the best one. Returns its value."""
     from dream.build import check_config
     from dream.utils.errors import NumericalError, require, require_installed
+    from dream.utils.signals import Interrupted
 
     require_installed(["optuna"], "tune", "dream-tune", "")
     require(cfg.trials > 0, "trials", cfg.trials, "at least 1 training")
@@ -51,6 +52,9 @@ def tune(cfg: DictConfig) -> float:
             return run_trial(trial, cfg, space, folder)
         except NumericalError as error:  # the study continues
             log.warning(f"trial {trial.number} failed: {error}")
+            raise
+        except Interrupted as stop:
+            stop.checkpoint = None  # the same command continues the study; with ckpt=last it would be another one
             raise
 
     def report(study: "Study", trial: "FrozenTrial") -> None:
