@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from dream.commands import tune as module
 from dream.commands.app import how_to_resume
 from dream.commands.tune import open_study, search_space, tune
+from dream.utils.atomic_io import point_latest
 from dream.utils.errors import ConfigError, NumericalError
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted
@@ -79,6 +80,23 @@ def test_an_interrupted_study_continues_by_the_same_command(tuned, monkeypatch, 
     with pytest.raises(Interrupted) as stop:
         tune(tuned("trials=1"))
     assert how_to_resume(stop.value, ["dream-tune", "trials=1"]).endswith("Resume with: dream-tune trials=1")
+
+
+def test_the_latest_run_is_the_best_trial(tuned, monkeypatch, tmp_path):
+    """Each trial moves logs/latest, and the encoder of the last trial may be deleted."""
+    latest = tmp_path / "logs" / "latest"
+
+    def trained(trial, cfg, space, folder):
+        trial.suggest_float("objective.temperature", 0.0125, 0.2, log=True)
+        run = folder / f"trial-{trial.number:03d}"
+        (run / "encoder").mkdir(parents=True)
+        point_latest(latest, run)
+        return (0.1, 0.3, 0.2)[trial.number]
+
+    monkeypatch.setattr(module, "run_trial", trained)
+    tune(tuned("trials=3"))
+    assert latest.resolve().name == "trial-001"
+    assert (latest / "encoder").exists()
 
 
 def test_a_study_survives_trials_that_diverge(tuned, monkeypatch, capsys, caplog):

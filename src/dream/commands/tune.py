@@ -143,7 +143,7 @@ def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], fold
     from dream.utils.atomic_io import read_checked_json
     from dream.utils.errors import require
 
-    run = folder / f"trial-{trial.number:03d}"
+    run = _run(folder, trial.number)
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN_KEYS])
     with open_dict(config):
         config.paths.run = str(run)
@@ -172,6 +172,11 @@ def _suggest(trial: "Trial", entry: dict[str, Any]) -> Any:
     return float(f"{trial.suggest_float(key, low, high, log=is_log):.6g}")
 
 
+def _run(folder: Path, number: int) -> Path:
+    """The folder of a trial's run."""
+    return folder / f"trial-{number:03d}"
+
+
 def _finished(study: "Study") -> list["FrozenTrial"]:
     from optuna.trial import TrialState
 
@@ -183,26 +188,28 @@ def _discard_all_but(best: int, folder: Path) -> None:
     from dream.utils.cached_folders import discard
 
     for run in folder.glob("trial-*"):
-        if run.name != f"trial-{best:03d}":
+        if run != _run(folder, best):
             for part in BULKY:
                 if (run / part).exists():
                     discard(run / part)
 
 
 def _finish(study: "Study", folder: Path, cfg: DictConfig) -> None:
-    """Show the best trials and the command that repeats the best one; write the plots.
+    """Show the best trials and the command that repeats the best one; write the plots; point logs/latest at the best.
 
     Raises:
         ConfigError: all trials have failed.
     """
     from dream.evaluation.tuning_plots import write_plots
-    from dream.utils.atomic_io import write_json
+    from dream.utils.atomic_io import point_latest, write_json
     from dream.utils.errors import require
 
     trials = sorted(_finished(study), key=lambda trial: -(trial.value or 0))
     require(bool(trials), "space", cfg.space, "every training had inf or nan; give a space with lower learning rates, "
             "such as {key: optimizer.optimizer.lr, low: 1e-5, high: 1e-4, log: true}, and another folder with "
             "study=FOLDER")  # fmt: skip
+    # It names the last trial, which may have no encoder any more: dream-search would then say that it did not finish.
+    point_latest(Path(cfg.paths.logs) / "latest", _run(folder, study.best_trial.number))
     table = [{"trial": trial.number, "value": trial.value, "values": trial.params} for trial in trials]
     write_json(folder / "trials.json", table)
     plots = write_plots(study, folder, cfg.metric)
