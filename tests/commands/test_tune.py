@@ -140,9 +140,31 @@ def test_other_configs_and_wrong_spaces_are_refused(tuned):
         ("[{key: objective.temperature, low: 2, high: 1}]", "low must be below high"),
         ("[{key: objective.temperature, low: 2}]", "each entry needs key"),
         ("[{key: no.such, factor: 2}]", "none of these keys"),
+        ("[objective.temperature]", "space=objective.temperature: each entry needs key"),
+        ("objective.temperature", "space=objective.temperature: must be a list"),
+        ("[{key: objective.temperature, factor: two}]", "a factor above 1"),
+        ("[{key: objective.temperature, low: 0.0, high: 1.0, log: true}]", "a logarithmic range needs low above 0"),
+        ("[{key: objective.temperature, low: small, high: 1.0}]", "low and high must be numbers"),
+        ("[{key: objective.temperature, choices: []}]", "choices must be a list of one value or more"),
+        ("[{key: objective.temperature, choices: 1}]", "choices must be a list of one value or more"),
     ):
         with pytest.raises(ConfigError, match=message):
             search_space(tuned(f"space={space}"))
+
+
+def test_a_factor_of_a_whole_number_suggests_whole_numbers(tuned):
+    cfg = tuned("space=[{key: candidates.k, factor: 1.6}]", "candidates.k=4")
+    (entry,) = search_space(cfg)
+    assert (entry["low"], entry["high"]) == (3, 6)
+    study = optuna.create_study()
+    suggested = [module._suggest(study.ask(), entry) for _ in range(20)]
+    assert {type(value) for value in suggested} == {int}
+
+
+def test_a_key_may_be_null_in_the_config(tuned):
+    cfg = tuned("space=[{key: objective.null_similarity, choices: [null, 0.2]}]")
+    assert search_space(cfg) == [{"key": "objective.null_similarity", "choices": [None, 0.2]}]
+    assert module._shown(None) == "null", "None would be a text on the command line"
 
 
 def test_without_labels_and_questions_there_is_no_metric(tuned):

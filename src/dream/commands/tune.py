@@ -1,10 +1,11 @@
 """dream-tune: finds good values of a few keys for a corpus, by many trainings."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
@@ -26,6 +27,7 @@ KEYS = ("trials", "metric", "study", "keep")
 OWN_KEYS = ("trials", "space", "metric", "study", "keep")  # not part of dream-train's config
 NOT_COMPARED = (*OWN_KEYS, "paths", "logger")  # a study may continue with other values of these
 KEPT = ("best", "all")
+FORM = "each entry needs key, and factor, choices, or low and high"  # of `space`
 SEED = 0  # of Optuna's sampler
 BULKY = ("encoder", "untrained_encoder", "index", "checkpoints", "tensorboard")  # of a trial that is not the best
 
@@ -78,25 +80,47 @@ def search_space(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     from dream.utils.errors import require
 
-    found = []
-    for given in OmegaConf.to_container(cfg.space, resolve=True):  # type: ignore[union-attr]
-        entry: dict[str, Any] = dict(given)  # type: ignore[arg-type]
-        form = "each entry needs key, and factor, choices, or low and high"
-        require("key" in entry, "space", given, form)
-        value = OmegaConf.select(cfg, entry["key"], default=None)
-        if value is None:
+    require(isinstance(cfg.space, ListConfig), "space", cfg.space, f"must be a list of entries; {FORM}")
+    found, absent = [], object()  # the value in the config may be null
+    for entry in OmegaConf.to_container(cfg.space, resolve=True):  # type: ignore[union-attr]
+        require(isinstance(entry, dict) and isinstance(entry.get("key"), str), "space", entry, FORM)
+        assert isinstance(entry, dict)
+        value = OmegaConf.select(cfg, entry["key"], default=absent)
+        if value is absent:
             log.info(f"{entry['key']} is not in this config, and is not tuned")
             continue
-        if (factor := entry.pop("factor", None)) is not None:
-            require(factor > 1 and isinstance(value, int | float) and value > 0, "space", given,
-                    f"a factor above 1 of a number above 0 is needed; the config has {value}")  # fmt: skip
-            entry |= {"low": value / factor, "high": value * factor, "log": True}
-        require(("choices" in entry) != ({"low", "high"} <= entry.keys()), "space", given, form)
-        if "low" in entry:
-            require(entry["low"] < entry["high"], "space", given, "low must be below high")
-        found.append(entry)
+        found.append(_with_range(entry, value))
     require(bool(found), "space", cfg.space, "the config has none of these keys")
     return found
+
+
+def _with_range(given: dict[Any, Any], value: Any) -> dict[Any, Any]:
+    """The entry with `low` and `high`, or `choices`. `value`: that of its key in the config."""
+    from dream.utils.errors import require
+
+    entry = dict(given)
+    if (factor := entry.pop("factor", None)) is not None:
+        require(_is_number(factor) and factor > 1 and _is_number(value) and value > 0, "space", given,
+                f"a factor above 1 of a number above 0 is needed; the config has {value}")  # fmt: skip
+        low, high = value / factor, value * factor
+        if isinstance(value, int):
+            low, high = math.ceil(low), math.floor(high)
+        entry |= {"low": low, "high": high, "log": True}
+    require(("choices" in entry) != ({"low", "high"} <= entry.keys()), "space", given, FORM)
+    if "choices" in entry:
+        fits = isinstance(entry["choices"], list) and len(entry["choices"]) > 0
+        require(fits, "space", given, "choices must be a list of one value or more")
+        return entry
+    low, high = entry["low"], entry["high"]
+    require(_is_number(low) and _is_number(high), "space", given, "low and high must be numbers, such as 1 or 1.0e-5")
+    require(low < high, "space", given, f"low must be below high; the range is {low} to {high}")
+    require(low > 0 or not entry.get("log"), "space", given, "a logarithmic range needs low above 0; raise low, or "
+            "remove log")  # fmt: skip
+    return entry
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def open_study(folder: Path, cfg: DictConfig, space: list[dict[str, Any]]) -> "Study":
@@ -235,6 +259,9 @@ def _values(values: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    """The value as it is written on the command line."""
+    if value is None:
+        return "null"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
