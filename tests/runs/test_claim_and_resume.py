@@ -12,9 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from dream.build import build_trainer
 from dream.runs.claim import claimed, remove_unfinished
 from dream.runs.config_file import read_config, save_config
 from dream.runs.resume import find_checkpoint
+from dream.runs.session import start_run
 from dream.utils.errors import ConfigError, DamageError, DataError
 
 HOLD = """
@@ -155,3 +157,24 @@ def test_secrets_stay_out_of_the_saved_config(tmp_path, monkeypatch):
     assert saved.data == {"passage_tokens": 128, "tokens_per_forward": "auto"}
     assert saved["copy"] == 128
     assert cfg.hub == "hf_0123456789"
+
+
+@pytest.mark.parametrize(
+    ("override", "left_out"),
+    [
+        ("callbacks.evaluation=null", ["best_checkpoint"]),
+        ("~callbacks.evaluation", ["best_checkpoint"]),
+        ("callbacks.index_refresh=null", ["evaluation", "best_checkpoint"]),
+        ("~callbacks.index_refresh", ["evaluation", "best_checkpoint"]),
+        ("callbacks.final_report=null", []),
+    ],
+)
+def test_a_callback_that_needs_a_removed_one_is_left_out(config, corpus, capsys, override, left_out):
+    cfg = config("run", override)
+    kept = {name for name, value in cfg.callbacks.items_ex(resolve=False) if value} - set(left_out)
+    with start_run(cfg) as run:
+        assert {name for name, value in read_config(run.folder / "config.yaml")["callbacks"].items() if value} == kept
+        assert len(build_trainer(run.cfg, corpus).callbacks) > len(kept)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Left out: ")]
+    assert len(lines) == bool(left_out)
+    assert all(f"callbacks.{name}, which needs callbacks." in lines[0] for name in left_out)

@@ -12,11 +12,36 @@ from omegaconf.resolvers import oc
 
 from dream.utils.atomic_io import write_bytes
 from dream.utils.errors import DamageError, DataError
+from dream.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 CHECKSUM_LINE = "# sha256 of the lines below; delete this line if you edit them: "  # first line of a saved config
 MASK = "***"
 SECRET_KEY = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)$", re.I)
+NEEDED_CALLBACK = re.compile(r"\$\{callbacks\.(\w+)")  # in a value that is taken from another callback
 SHORTEST_SECRET = 8  # characters; shorter values of environment variables could be parts of ordinary words
+
+
+def leave_out_dependents(callbacks: DictConfig | None) -> None:
+    """Remove callbacks with a value of a removed callback, in place: the config could not be resolved.
+
+    For example, `best_checkpoint` has the interval of `evaluation`, which has that of `index_refresh`.
+    """
+    if callbacks is None:
+        return
+    plain: Any = OmegaConf.to_container(callbacks, resolve=False)
+
+    def lacks(config: Any) -> str | None:
+        return next((name for name in NEEDED_CALLBACK.findall(str(config)) if plain.get(name) is None), None)
+
+    removed: list[str] = []
+    while found := {name: needed for name, config in plain.items() if (needed := lacks(config))}:
+        for name, needed in found.items():
+            plain[name] = callbacks[name] = None
+            removed.append(f"callbacks.{name}, which needs callbacks.{needed}")
+    if removed:
+        log.info(f"Left out: {'; '.join(removed)}")
 
 
 def save_config(cfg: DictConfig, file: Path) -> None:

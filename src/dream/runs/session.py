@@ -18,7 +18,7 @@ from dream.encoders.sharded import whole_encoder
 from dream.runs import resume
 from dream.runs.agreement import refuse_changes, refuse_other
 from dream.runs.claim import claimed, remove_unfinished, remove_unused
-from dream.runs.config_file import read_config, save_config
+from dream.runs.config_file import leave_out_dependents, read_config, save_config
 from dream.runs.damage import is_whole, read_or_report
 from dream.runs.environment import environment
 from dream.runs.layout import (
@@ -183,6 +183,7 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
     It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from. A
     job of a resumed sweep continues in its own folder, or is already finished.
     """
+    leave_out_dependents(cfg.get("callbacks"))
     logs, unused = Path(cfg.paths.logs), Path(cfg.paths.run)
     checkpoint, sweep = resume.find_checkpoint(cfg.ckpt, cfg.name, logs), resume.sweep_folder()
     own = run_of(checkpoint) if checkpoint and resume.resumes_in_place(cfg.ckpt, checkpoint) else None
