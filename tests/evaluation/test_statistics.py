@@ -58,6 +58,17 @@ def test_seeds_are_paired_with_the_baselines_seeds():
     assert lone.interval == pytest.approx((-0.2, 0.2))
 
 
+def test_swapping_system_and_baseline_only_flips_the_sign():
+    """The seeds of the one that has several are resampled, whichever of the two it is."""
+    draw = np.random.default_rng(6)
+    run_SQ, bm25_SQ = draw.random((3, 40)) + np.array([[0.0], [0.1], [0.4]]), draw.random((1, 40))
+    ahead, behind = compare([run_SQ], bm25_SQ, SAMPLING)[0], compare([bm25_SQ], run_SQ, SAMPLING)[0]
+    low, high = ahead.interval
+    assert behind.interval == pytest.approx((-high, -low))
+    assert (behind.mean, behind.p) == (pytest.approx(-ahead.mean), ahead.p)
+    assert (behind.wins, behind.losses) == (ahead.losses, ahead.wins)
+
+
 def test_the_same_seed_draws_the_same_whatever_the_chunks(monkeypatch):
     values = [np.random.default_rng(5).random((2, 30))]
     whole = intervals(values, SAMPLING), randomisation_p(values[0] - 0.5, SAMPLING).tolist()

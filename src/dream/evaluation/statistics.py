@@ -89,11 +89,13 @@ def randomisation_p(difference_MQ: np.ndarray, sampling: Sampling) -> np.ndarray
 def compare(values: list[np.ndarray], baseline_SQ: np.ndarray, sampling: Sampling) -> list[Difference]:
     """Compare each system's values_SQ with the baseline's by query: paired bootstrap (Sakai 2006), randomisation test.
 
-    If a system has as many seeds as the baseline, seeds are paired in order. Otherwise each seed is compared with the
-    baseline's mean over seeds.
+    If a system has as many seeds as the baseline, seeds are paired in order. If the system has only one, it is compared
+    with each seed of the baseline, so that the interval also covers other runs of the baseline. Otherwise each seed is
+    compared with the baseline's mean over seeds.
     """
     differences = [
-        values_SQ - (baseline_SQ if len(values_SQ) == len(baseline_SQ) else baseline_SQ.mean(0)) for values_SQ in values
+        values_SQ - (baseline_SQ if len(values_SQ) in (1, len(baseline_SQ)) else baseline_SQ.mean(0))
+        for values_SQ in values
     ]
     by_query_MQ = np.stack([difference_SQ.mean(0) for difference_SQ in differences])
     wins_M, losses_M = (by_query_MQ > 1e-12).sum(1), (by_query_MQ < -1e-12).sum(1)
