@@ -147,7 +147,7 @@ def test_a_resumed_run_continues_counting_and_does_not_warn_again(train_retrieve
     whole = monitor_of(trainer)
     assert {line.split()[1] for line in warned(capsys)} == {"uniform_posterior", "no_gain"}
     for step, again in ((2, 2), (6, 0)):  # running means over 4 steps: warnings came at step 4
-        _, trainer = train_retriever(f"resumed{step}", ckpt=tmp_path / "run" / "every" / f"step={step}.ckpt")
+        _, trainer = train_retriever("run", ckpt=tmp_path / "run" / "every" / f"step={step}.ckpt")
         resumed = monitor_of(trainer)
         assert len(warned(capsys)) == again
         ours, theirs = resumed.state_dict(), whole.state_dict()
@@ -156,6 +156,32 @@ def test_a_resumed_run_continues_counting_and_does_not_warn_again(train_retrieve
         assert all(
             torch.equal(torch.as_tensor(counts[0][name]), torch.as_tensor(counts[1][name])) for name in counts[0]
         )
+
+
+def test_a_run_that_starts_from_another_runs_checkpoint_warns_of_its_own_steps(train_retriever, tmp_path) -> None:
+    _, other = train_retriever("other", "trainer.max_steps=4")
+    assert kinds(other) == ["uniform_posterior", "no_gain"]
+    checkpoint = tmp_path / "other" / "checkpoints" / "last.ckpt"
+    _, trainer = train_retriever("run", *HEALTHY, "trainer.max_steps=6", limits=HEALTHY_LIMITS, ckpt=checkpoint)
+    state = monitor_of(trainer).state_dict()
+    assert state["warnings"] == {}
+    assert {name: len(values) for name, values in state["recent"].items()} == dict.fromkeys(
+        ("query_cosine", "entropy", "gain"), 2
+    )
+    assert state["proposed"]["times"].sum() == 2 * 3 * 4  # steps, scored windows, candidates
+
+
+def test_a_mean_is_judged_only_over_all_its_batches(train_retriever, tmp_path) -> None:
+    """info_nce has only the mean of the cosine. The posterior that follows it has 2 of the 4 batches."""
+    train_retriever("run", "objective=info_nce", "trainer.max_steps=4")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    _, trainer = train_retriever("run", "trainer.max_steps=6", ckpt=checkpoint)
+    assert {name: len(values) for name, values in monitor_of(trainer).state_dict()["recent"].items()} == {
+        "query_cosine": 4,
+        "entropy": 2,
+        "gain": 2,
+    }
+    assert kinds(trainer) == []
 
 
 def test_the_summary_lists_the_warnings(tiny_config, tmp_path, monkeypatch) -> None:

@@ -260,8 +260,19 @@ def test_a_run_without_callbacks_says_what_it_lacks(config, tmp_path, capsys):
 
 def test_a_run_resumed_after_its_last_step_has_the_same_summary(config, tmp_path):
     train(config("run"))
-    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "last.ckpt"
-    train(config("resumed", f"ckpt={checkpoint}"))
-    first, again = (json.loads((tmp_path / "logs" / run / "summary.json").read_text()) for run in ("run", "resumed"))
+    summary = tmp_path / "logs" / "run" / "summary.json"
+    first = json.loads(summary.read_text())
+    summary.unlink()  # as if it had been killed before its end
+    train(config("unused", "ckpt=last"))
+    again = json.loads(summary.read_text())
     assert again["train/loss"] == first["train/loss"]
     assert set(first) == set(again)
+
+
+def test_a_run_that_starts_from_another_runs_checkpoint_has_only_its_own_metrics(config, tmp_path):
+    train(config("run"))
+    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "last.ckpt"
+    assert "train/gain" in json.loads((tmp_path / "logs" / "run" / "summary.json").read_text())
+    train(config("other", "objective=info_nce", f"ckpt={checkpoint}"))
+    summary = json.loads((tmp_path / "logs" / "other" / "summary.json").read_text())
+    assert [name for name in summary if name.startswith("train/")] == []

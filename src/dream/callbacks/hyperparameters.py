@@ -1,6 +1,7 @@
 """Gives the run's config and its final figures to every logger."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dream.evaluation.results import HEADLINE
+from dream.runs.layout import is_in_run
 
 LOSS = "train/loss"
 METRICS = "metrics"  # key in a checkpoint
@@ -19,7 +21,8 @@ class HyperParameters(L.Callback):
 
     TensorBoard shows both in its tab HPARAMS, where each run is a row. It takes them at the end only.
 
-    A checkpoint has the last value of each metric, for a run that is resumed after its last step.
+    A checkpoint has the last value of each metric, for a run that is resumed after its last step. A run that starts
+    from the checkpoint of another run takes none of them over.
 
     Order: after `FinalReport`, whose metrics it reads.
 
@@ -35,7 +38,8 @@ class HyperParameters(L.Callback):
         checkpoint[METRICS] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._resumed = checkpoint.get(METRICS, {})
+        resumed = is_in_run(Path(trainer.ckpt_path or "."), Path(trainer.default_root_dir))
+        self._resumed = checkpoint.get(METRICS, {}) if resumed else {}
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

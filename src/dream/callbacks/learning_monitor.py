@@ -5,6 +5,7 @@ Shape suffixes as in `batch.py`; R sampled embeddings.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dream.batch import WindowBatch
 from dream.indexes.snapshot import IndexSnapshot
+from dream.runs.layout import is_in_run
 from dream.store.permutation import permute
 from dream.utils.logging import get_logger
 
@@ -64,7 +66,8 @@ class LearningMonitor(L.Callback):
 
     Measures means over the last batches, the embeddings in the index, and how often each passage is a candidate.
     Entropy, gain and popularity exist only for objectives with a posterior. Checkpoints contain the state, so a resumed
-    run does not repeat a warning. No random numbers are used.
+    run does not repeat a warning. A run that starts from the checkpoint of another run takes no state over: warnings
+    and means of that run, perhaps with another objective, say nothing about this one. No random numbers are used.
 
     Logs `train/query_cosine`, `train/popular_share`, `index/passage_cosine` and `index/effective_rank`.
 
@@ -79,6 +82,7 @@ class LearningMonitor(L.Callback):
         self.warnings: dict[str, str] = {}
         self._recent: dict[str, list[float]] = {}  # the last values of each mean
         self._first: dict[str, float] = {}  # measurements of the embeddings at the start of the run
+        self._of_other_run = False  # whether the checkpoint is of another run
         self._snapshot = -1  # step of the snapshot that was measured last
         self._proposed_N: Tensor | None = None  # int32: how often each passage was a candidate; 4 bytes per passage
 
@@ -90,7 +94,13 @@ class LearningMonitor(L.Callback):
             state["proposed"] = {"passages": len(self._proposed_N), "ids": ids, "times": self._proposed_N[ids]}
         return state
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning calls it before `load_state_dict`, which does not get the trainer."""
+        self._of_other_run = not is_in_run(Path(trainer.ckpt_path or "."), Path(trainer.default_root_dir))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._of_other_run:
+            return
         self.warnings, self._first = dict(state_dict["warnings"]), dict(state_dict["first"])
         self._recent = {name: list(values) for name, values in state_dict["recent"].items()}
         self._snapshot = state_dict["snapshot"]
@@ -121,12 +131,13 @@ class LearningMonitor(L.Callback):
         for name, value in zip(seen, values, strict=True):
             self._recent[name] = [*self._recent.get(name, []), value][-self.limits.steps :]
         self._first.setdefault("query_cosine", values[0])
-        if len(self._recent["query_cosine"]) == self.limits.steps:
-            self._judge_means(trainer, pl_module, {name: sum(self._recent[name]) / self.limits.steps for name in seen})
+        recent = {name: self._recent[name] for name in seen if len(self._recent[name]) == self.limits.steps}
+        self._judge_means(trainer, pl_module, {name: sum(last) / len(last) for name, last in recent.items()})
         self._look_at_index(trainer, pl_module)
 
     def _judge_means(self, trainer: L.Trainer, pl_module: Any, mean: dict[str, float]) -> None:
-        self._judge_spread(trainer, pl_module, "query", mean["query_cosine"])
+        if "query_cosine" in mean:
+            self._judge_spread(trainer, pl_module, "query", mean["query_cosine"])
         over = f"over the last {self.limits.steps} batches"
         if "entropy" in mean:
             temperature = f"objective.lm_temperature={pl_module.objective.lm_temperature}"

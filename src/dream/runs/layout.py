@@ -20,3 +20,8 @@ LOG = "train.log"
 def run_of(checkpoint: Path) -> Path:
     """Folder of the run that a checkpoint belongs to."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS.name else checkpoint.parent
+
+
+def is_in_run(checkpoint: Path, run: Path) -> bool:
+    """Whether a checkpoint is in the folder of this run. If not, another run wrote it, and this run starts from it."""
+    return run.resolve() in checkpoint.resolve().parents

@@ -31,6 +31,7 @@ from dream.runs.layout import (
     LOG,
     SLURM_JOB,
     SUMMARY,
+    is_in_run,
     run_of,
 )
 from dream.utils import ranks
@@ -260,7 +261,7 @@ def _announce(run: Run, in_sweep: bool) -> None:
 
 def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     """The run that stopped or ended in this folder. Damaged files are reported, and rebuilt on resume."""
-    resumed = checkpoint is not None and folder.resolve() in checkpoint.parents
+    resumed = checkpoint is not None and is_in_run(checkpoint, folder)
     run = Run(cfg, folder, checkpoint, resumed, is_new=False)
     for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
         if file.resolve() != checkpoint:  # `checkpoint` is already verified
