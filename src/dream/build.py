@@ -110,6 +110,10 @@ def build_text(cfg: DictConfig) -> TextComponents:
         learns = candidates.scored_windows != 0 or objective.needs_continuation
         remedy = "no window has a target; score some windows, or set objective.continuation above 0"
         require(learns, "candidates.scored_windows", candidates.scored_windows, remedy)
+    questions = cfg.data.get("questions")
+    asks = objective is None or objective.needs_candidates or questions is None  # other objectives load no scorer
+    require(asks, "data.questions", questions, "this objective does not use the language model, so nothing would write "
+            "questions; choose objective=kl_posterior, or data.questions=null")  # fmt: skip
     corpus = instantiate(cfg.corpus)
     scorer = instantiate(cfg.scorer, corpus=corpus)
     encoder = instantiate(cfg.encoder)

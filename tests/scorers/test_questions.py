@@ -233,6 +233,12 @@ def test_impossible_settings_are_refused(written, scorer, config):
         fit(config("run", "data.questions=12"))
 
 
+def test_an_objective_without_candidates_refuses_questions(config):
+    """It would train on spans, because nothing asks the language model for questions."""
+    with pytest.raises(ConfigError, match=r"^data\.questions=12: this objective does not use .*data\.questions=null$"):
+        fit(config("run", "data.questions=12", "data.target=context", "objective=info_nce"))
+
+
 def test_one_question_of_six_is_held_out(written):
     questions = written(20)
     lines = (questions.path / "questions.jsonl").read_text().splitlines()
