@@ -108,6 +108,43 @@ def test_a_question_may_contain_an_equals_sign(word, expected):
     assert is_option(word) == expected
 
 
+@pytest.mark.parametrize(
+    ("script", "argument", "expected"),
+    [
+        ("search", "k=ten", "k=ten: a number is needed, such as 5"),
+        ("serve", "gain=maybe", "gain=maybe: true or false is needed, such as false"),
+        ("evaluate", "max_queries=all", "max_queries=all: null, or a whole number, at least 1"),
+        ("evaluate", "passage_tokens=long", "passage_tokens=long: null, or a whole number, at least 1"),
+        ("evaluate", "statistics.resamples=10k", "statistics.resamples=10k: a number is needed, such as 10000"),
+        ("evaluate", "statistics.confidence=95%", "statistics.confidence=95%: a number is needed, such as 0.95"),
+        ("evaluate", "lm.k=ten", "lm.k=ten: a number is needed, such as 20"),
+        ("evaluate", "lm.cache_megabytes=all", "lm.cache_megabytes=all: a number is needed, such as 4096"),
+        ("evaluate", "embedding.batch_passages=many", "embedding.batch_passages=many: a number is needed, such as 64"),
+        ("evaluate", "hybrid_weighted.step=small", "hybrid_weighted.step=small: a number is needed, such as 0.05"),
+        ("tune", "trials=many", "trials=many: a number is needed, such as 30"),
+        ("train", "data.questions=many", "data.questions=many: null, or a whole number, at least 1"),
+        ("train", "data.limit_windows=few", "data.limit_windows=few: null, or a whole number, at least 1"),
+        ("train", "scorer.cache_megabytes=all", "scorer.cache_megabytes=all: a number is needed, such as 4096"),
+        (
+            "train",
+            "callbacks.index_refresh.every_n_steps=often",
+            "callbacks.index_refresh.every_n_steps=often: a number is needed, such as 125",
+        ),
+    ],
+)
+def test_text_for_a_number_ends_in_one_line(script, argument, expected, tmp_path):
+    code, output = in_fork(script, tmp_path, argument)
+    assert code == 1
+    assert [text for text in output.splitlines() if text.startswith("error: ")] == [f"error: {expected}"], output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("argument", ["near_copy=null", "statistics.confidence=0.9", "split=test", "max_queries=3"])
+def test_values_of_the_right_type_are_not_refused(argument, tmp_path):
+    _, output = in_fork("evaluate", tmp_path, argument)
+    assert "no run is there; train one with" in output
+
+
 def test_evaluate_reports_mistakes_in_one_line_and_leaves_nothing(tmp_path):
     """What is wrong with the command is reported before anything is opened."""
     for arguments, expected in (

@@ -173,7 +173,7 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
         (["systems=[run]"], "baseline=bm25: not one of systems"),
         (["device=cudaa"], "device=cudaa: no such device; choose auto, cpu or cuda"),
         (["device=cuda:99"], "device=cuda:99: this machine has no such GPU"),
-        (["passage_tokens=0"], "passage_tokens=0: at least 1, or null"),
+        (["passage_tokens=0"], "passage_tokens=0: null, or a whole number, at least 1"),
         (["embedding.batch_passages=0"], "embedding.batch_passages=0: at least 1"),
         (["hybrid_weighted.step=0"], "hybrid_weighted.step=0: above 0"),
         (["hybrid_weighted.normalisation=max"], "hybrid_weighted.normalisation=max: choose minmax or zscore"),

@@ -245,13 +245,14 @@ def test_a_mistake_is_reported_in_one_line(config, beir, tokenizer, tmp_path):
         (["systems=[bm25,lm@lm]"], "systems=lm@lm: a language model ranks another kind of system again"),
         (["systems=[bm25,hybrid:lm@run]"], "systems=hybrid:lm@run: fuses BM25 with a dense system"),
         (["lm.k=1"], "lm.k=1: at least 2 documents"),
-        (["max_queries=0"], "max_queries=0: at least 1, or null"),
+        (["max_queries=0"], "max_queries=0: null, or a whole number, at least 1"),
         ([*other, "systems=[bm25,lm_weighted]"], "split dev_split=dev, but corpus beir only has test; use lm instead"),
         ([*other, "systems=[bm25,lm:hf:nowhere/nothing]"], "nor, offline"),
         ([*other, f"systems=[bm25,lm:hf:{encoder_only}]"], "reads a text in both directions"),
         (["windows=5"], "windows compares BM25 with one language model: choose"),
         (["windows=5", "systems=[bm25,lm_weighted]"], "windows compares BM25 with one language model: choose"),
-        (["windows=0", "systems=[bm25,lm]"], "windows=0: at least 1"),
+        (["windows=0", "systems=[bm25,lm]"], "windows=0: null, or a whole number, at least 1"),
+        (["windows=many", "systems=[bm25,lm]"], "windows=many: null, or a whole number, at least 1"),
     ):
         with pytest.raises(Exception, match=message):
             evaluate(config(*overrides))

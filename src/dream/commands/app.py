@@ -4,7 +4,6 @@ import difflib
 import errno
 import functools
 import inspect
-import numbers
 import os
 import re
 import shlex
@@ -18,9 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.config_help import choices, default_choices, help_text
+from dream.commands.config_types import refuse_wrong_types
 from dream.runs.claim import nothing_left
 from dream.runs.paths import make_absolute
-from dream.utils.errors import ConfigError, DreamError, user_error
+from dream.utils.errors import DreamError, user_error
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted, interruptible
 
@@ -70,7 +70,7 @@ def _checked(task: Callable[[DictConfig], Any], config_name: str, wants_tracebac
     raises = wants_traceback or HydraConfig.get().mode != RunMode.RUN
     run, logs = (Path(cfg.paths[name]).absolute() for name in ("run", "logs"))
     with _mistakes_in_one_line(config_name, raises), nothing_left(run, logs):
-        refuse_wrong_types(cfg)
+        refuse_wrong_types(cfg, config_name)
         make_absolute(cfg)
         return task(cfg)
 
@@ -172,23 +172,6 @@ def how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
         overrides = [argument for argument in arguments[1:] if not argument.startswith("ckpt=")]
         same = [*script.split(), "ckpt=last", *overrides]
     return f"stopped{where}. Resume with: {shlex.join(same)}"
-
-
-def refuse_wrong_types(cfg: DictConfig) -> None:
-    """Raise ConfigError if the command line gives text for a key whose default is a number."""
-    from hydra.core.hydra_config import HydraConfig
-
-    chosen = HydraConfig.get().runtime.choices
-    for override in HydraConfig.get().overrides.task:
-        key, _, _ = override.lstrip("+").partition("=")
-        section, _, inner = key.partition(".")
-        file = CONFIG_DIR / section / f"{chosen.get(section)}.yaml"
-        if not inner or not file.exists():
-            continue
-        default = OmegaConf.select(OmegaConf.load(file), inner, throw_on_resolution_failure=False)
-        value = OmegaConf.select(cfg, key)
-        if isinstance(default, numbers.Number) and isinstance(value, str) and section != "trainer":
-            raise ConfigError(key, value, f"a number is needed, such as {default}")
 
 
 def one_line(error: BaseException, config_name: str) -> str | None:

@@ -17,7 +17,7 @@ from dream.store.contexts import CONTEXTS
 from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
 from dream.store.store import ENCODER, TARGETS, Store
-from dream.utils.errors import require
+from dream.utils.errors import require, require_count
 from dream.utils.signals import ignore_in_worker
 
 # window ids, document rows, encoder ids of contexts and of continuations
@@ -252,8 +252,8 @@ def _check_order(batch_size: int, workers: int, limit_windows: int | None,
     """Raise ConfigError if a setting of the order of windows is impossible."""
     require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
     require(workers >= 0, "data.workers", workers, "0 or more loader processes")
-    require(limit_windows is None or limit_windows > 0, "data.limit_windows", limit_windows, "null, or at least 1")
-    require(questions is None or questions > 0, "data.questions", questions, "null, or at least 1 passage")
+    require_count("data.limit_windows", limit_windows)
+    require_count("data.questions", questions)
     require(questions is None or target == "context", "data.questions", questions,
             "set data.target=context: the language model is asked for the question")  # fmt: skip
     require(

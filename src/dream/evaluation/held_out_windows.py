@@ -28,7 +28,7 @@ from dream.indexes.bm25 import BM25Index, top_k
 from dream.runs.load import open_config
 from dream.store.permutation import permute, random_bits
 from dream.store.store import Store
-from dream.utils.errors import require
+from dream.utils.errors import require, require_count
 
 LEAST_WORDS, MOST_WORDS = 6, 32  # of a pseudo-query; longer sentences are cut at their end
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
@@ -63,7 +63,7 @@ def compare(
     Raises:
         ConfigError: other systems are named, or the corpus has no such windows.
     """
-    require(count > 0, "windows", count, "at least 1, or null for labelled queries")
+    require_count("windows", count)
     models = [system for system in teachers_of(settings.systems) if not is_tuned(system)]
     fits = len(models) == 1 and set(settings.systems) == {"bm25", *models}
     require(fits, "systems", list(settings.systems), "windows compares BM25 with one language model: choose [bm25,lm] "

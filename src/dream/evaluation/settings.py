@@ -15,7 +15,7 @@ from dream.evaluation.system_names import ALLOWED, OF_A_RUN, dense_part, is_tune
 from dream.indexes.base import Index
 from dream.indexes.bm25 import Unit
 from dream.scorers.base import CausalScorer
-from dream.utils.errors import ConfigError, require
+from dream.utils.errors import ConfigError, require, require_count
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ class EvaluationSettings:
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         require(is_float, "run_dtype", self.run_dtype, "not a torch type of floats; choose e.g. float32 or bfloat16")
         for key in ("passage_tokens", "passages_per_document", "max_queries"):
-            value = getattr(self, key)
-            require(value is None or value > 0, key, value, "at least 1, or null")
+            require_count(key, getattr(self, key))
         _refuse_unusable_device(self.device)
 
     @property

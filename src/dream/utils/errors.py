@@ -47,6 +47,12 @@ def require(holds: bool, key: str, value: Any, remedy: str) -> None:
         raise ConfigError(key, value, remedy)
 
 
+def require_count(key: str, value: Any) -> None:
+    """Raise `ConfigError` if the value is neither null nor a whole number above 0. Text cannot be compared with 0."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    require(value is None or is_count, key, value, "null, or a whole number, at least 1")
+
+
 def require_installed(packages: Iterable[str], extra: str, key: str, value: Any) -> None:
     """Raise `ConfigError` if an importable package is missing that this extra of the project installs."""
     for package in packages:
