@@ -222,12 +222,9 @@ class HFEncoder(Encoder):
         return models.state_dict()
 
     def settings(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in SETTINGS} | {"layers": [str(layer) for layer in self.layers]}
         direction = getattr(self._reader.config, "is_causal", None)  # set by `bidirectional`, and kept in the folder
-        return (
-            {name: getattr(self, name) for name in SETTINGS}
-            | {"layers": [str(layer) for layer in self.layers]}
-            | ({} if direction is None else {"is_causal": direction})
-        )
+        return found if direction is None else found | {"is_causal": direction}
 
     def save(self, folder: Path) -> None:
         """Write a folder that `open`, transformers and sentence-transformers can open. Adapters are merged,
