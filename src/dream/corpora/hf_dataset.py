@@ -124,7 +124,7 @@ class HFDatasetCorpus(RecordCorpus):
 
 
 class _named_errors:
-    """Turns errors of the library into a ConfigError of the key that is probably wrong."""
+    """Turns errors of the library into a ConfigError of the key that is probably wrong, or a DataError of the file."""
 
     def __init__(self, corpus: HFDatasetCorpus) -> None:
         self.corpus = corpus
@@ -133,9 +133,11 @@ class _named_errors:
         return
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        text, corpus = first_line(error) if error else "", self.corpus
+        if error is None:
+            return
+        text, corpus = first_line(error), self.corpus
         if not isinstance(error, OSError | ValueError | LookupError):
-            if error and _of_library(error):  # of a file; its cause says more
+            if _of_library(error):  # the cause says what is wrong with the file
                 cause = first_line(error.__cause__ or error)
                 raise DataError(f"{corpus.file}: cannot be read ({cause}); fetch or write the file again") from error
             return

@@ -38,8 +38,7 @@ class UntrainedEncoder:
             candidate_ids_SK: passage ids.
         """
         distinct_U, columns_SK = torch.unique(candidate_ids_SK, return_inverse=True)
-        passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens, training=True).to(
-            context.ids_BT.device
-        )
-        sim_SU = cosines(self.encoder(context, "query"), self.encoder(passages, "passage"))
+        passages = self.store.passage_batch(distinct_U, self.encoder.max_tokens, training=True)
+        passage_UD = self.encoder(passages.to(context.ids_BT.device), "passage")
+        sim_SU = cosines(self.encoder(context, "query"), passage_UD)
         return sim_SU.gather(1, columns_SK.to(sim_SU.device))
