@@ -1,10 +1,12 @@
 """Measures how fast pairs are scored, and whether their log-likelihoods are right.
 
     python benchmarks/scoring.py scorer=hf scorer.name=... corpus=... [dtypes=float32,int8] [windows=32] [passages=32]
-        [device=cuda dtypes=float32,bfloat16]
+        [context=0 targets=6-16] [device=cuda dtypes=float32,bfloat16]
 
 The pairs are those of a step whose windows are neighbours: the best BM25 passages of a window, and windows of the same
-documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets 8 to 48. The baseline is a plain loop
+documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets `targets=8-48`. Questions as targets
+are shorter, and have no context: `context=0 targets=6-16`. The last lines say what the work allows: how many times
+fewer operations shared passages need. The baseline is a plain loop
 of transformers: pairs sorted by length, batches of 16, float32, only the rows of the target go through the vocabulary.
 It scores `plain_pairs=128` of the pairs, others in each round. Each round measures all in turn; printed are medians of
 the rounds. With one thread, time is the processor's time of this process, so other processes disturb less. Other
@@ -28,9 +30,9 @@ from side_by_side import product_peak
 log = get_logger(__name__)
 
 ROUNDS, BATCH = 5, 16
-PASSAGE_TOKENS, TARGET_TOKENS = (64, 96), (8, 48)
+PASSAGE_TOKENS = (64, 96)
 OPTIONS = {"dtypes": "float32,int8", "windows": "32", "passages": "32", "plain_pairs": "128", "context": "12",
-           "device": "cpu"}  # fmt: skip
+           "targets": "8-48", "device": "cpu"}  # fmt: skip
 KEYS = ("scorer.scoring.template", "scorer.scoring.compile", "scorer.scoring.tokens_per_forward", "data.context_tokens")
 
 
@@ -55,12 +57,13 @@ def sequences_of(scorer, store, windows_W: np.ndarray, passages_K: np.ndarray) -
     from dream.store.store import SCORER
 
     draw = np.random.default_rng(0)
+    fewest, most = map(int, OPTIONS["targets"].split("-"))
     longest_K = draw.integers(PASSAGE_TOKENS[0], PASSAGE_TOKENS[1] + 1, size=len(passages_K))
     sequences, targets, shared = [], [], []
     for window in windows_W.tolist():
         context, target = store.window_tokens(window, SCORER)
         context = context[len(context) - min(len(context), int(OPTIONS["context"])) :]
-        target = target[: draw.integers(TARGET_TOKENS[0], TARGET_TOKENS[1] + 1)]
+        target = target[: draw.integers(fewest, most + 1)]
         for passage, longest in zip(passages_K.tolist(), longest_K.tolist(), strict=True):
             tokens = store.passage_tokens(passage, SCORER)[:longest]
             sequences.append(scorer.prompt.join(tokens, context, target))
@@ -157,6 +160,8 @@ def show(plain, pairs: tuple[list, list[int], list[int]], shape: tuple[int, int]
             correlation = rank_correlation(found["scored"][name].reshape(shape), reference_WK)
             line += f", rank correlation with {first} {correlation:.4f}"
         log.info(line)
+    saved = work(plain, tokens, rows) / work(plain, read_tokens(sequences, shared) / len(sequences), rows)
+    log.info(f"shared passages need {saved:.2f} times fewer operations than separate pairs")
     log.info(f"{first}: largest relative difference from the plain loop {found['error']:.1e}; standard deviation "
              f"within windows {reference_WK.std(1).mean():.2f} nats")  # fmt: skip
 

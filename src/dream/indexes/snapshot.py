@@ -296,5 +296,10 @@ def _load_weights(encoder: Encoder, file: Path, fingerprint: str) -> bool:
 
 
 def save_weights(encoder: Encoder, file: Path) -> None:
-    # Cloned, because safetensors refuses tensors that share memory.
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}, file)
+    weights, storages = {}, set()
+    for name, tensor in encoder.state_dict().items():
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory.
+        weights[name] = tensor.cpu().clone() if storage in storages else tensor.cpu()
+        storages.add(storage)
+    save_file(weights, file)
