@@ -178,3 +178,13 @@ def test_a_callback_that_needs_a_removed_one_is_left_out(config, corpus, capsys,
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Left out: ")]
     assert len(lines) == bool(left_out)
     assert all(f"callbacks.{name}, which needs callbacks." in lines[0] for name in left_out)
+
+
+@pytest.mark.parametrize("interval", [0, 2])
+def test_an_evaluation_with_its_own_interval_but_without_an_index_is_refused(config, corpus, interval):
+    cfg = config("run", "callbacks.index_refresh=null", f"callbacks.evaluation.every_n_steps={interval}")
+    with (
+        start_run(cfg) as run,
+        pytest.raises(ConfigError, match="callbacks.index_refresh=null: .*also set callbacks.evaluation=null"),
+    ):
+        build_trainer(run.cfg, corpus)

@@ -33,9 +33,12 @@ class RetrievalEvaluation(L.Callback):
         self.evaluated_step = 0
 
     def check_interval(self, callbacks: Sequence[L.Callback]) -> None:
-        """Raise ConfigError if the index could be older than the encoder when queries are ranked."""
-        for callback in callbacks:
-            if isinstance(callback, IndexRefresh) and self.every_n_steps:
+        """Raise ConfigError if the index could be missing, or older than the encoder, when queries are ranked."""
+        refreshes = [callback for callback in callbacks if isinstance(callback, IndexRefresh)]
+        require(bool(refreshes), "callbacks.index_refresh", "null", "callbacks.evaluation ranks queries by the index "
+                "that it builds; keep it, or also set callbacks.evaluation=null")  # fmt: skip
+        for callback in refreshes:
+            if self.every_n_steps:
                 require(callback.mode == "blocking", "callbacks.evaluation.every_n_steps", self.every_n_steps, "with "
                         "callbacks.index_refresh.mode=background the index is older than the encoder; set it to 0, and "
                         "queries are ranked at the end")  # fmt: skip
