@@ -142,7 +142,7 @@ def static_speed(source: Path, module: str, overrides: list[str]) -> float:
 
 def static(old: Path, overrides: list[str], rounds: int) -> Row:
     model = project_root() / "data" / "models" / "smollm2-135m-instruct"
-    old_words = [word for word in STATIC if word != "experiment=quickstart"]
+    old_words = [word.replace("index_refresh", "refresh") for word in STATIC if word != "experiment=quickstart"]
     sides = {
         "dream": (project_root(), "dream.commands.train", STATIC),
         "old": (old, "dream.train", [*old_words, "scorer=hf", f"scorer.name={model}"]),
