@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dream.encoders.base import Encoder
 from dream.indexes.exact import ExactIndex
 from dream.indexes.faiss import FaissIndex
 from dream.indexes.overlap import overlap
 from dream.indexes.snapshot import IndexHandle, IndexSnapshot
+from dream.indexes.snapshot_weights import save_weights
 from dream.utils.errors import DataError, DreamError
 
 
@@ -250,3 +252,13 @@ def test_overlap_falls_as_the_encoder_moves(world, tmp_path) -> None:
     slight = refresh(handle, world, near, step=1).overlap_at_10
     strong = refresh(handle, world, far, step=2).overlap_at_10
     assert strong < 0.6 < slight < 1
+
+
+def test_weights_that_share_memory_are_saved_under_each_name(tmp_path) -> None:
+    tied = torch.nn.Module()
+    tied.first = tied.second = torch.nn.Linear(3, 2)
+    save_weights(tied, tmp_path / "weights")
+    saved = load_file(tmp_path / "weights")
+    assert sorted(saved) == ["first.bias", "first.weight", "second.bias", "second.weight"]
+    assert torch.equal(saved["first.weight"], tied.first.weight)
+    assert torch.equal(saved["second.weight"], tied.first.weight)

@@ -22,7 +22,8 @@ import dream.utils.runtime  # noqa: F401  before torch, also in the process
 from dream.encoders.base import Encoder
 from dream.indexes.embedding import PENDING
 from dream.indexes.overlap import overlap
-from dream.indexes.snapshot import WEIGHTS, IndexHandle, save_weights
+from dream.indexes.snapshot import IndexHandle
+from dream.indexes.snapshot_weights import WEIGHTS, save_weights
 from dream.store.store import Store
 from dream.utils import ranks
 from dream.utils.cached_folders import new_directory, verify_or_discard

@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dream.encoders.base import Encoder
 from dream.indexes.base import Index, float32
 from dream.indexes.embedding import PENDING, PROGRESS_FILES, embed_corpus, open_shard
 from dream.indexes.overlap import overlap
+from dream.indexes.snapshot_weights import WEIGHTS, load_weights, save_weights
 from dream.store.store import Store
 from dream.utils import ranks
 from dream.utils.atomic_io import write_json
@@ -39,7 +38,6 @@ log = get_logger(__name__)
 
 SHARDS = 8  # of a snapshot, because the ranks of a job embed different shards; larger corpora have more
 LEAST_ROWS, MOST_ROWS = 256, 32_768  # of a shard
-WEIGHTS = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class IndexHandle:
             False if the saved weights are also damaged.
         """
         saved_encoder = copy.deepcopy(encoder)
-        if not all(ranks.everyone(_load_weights(saved_encoder, path / WEIGHTS, fingerprint))):
+        if not all(ranks.everyone(load_weights(saved_encoder, path / WEIGHTS, fingerprint))):
             return False
         log.info(f"Embedding the corpus again with the encoder of step {step:,}, whose weights are in {path}")
         self.refresh(saved_encoder, store, step, device, batch_passages)
@@ -284,22 +282,3 @@ class IndexHandle:
             if manifest["encoder_fingerprint"] == encoder_fingerprint and manifest["store_hash"] == store_hash:
                 return name, True
         raise DataError(f"{self.folder / name}: made from another store than {store_hash}; delete it and run again")
-
-
-def _load_weights(encoder: Encoder, file: Path, fingerprint: str) -> bool:
-    """Load weights in place. Returns whether they are undamaged."""
-    try:
-        encoder.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError):
-        return False
-    return encoder.fingerprint() == fingerprint
-
-
-def save_weights(encoder: Encoder, file: Path) -> None:
-    weights, storages = {}, set()
-    for name, tensor in encoder.state_dict().items():
-        storage = tensor.untyped_storage().data_ptr()
-        # safetensors refuses tensors that share memory.
-        weights[name] = tensor.cpu().clone() if storage in storages else tensor.cpu()
-        storages.add(storage)
-    save_file(weights, file)
