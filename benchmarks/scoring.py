@@ -4,13 +4,12 @@
         [context=0 targets=6-16] [device=cuda dtypes=float32,bfloat16]
 
 The pairs are those of a step whose windows are neighbours: the best BM25 passages of a window, and windows of the same
-documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets `targets=8-48`. Questions as targets
-are shorter, and have no context: `context=0 targets=6-16`. The last lines say what the work allows: how many times
-fewer operations shared passages need. The baseline is a plain loop
-of transformers: pairs sorted by length, batches of 16, float32, only the rows of the target go through the vocabulary.
-It scores `plain_pairs=128` of the pairs, others in each round. Each round measures all in turn; printed are medians of
-the rounds. With one thread, time is the processor's time of this process, so other processes disturb less. Other
-overrides are those of dream-train.
+documents. Passages have 64 to 96 tokens, contexts at most `context=12`, targets `targets=8-48`. `context=0
+targets=6-16` makes targets as short as questions. The output also says how many times fewer operations shared passages
+need. The baseline is a plain loop of transformers: pairs sorted by length, batches of 16, float32, only the rows of the
+target go through the vocabulary. It scores `plain_pairs=128` of the pairs, others in each round. Each round measures
+all in turn; printed are medians of the rounds. With one thread, time is the processor's time of this process, so other
+processes disturb less. Other overrides are those of dream-train.
 """
 
 import statistics
