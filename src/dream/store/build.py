@@ -118,7 +118,8 @@ def _open_or_build(
     description = _describe(corpus, tokenizers, cuts)
     path = folder / f"{corpus.name}-{fingerprint(description)}"
     if not verify_or_discard(path):
-        builder = _Builder([BatchTokenizer(tokenizer) for tokenizer in tokenizers], description)
+        sides = [BatchTokenizer(tokenizer) for tokenizer in dict.fromkeys(tokenizers)]  # one, if both are the same
+        builder = _Builder([sides[0], sides[-1]], description)
         with new_directory(path) as unfinished:
             builder.build(unfinished, corpus)
     store = Store(path, getattr(corpus, "language", None))  # an own corpus need not have one

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -48,8 +49,11 @@ class BatchTokenizer:
         self.pad_id = tokenizer.pad_token_id or 0
         self.vocabulary = 1 + max(tokenizer.get_vocab().values())
         self.dtype = np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
-        self.rust = plain_tokenizer(tokenizer.backend_tokenizer.to_str())
-        self.bytes_V = _bytes_of_tokens(self.rust, self.vocabulary)
+        text = tokenizer.backend_tokenizer.to_str()
+        settings = json.loads(text)
+        self.rust = plain_tokenizer(text)
+        self.bytes_V = _bytes_of_tokens(self.rust, settings, self.vocabulary)
+        self.kind = kind_of_words(settings)
         self.words = self._words()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,8 +65,7 @@ class BatchTokenizer:
 
     def _words(self) -> WordTokens | None:
         """Reads each distinct word once, which is several times as fast; None if this tokenizer does not allow it."""
-        kind = kind_of_words(self.rust)
-        return WordTokens(self._parts, kind) if kind else None
+        return WordTokens(self._parts, self.kind) if self.kind else None
 
     def __call__(self, texts: list[str]) -> Tokens:
         """The tokens of these texts. No text may be empty."""
@@ -127,9 +130,8 @@ def plain_tokenizer(settings: str) -> Tokenizer:
     return tokenizer
 
 
-def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None:
+def _bytes_of_tokens(tokenizer: Tokenizer, settings: dict[str, Any], vocabulary: int) -> np.ndarray | None:
     """Length in bytes of each token of a byte-level tokenizer that does not change the text. Otherwise None."""
-    settings = json.loads(tokenizer.to_str())
     steps = settings["pre_tokenizer"] or {}
     last = steps["pretokenizers"][-1] if steps.get("type") == "Sequence" else steps
     if settings["normalizer"] or last.get("type") != "ByteLevel" or last["add_prefix_space"]:
@@ -144,8 +146,13 @@ def _bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray | None
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Hash of a fast tokenizer's settings, without truncation and padding, because each call can change these."""
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    return fingerprint({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
+    return _fingerprint(tokenizer.backend_tokenizer.to_str())
+
+
+@lru_cache(maxsize=4)  # a run asks several times, and 50,000 tokens take a tenth of a second
+def _fingerprint(settings: str) -> str:
+    parts = json.loads(settings).items()
+    return fingerprint({key: value for key, value in parts if key not in ("truncation", "padding")})
 
 
 def bounded_batches(items: Iterable[Item], characters_of: Callable[[Item], int]) -> Iterator[list[Item]]:

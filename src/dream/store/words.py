@@ -1,12 +1,11 @@
 """Tokenises each distinct word of a corpus once, and not at each of its occurrences."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 # White space is dropped. \w includes combining marks. ZWNJ and ZWJ (200c, 200d) between two letters belong to the word.
 WORD_OR_SIGN = r"[^\W_]+(?:[\x{200c}\x{200d}]+[^\W_]+)*|[^\w\s]|_"
@@ -99,12 +98,14 @@ def _starts(words: Sequence[str]) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def kind_of_words(tokenizer: Tokenizer) -> str | None:
+def kind_of_words(settings: dict[str, Any]) -> str | None:
     """The kind of a tokenizer whose tokens of a word do not depend on other words: a key of NO_SPACE. Otherwise None.
 
-    These are the static encoder's and the scratch scorer's, GPT-2's (also SmolLM2's), and BERT's.
+    Such tokenizers are the static encoder's and the scratch scorer's, GPT-2's (also SmolLM2's), and BERT's.
+
+    Args:
+        settings: the content of its tokenizer.json.
     """
-    settings = json.loads(tokenizer.to_str())
     normalizer, splitter = _steps(settings["normalizer"]), _steps(settings["pre_tokenizer"])
     if not splitter or not all(token["special"] for token in settings["added_tokens"]):
         return None
