@@ -165,15 +165,19 @@ def test_own_corpus_may_be_of_any_kind(composed, kind):
 
 
 @pytest.mark.parametrize("debug", ["smoke", "overfit"])
-def test_debug_runs_take_any_corpus_and_objective(debug):
-    """They make the default corpus small; of another they know nothing to change, least of all the corpus itself."""
+def test_debug_runs_take_any_corpus_objective_and_scorer(debug):
+    """They make the default corpus and scorer small, and change nothing in others."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         small, own = (compose("train", [f"debug={debug}", *more]) for more in ([], ["experiment=own_corpus"]))
         heads = compose("train", ["debug=smoke", "objective=attention"]).objective.heads
+        known = set(compose("train", ["scorer=smollm2"]).scorer)
+        published = compose("train", [f"debug={debug}", "scorer=smollm2"]).scorer
     assert small.corpus.packages == ["hydra", "omegaconf"]
     assert own.corpus._target_ != small.corpus._target_
     assert own.trainer.max_steps == small.trainer.max_steps
     assert heads == "all"
+    assert small.scorer.vocabulary == 1024
+    assert set(published) == known
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

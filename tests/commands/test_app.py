@@ -29,9 +29,13 @@ def in_fork(script: str, folder: Path, *arguments: str) -> tuple[int, str]:
     return process.exitcode, world.output()
 
 
-@pytest.mark.parametrize("script", ["train", "pretrain", "search", "evaluate"])
+MODULES = {"heads": "rank_heads"}  # the others are called like their command
+COMMANDS = ["evaluate", "export", "heads", "inspect", "pretrain", "search", "serve", "train", "tune"]
+
+
+@pytest.mark.parametrize("script", COMMANDS)
 def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
-    for command in ([str(BIN / f"dream-{script}")], [sys.executable, "-m", f"dream.commands.{script}"]):
+    for command in ([str(BIN / f"dream-{script}")], [sys.executable, "-m", f"dream.commands.{MODULES.get(script, script)}"]):
         done = run(*command, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"dream-{script}" in done.stdout

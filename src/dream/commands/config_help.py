@@ -48,7 +48,12 @@ def default_choices(file: Path) -> dict[str, str]:
             entries.append(entry)
         elif entry != "_self_":
             entries += [{group: choice} for group, choice in default_choices(file.with_name(f"{entry}.yaml")).items()]
-    chosen = {group: choice for entry in entries for group, choice in entry.items() if not group.startswith("optional")}
+    chosen = {
+        group.removeprefix("override /").removeprefix("override "): choice
+        for entry in entries
+        for group, choice in entry.items()
+        if not group.startswith("optional")
+    }
     return {group: str(choice) for group, choice in chosen.items() if group not in ("hydra", "paths")}
 
 
