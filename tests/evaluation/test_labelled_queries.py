@@ -5,6 +5,8 @@ import pytest
 from dream.commands.train import train
 from dream.corpora.base import Labels
 from dream.evaluation.labelled_queries import LabelledQueries
+from dream.evaluation.metrics import DEPTH
+from dream.indexes.bm25 import BM25Index
 from dream.utils.errors import DataError
 
 
@@ -53,6 +55,23 @@ def test_a_split_without_a_relevant_document_is_refused(corpus, store):
     labelled.found = Labels({"q": "text"}, {"q": {"d0": 0}})
     with pytest.raises(DataError, match="split dev of corpus tiny: no query has a relevant document"):
         LabelledQueries(labelled, store, "dev")
+
+
+def test_a_query_that_is_a_document_does_not_find_itself(corpus, store):
+    """As in ArguAna and Quora. The same id alone is not enough (Cranfield numbers queries and documents from 1)."""
+    names, texts = [store.document_names[row] for row in range(4)], store.texts
+    labelled = Labelled(corpus, str)
+    labelled.found = Labels(
+        {names[0]: texts[0], names[1]: "another  text", names[2]: " ".join(texts[2].split()[1:]), names[3]: texts[3]},
+        {names[0]: {names[1]: 1}, names[1]: {names[0]: 1}, names[2]: {names[3]: 1}, names[3]: {names[3]: 1}},
+    )
+    queries = LabelledQueries(labelled, store, "dev")
+    assert queries.own_Q.tolist() == [0, -1, 2, -1], "a document that is labelled as relevant stays"
+    ranking = queries.by_bm25(BM25Index.open_or_build(store, "document"))
+    assert 0 not in ranking.rows_QR[0]
+    assert 2 not in ranking.rows_QR[2]
+    assert ranking.rows_QR[3, 0] == 3
+    assert ranking.rows_QR.shape == (4, DEPTH)
 
 
 @pytest.mark.parametrize(

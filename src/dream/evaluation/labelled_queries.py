@@ -9,8 +9,8 @@ import torch
 
 from dream.corpora.base import Labels
 from dream.encoders.base import Encoder
-from dream.evaluation.metrics import Judgements, Ranking, mean_metrics, per_query_metrics
-from dream.evaluation.ranking import rank_bm25, rank_dense
+from dream.evaluation.metrics import DEPTH, Judgements, Ranking, mean_metrics, per_query_metrics
+from dream.evaluation.ranking import leave_out, rank_bm25, rank_dense
 from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle
 from dream.store.store import Store
@@ -52,7 +52,9 @@ class HeldOutQuestions:
 class LabelledQueries:
     """Queries and judgements of a split, against the documents of a store.
 
-    If relevant documents are missing in the store, they count as not found, and a warning is logged once.
+    If relevant documents are missing in the store, they count as not found, and a warning is logged once. In some data
+    sets (ArguAna, Quora), a query is itself a document: the same id, and the document ends with the query's text. It is
+    left out of the query's ranking, as in BEIR's evaluation, unless it is labelled as relevant.
 
     Args:
         corpus: a corpus with labels.
@@ -75,6 +77,7 @@ class LabelledQueries:
         self._check_documents(corpus.name)
         self.drawn_from = len(self)
         self.judgements = self.judgements.sample(most or len(self))
+        self.own_Q = self._own_documents()
 
     def _check_documents(self, corpus: str) -> None:
         missing = [document for absent in self.judgements.missing for document in absent]
@@ -93,6 +96,16 @@ class LabelledQueries:
                 f"({len(missing):,} of {count:,}) are not in the corpus, e.g. {examples}: they count as not found"
             )
 
+    def _own_documents(self) -> np.ndarray:
+        """Row of the document that is the query itself; -1 if there is none, or if it is relevant."""
+        row_of, judged = self.store.rows_of(self.judgements.query_ids), self.judgements
+        own_Q = np.full(len(judged), -1, dtype=np.int64)
+        for q, (name, query, grades) in enumerate(zip(judged.query_ids, judged.queries, judged.grades, strict=True)):
+            row = row_of.get(name, -1)
+            if row >= 0 and row not in grades and _words(self.store.texts[row]).endswith(_words(query)):
+                own_Q[q] = row
+        return own_Q
+
     def __len__(self) -> int:
         return len(self.judgements)
 
@@ -105,17 +118,28 @@ class LabelledQueries:
         """Rank by BM25. The index contains the store's passages or its documents."""
         by_passage = index.unit == "passage"
         documents = self.store.passage_documents if by_passage else np.arange(len(self.store.texts))
-        return rank_bm25(index, self.queries, documents)
+        return self._without_own(rank_bm25(index, self.queries, documents, self._depth))
 
     @torch.inference_mode()
     def by_encoder(self, encoder: Encoder, index: IndexHandle) -> Ranking:
         """Rank by embeddings. The index's current snapshot must be made by the encoder's current weights."""
         query_QD = encoder.embed_queries(list(self.queries))
-        return rank_dense(index.search, query_QD, self.store.passage_documents)
+        return self._without_own(rank_dense(index.search, query_QD, self.store.passage_documents, self._depth))
+
+    @property
+    def _depth(self) -> int:
+        return DEPTH + int((self.own_Q >= 0).any())
+
+    def _without_own(self, ranking: Ranking) -> Ranking:
+        return leave_out(ranking, self.own_Q) if self._depth > DEPTH else ranking
 
     def score(self, ranking: Ranking) -> dict[str, float]:
         """Means over the queries that have a relevant document."""
         return mean_metrics(per_query_metrics(ranking, self.judgements))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 @cache

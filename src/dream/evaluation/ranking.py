@@ -55,6 +55,13 @@ def rank_dense(
     return _rank(search_rows, len(query_QD), passage_documents, depth)
 
 
+def leave_out(ranking: Ranking, rows_Q: np.ndarray) -> Ranking:
+    """The ranking without one document of each query (-1: none). It has one rank less."""
+    is_left_out_QR = (ranking.rows_QR == rows_Q[:, None]) & (rows_Q >= 0)[:, None]
+    kept_QR = is_left_out_QR.argsort(axis=1, kind="stable")[:, :-1]
+    return Ranking(*(np.take_along_axis(part, kept_QR, 1) for part in (ranking.rows_QR, ranking.score_QR)))
+
+
 def _rank(search: Search, queries: int, passage_documents: np.ndarray, depth: int) -> Ranking:
     """Search for 2 · depth passages. If they belong to too few documents, search again with four times as many.
 
