@@ -26,6 +26,24 @@ def test_the_newest_and_the_best(train, tmp_path) -> None:
     assert steps == {"last.ckpt": 4, "best.ckpt": 3}
 
 
+def test_a_resumed_run_saves_no_incomplete_step(train, tmp_path) -> None:
+    """The first of four batches after the checkpoint of step 2 does not replace it: step 3 would lack its gradient."""
+    options = {"accumulate_grad_batches": 4}
+    train(tmp_path, [IndexRefresh(0, 50), LastCheckpoint(every_n_train_steps=2)], 2, **options)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *_) -> None:
+            seen.append(last.stat().st_mtime_ns)
+
+    callbacks = [IndexRefresh(0, 50), LastCheckpoint(every_n_train_steps=2), Watch()]
+    train(tmp_path, callbacks, 4, ckpt=last, **options)
+    assert len(seen) == 8
+    assert len(set(seen)) == 1
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+
+
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_the_order_of_callbacks(tiny_config, labels, tmp_path, with_labels) -> None:
     """What uses the index comes after its refresh, and the time of checkpoints is not counted as waiting for data."""

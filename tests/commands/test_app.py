@@ -35,7 +35,10 @@ COMMANDS = ["evaluate", "export", "heads", "inspect", "pretrain", "search", "ser
 
 @pytest.mark.parametrize("script", COMMANDS)
 def test_help_answers_from_any_folder_as_script_and_module(script, tmp_path):
-    for command in ([str(BIN / f"dream-{script}")], [sys.executable, "-m", f"dream.commands.{MODULES.get(script, script)}"]):
+    for command in (
+        [str(BIN / f"dream-{script}")],
+        [sys.executable, "-m", f"dream.commands.{MODULES.get(script, script)}"],
+    ):
         done = run(*command, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"dream-{script}" in done.stdout

@@ -170,3 +170,11 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("dream.utils.errors.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"corpus=folder: needs the package pypdf: .*dream-retrieval\[folder\]"):
         folder(tmp_path)
+
+
+def test_a_page_that_cannot_be_parsed_is_a_bad_document(tmp_path):
+    (tmp_path / "bad.html").write_text("<p>usage: <![option]></p>")
+    (tmp_path / "good.html").write_text("<h1>A</h1><svg></svg><p><![CDATA[ x \x1e y ]]></p>")
+    assert [document.text for document in folder(tmp_path, policy="skip").documents()] == ["A\nx y"]
+    with pytest.raises(DataError, match=r"bad\.html:1: no readable HTML"):
+        list(folder(tmp_path).documents())

@@ -216,6 +216,11 @@ def test_broken_files_are_named_with_their_line(tmp_path, name, content, message
     [
         ("c.csv", 'text,_id\none,a\n"x" y,b\ntwo,c\n\n , \nthree,d\n', ["one", "two", "three"], [(3, "not CSV")]),
         ("c.csv", b"text\none\n\xff\ntwo\n", ["one", "two"], [(3, "not UTF-8")]),
+        ("c.csv", b'_id,text\n1,"caf\xe9 3""\nLondon, a city\n"\n2,two\n3,"t\n"\n', ["two", "t"], [(2, "not UTF-8")]),
+        ("c.csv", b'_id,text\n1,"one\ncaf\xe9 3""\n"\n2,caf\xe9 3" long\n3,two\n', ["two"],
+         [(3, "not UTF-8"), (5, "not UTF-8")]),
+        ("c.csv", b'_id,text\n1,"' + (b"x" * 900_000 + b'"",\n') * 3 + b'"\n2,two\n', ["two"], [(2, "too long")]),
+        ("c.csv", b'_id,text\n1,one\n2,"caf\xe9\n', ["one"], [(3, "not UTF-8")]),
         ("c.csv", b"text\none\n" + b"x" * 2_000_000 + b"\ntwo\n", ["one", "two"], [(3, "too long")]),
         ("c.tsv", "text\t_id\none\ta\nx\ntwo\tc\n", ["one", "two"], [(3, "other number of cells")]),
         ("c.tsv", b"a\tone\n\xff\nb\ttwo\ttabs\n", ["one", "two\ttabs"], [(2, "not UTF-8")]),

@@ -293,3 +293,9 @@ def test_held_out_questions_choose_the_weight_of_the_hybrid(config, folder, caps
     fused = hybrid(*(Ranking(r.rows_QR[:1], r.score_QR[:1]) for r in (lexical, dense)), weight)
     found = [hit.id for hit in retriever.search(text, k=5, mode="hybrid")]
     assert found == [store.document_names[row] for row in fused.rows_QR[0, :5]]
+
+
+def test_padding_after_the_end_is_not_read_as_text():
+    """Token 0 of GPT-2 is "!"."""
+    assert asking._up_to_end([5, 6, 9, 0, 0], [9, 8]) == [5, 6, 9]
+    assert asking._up_to_end([5, 6], [9]) == [5, 6]

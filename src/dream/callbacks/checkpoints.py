@@ -23,6 +23,11 @@ class _RunCheckpoint(ModelCheckpoint):
         self.dirpath = f"{trainer.default_root_dir}/{CHECKPOINTS}"
         super().setup(trainer, pl_module, stage)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run has saved this step. Otherwise the first batch of an accumulated step would save it again."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *batch: Any) -> None:
         with pl_module.timer("checkpoint"):
             super().on_train_batch_end(trainer, pl_module, *batch)

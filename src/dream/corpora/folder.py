@@ -133,14 +133,18 @@ class FolderCorpus(TextSettings):
             source.require_unchanged(0)
             return extract
         content = self._content(source)
-        if kind == "html":
-            return extract_html(content)
+        try:
+            if kind == "html":
+                return extract_html(content)
+            text = self._text(source, content)
+            return extract_markdown(text) if kind == "markdown" else Extract("", [Section("", text.strip(), 1)])
+        except ValueError as error:
+            raise BadDocument(str(source.path), 1, "damaged HTML", f"no readable HTML ({error}); correct it") from error
+
+    def _text(self, source: SourceFile, content: bytes) -> str:
         text = decoded(str(source.path), 1, content.removeprefix(BYTE_ORDER_MARK), self.most_bytes)
         refuse_binary(str(source.path), 1, text)
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if kind == "markdown":
-            return extract_markdown(text)
-        return Extract("", [Section("", text.strip(), 1)])
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _content(self, source: SourceFile) -> bytes:
         """The bytes of a file that is not longer than a document may be."""

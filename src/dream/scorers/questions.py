@@ -161,8 +161,14 @@ def _continue(scorer: CausalScorer, passages: list[np.ndarray]) -> list[str]:
             max_new_tokens=MOST_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=0,
             suppress_tokens=code, logits_processor=LogitsProcessorList([contrast]),
         )  # fmt: skip
-    texts = tokenizer.batch_decode(continued[:, ids.shape[1] :], skip_special_tokens=True)
-    return [_question(text) for text in texts]
+    written = [_up_to_end(row, ends) for row in continued[:, ids.shape[1] :].tolist()]
+    return [_question(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def _up_to_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    """The ids up to the first one of `ends`. After it is padding, which some tokenizers read as text ("!")."""
+    end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: end + 1]
 
 
 def _question(text: str) -> str:

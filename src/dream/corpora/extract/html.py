@@ -23,10 +23,17 @@ def extract_html(markup: bytes | str) -> Extract:
     """The text of an HTML page, cut at headings. The encoding is the declared one, otherwise UTF-8 if it fits.
 
     If the page has one `main` element, or one `article`, only this element is read.
+
+    Raises:
+        ValueError: the page cannot be parsed.
     """
     from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
 
-    soup = BeautifulSoup(markup, "html.parser")
+    try:
+        soup = BeautifulSoup(markup, "html.parser")
+    except ParserRejectedMarkup as error:
+        raise ValueError(str(error)) from error
     title = _words(soup.title.get_text()) if soup.title else ""
     root = _main_part(soup)
     for tag in root.find_all(DROPPED):
@@ -48,10 +55,10 @@ def _main_part(soup: "BeautifulSoup") -> "Tag":
 
 def _mark(root: "Tag", headings: list[Any]) -> None:
     """Put marks into the tree, so that its plain text shows where blocks, lines and headings begin and end."""
-    from bs4 import NavigableString
+    from bs4 import CData, NavigableString
 
     for string in root.find_all(string=True):
-        if type(string) is not NavigableString:  # a comment or a declaration
+        if type(string) not in (NavigableString, CData):  # a comment or a declaration
             continue
         clean = _MARKS.sub(" ", string)
         preformatted = string.find_parent("pre") is not None

@@ -61,15 +61,16 @@ def csv_rows(source: SourceFile, most_bytes: int, delimiter: str = ",") -> Rows:
             row = next(reader)
         except StopIteration:
             return
-        except BadDocument as bad:
-            yield bad.line, bad
         except csv.Error as error:
             detail = (
                 f"not valid CSV ({error}); a cell with quotes, line ends or {delimiter!r} must be quoted as a whole"
             )
-            yield lines.first, BadDocument(str(source.path), lines.first, "not CSV", detail)
+            bad = lines.bad or BadDocument(str(source.path), lines.first, "not CSV", detail)
+            yield bad.line, bad
         else:
-            if any(cell.strip() for cell in row):
+            if lines.bad:
+                yield lines.bad.line, lines.bad
+            elif any(cell.strip() for cell in row):
                 yield lines.first, row
 
 
@@ -79,14 +80,19 @@ def _allow_cells(most_bytes: int) -> None:
 
 
 class _RowLines:
-    """Gives `csv.reader` the lines, and can continue after an error. A row longer than `most_bytes` is an error."""
+    """Gives `csv.reader` the lines. A line that is not UTF-8, or a row longer than `most_bytes`, is kept as `bad`.
+
+    The reader gets something in its place, because only its quotes show where the row ends.
+    """
+
+    bad: BadDocument | None
 
     def __init__(self, source: SourceFile, most_bytes: int) -> None:
         self.file, self.lines, self.most_bytes = str(source.path), source.lines(most_bytes), most_bytes
         self.begin_row()
 
     def begin_row(self) -> None:
-        self.first = self.size = 0
+        self.first, self.size, self.bad = 0, 0, None
 
     def __iter__(self) -> "_RowLines":
         return self
@@ -96,8 +102,13 @@ class _RowLines:
         self.first = self.first or number
         self.size += len(line or b"") + 1
         if self.size > self.most_bytes:
-            raise too_long(self.file, self.first, self.most_bytes)
-        return decoded(self.file, number, line, self.most_bytes) + "\n"
+            self.bad = self.bad or too_long(self.file, self.first, self.most_bytes)
+            return '"' * (line or b"").count(b'"') + "\n"  # the whole row would fill the memory
+        try:
+            return decoded(self.file, number, line, self.most_bytes) + "\n"
+        except BadDocument as bad:
+            self.bad = self.bad or bad
+            return (line or b"").decode("utf-8", "replace") + "\n"
 
 
 def _tsv_rows(source: SourceFile, most_bytes: int) -> Rows:
