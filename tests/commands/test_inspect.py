@@ -47,6 +47,12 @@ def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp
     assert not (tmp_path / "logs" / "latest").exists()
 
 
+@pytest.mark.parametrize("override", ["windows=null", "probe_steps=null", "shown_candidates=0"])
+def test_numbers_that_make_no_sense_are_refused(inspected, override):
+    with pytest.raises(ConfigError, match=f"{override}: "):
+        inspect(inspected(override))
+
+
 def test_the_probe_chooses_the_precision_as_a_training_does(inspected):
     report = inspect(inspected("windows=1", "probe_steps=1", "trainer.precision=auto"))
     assert report["estimate"]["seconds_per_step"] > 0

@@ -13,7 +13,7 @@ from dream.commands import tune as module
 from dream.commands.app import how_to_resume
 from dream.commands.tune import open_study, search_space, tune
 from dream.utils.atomic_io import point_latest
-from dream.utils.errors import ConfigError, NumericalError
+from dream.utils.errors import ConfigError, DataError, NumericalError
 from dream.utils.runtime import CONFIG_DIR
 from dream.utils.signals import Interrupted
 
@@ -90,6 +90,7 @@ def test_the_latest_run_is_the_best_trial(tuned, monkeypatch, tmp_path):
         trial.suggest_float("objective.temperature", 0.0125, 0.2, log=True)
         run = folder / f"trial-{trial.number:03d}"
         (run / "encoder").mkdir(parents=True)
+        trial.set_user_attr("folder", run.name)
         point_latest(latest, run)
         return (0.1, 0.3, 0.2)[trial.number]
 
@@ -107,6 +108,7 @@ def test_a_study_survives_trials_that_diverge(tuned, monkeypatch, capsys, caplog
         trial.suggest_float("objective.temperature", 0.0125, 0.2, log=True)
         if (value := next(values)) is None:
             raise NumericalError("optimizer.optimizer.lr=9: the loss is nan; lower it")
+        trial.set_user_attr("folder", f"trial-{trial.number:03d}")
         return value
 
     monkeypatch.setattr(module, "run_trial", diverging)
@@ -170,6 +172,37 @@ def test_a_key_may_be_null_in_the_config(tuned):
 def test_without_labels_and_questions_there_is_no_metric(tuned):
     with pytest.raises(ConfigError, match=r"metric=trained/ndcg_at_10: not in summary\.json: the corpus needs labels"):
         tune(tuned("trials=1", "corpus.qrels=null"))
+
+
+def test_a_new_study_beside_the_runs_of_an_older_one_reads_its_own_runs(tuned, tmp_path, monkeypatch):
+    """study.db was deleted. And SLURM has restarted the job, which must not continue the runs of the older study."""
+    cfg = tuned("trials=1", "seed=1")
+    tune(cfg)
+    folder = Path(cfg.study)
+    (folder / "study.db").unlink()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    value = tune(tuned("trials=1"))
+    (trial,) = json.loads((folder / "trials.json").read_text())
+    summary = json.loads((folder / "trial-000_2" / "summary.json").read_text())
+    assert trial["value"] == value == summary["trained/ndcg_at_10"]
+    assert (tmp_path / "logs" / "latest").resolve().name == "trial-000_2"
+    assert (folder / "trial-000_2" / "encoder").exists()
+
+
+def test_two_processes_do_not_work_on_one_study(tuned):
+    cfg = tuned("trials=1")
+    with module._locked(Path(cfg.study)), pytest.raises(DataError, match="another process is working on this study"):
+        tune(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("trials=null", "trials=null: at least 1 training"), ("ckpt=last", "ckpt=last: each training would continue")],
+)
+def test_values_that_no_study_can_have_are_refused(tuned, override, message):
+    with pytest.raises(ConfigError, match=message):
+        tune(tuned(override))
 
 
 def test_a_missing_package_is_one_line(tuned, monkeypatch):

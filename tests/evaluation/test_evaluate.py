@@ -168,6 +168,7 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
     other = ["corpus=beir", f"corpus.path={beir}"]
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for overrides, message in (
+        (["systems=bm"], "systems=bm: no such system"),
         (["systems=[bm25,runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,hybrid:bm25]"], "systems=hybrid:bm25: fuses BM25 with a dense system"),
         (["systems=[run]"], "baseline=bm25: not one of systems"),
@@ -177,6 +178,7 @@ def test_a_mistake_is_reported_in_one_line(config, world, beir, corpus_folder, t
         (["embedding.batch_passages=0"], "embedding.batch_passages=0: at least 1"),
         (["hybrid_weighted.step=0"], "hybrid_weighted.step=0: above 0"),
         (["hybrid_weighted.normalisation=max"], "hybrid_weighted.normalisation=max: choose minmax or zscore"),
+        (["statistics.resamples=null"], "statistics.resamples=null: at least 1"),
         (["statistics.confidence=1"], "statistics.confidence=1: between 0 and 1"),
         (["systems=[bm25,run,run]"], "names a system twice"),
         (["run_dtype=int8"], "run_dtype=int8: not a torch type"),

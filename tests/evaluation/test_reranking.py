@@ -244,6 +244,7 @@ def test_a_mistake_is_reported_in_one_line(config, beir, tokenizer, tmp_path):
         (["systems=[bm25,lm@runn]"], "systems=runn: no such system; did you mean run"),
         (["systems=[bm25,lm@lm]"], "systems=lm@lm: a language model ranks another kind of system again"),
         (["systems=[bm25,hybrid:lm@run]"], "systems=hybrid:lm@run: fuses BM25 with a dense system"),
+        (["lm.k=null"], "lm.k=null: at least 2 documents"),
         (["lm.k=1"], "lm.k=1: at least 2 documents"),
         (["max_queries=0"], "max_queries=0: null, or a whole number, at least 1"),
         ([*other, "systems=[bm25,lm_weighted]"], "split dev_split=dev, but corpus beir only has test; use lm instead"),

@@ -146,7 +146,7 @@ def settings_of(cfg: DictConfig) -> "EvaluationSettings":
     from dream.evaluation.statistics import Sampling
 
     return EvaluationSettings(
-        systems=tuple(map(str, cfg.systems)),
+        systems=(cfg.systems,) if isinstance(cfg.systems, str) else tuple(map(str, cfg.systems)),
         baseline=cfg.baseline,
         metric=cfg.metric,
         split=cfg.split,

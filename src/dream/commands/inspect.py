@@ -42,8 +42,11 @@ def inspect(cfg: DictConfig) -> dict[str, Any]:
 
     check_config(cfg)
     for key in ("sampled_documents", "windows", "shown_candidates"):
-        require(cfg[key] > 0, key, cfg[key], "at least 1")
-    require(cfg.probe_steps >= 0, "probe_steps", cfg.probe_steps, "a number of training steps, or 0 for no estimate")
+        require(isinstance(cfg[key], int) and cfg[key] > 0, key, cfg[key], "at least 1")
+    steps = cfg.probe_steps
+    require(
+        isinstance(steps, int) and steps >= 0, "probe_steps", steps, "a number of training steps, or 0 for no estimate"
+    )
     log.info(_first_screen(cfg))
     text = build_text(cfg)
     store = text.store

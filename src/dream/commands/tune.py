@@ -1,7 +1,10 @@
 """dream-tune: finds good values of a few keys for a corpus, by many trainings."""
 
 import math
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +38,42 @@ BULKY = ("encoder", "untrained_encoder", "index", "checkpoints", "tensorboard") 
 def tune(cfg: DictConfig) -> float:
     """Do the trials that are missing, then show the best one. Returns its value."""
     from dream.build import check_config
-    from dream.utils.errors import NumericalError, require, require_installed
-    from dream.utils.signals import Interrupted
+    from dream.utils.errors import require, require_installed
 
     require_installed(["optuna"], "tune", "dream-tune", "")
-    require(cfg.trials > 0, "trials", cfg.trials, "at least 1 training")
+    require(isinstance(cfg.trials, int) and cfg.trials > 0, "trials", cfg.trials, "at least 1 training")
     require(cfg.keep in KEPT, "keep", cfg.keep, f"choose {' or '.join(KEPT)}")
+    require(
+        cfg.ckpt not in ("last", "auto"), "ckpt", cfg.ckpt, "each training would continue another one; leave it out"
+    )
+    os.environ.pop("SLURM_RESTART_COUNT", None)  # otherwise a training of a restarted job would continue another one
     check_config(cfg)
     space = search_space(cfg)
     folder = Path(cfg.study).absolute()
+    with _locked(folder):
+        return _tune(cfg, space, folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raise DataError if another process works on the study: it would do the running training again."""
+    from dream.utils.atomic_io import try_lock, unlock
+    from dream.utils.errors import DataError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if (lock := try_lock(folder)) is None:
+        raise DataError(f"{folder}: another process is working on this study; wait for it, or name another folder with "
+                        "study=FOLDER")  # fmt: skip
+    try:
+        yield
+    finally:
+        unlock(lock)
+
+
+def _tune(cfg: DictConfig, space: list[dict[str, Any]], folder: Path) -> float:
+    from dream.utils.errors import NumericalError
+    from dream.utils.signals import Interrupted
+
     study = open_study(folder, cfg, space)
     done = len(_finished(study))
     log.info(f"DREAM: tuning {', '.join(entry['key'] for entry in space)} by {cfg.metric}: {cfg.trials} trainings, "
@@ -64,7 +94,7 @@ def tune(cfg: DictConfig) -> float:
         best = f"; best so far {study.best_value:.4f}" if finished else ""  # the first trials may have failed
         log.info(f"trial {len(finished)}/{cfg.trials}: {_values(trial.params)} → {_score(trial)}{best}")
         if finished and cfg.keep == "best":
-            _discard_all_but(study.best_trial.number, folder)
+            _discard_all_but(_run_of(study.best_trial, folder))
 
     if done < cfg.trials:
         study.optimize(objective, n_trials=cfg.trials - done, catch=(NumericalError,), callbacks=[report])
@@ -145,7 +175,7 @@ def open_study(folder: Path, cfg: DictConfig, space: list[dict[str, Any]]) -> "S
         storage=f"sqlite:///{file}", study_name="tune", direction="maximize", sampler=sampler, load_if_exists=True
     )
     compared = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_COMPARED])
-    made_of = fingerprint({"config": _plain(compared), "space": space, "metric": cfg.metric})
+    made_of = fingerprint({"config": OmegaConf.to_container(compared), "space": space, "metric": cfg.metric})
     stored = study.user_attrs.get("made_of", made_of)
     require(stored == made_of, "study", folder, "this study has another config, space or metric; name another folder, "
             "or repeat its command")  # fmt: skip
@@ -167,14 +197,14 @@ def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], fold
     from dream.utils.atomic_io import read_checked_json
     from dream.utils.errors import require
 
-    run = _run(folder, trial.number)
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OWN_KEYS])
     with open_dict(config):
-        config.paths.run = str(run)
+        config.paths.run = str(folder / f"trial-{trial.number:03d}")
         config.evaluation.report_split = config.evaluation.dev_split  # never the test labels
         for entry in space:
             OmegaConf.update(config, entry["key"], _suggest(trial, entry))
     train(config)
+    run = Path(config.paths.run)  # with another name, if the folder had a run of an older study
     if trial.number == 0 and cfg.evaluation.dev_split not in instantiate(cfg.corpus).splits():
         log.warning("no labelled dev split: the trials are compared by questions of the language model, which can "
                     "prefer other values than labels would; even 100 labelled queries are better")  # fmt: skip
@@ -182,7 +212,7 @@ def run_trial(trial: "Trial", cfg: DictConfig, space: list[dict[str, Any]], fold
     remedy = ("not in summary.json: the corpus needs labels of evaluation.dev_split, or the language model must write "
               "held-out questions (experiment=questions, or data.questions)")  # fmt: skip
     require(cfg.metric in summary, "metric", cfg.metric, remedy)
-    trial.set_user_attr("folder", str(run))
+    trial.set_user_attr("folder", run.name)
     return float(summary[cfg.metric])
 
 
@@ -196,9 +226,9 @@ def _suggest(trial: "Trial", entry: dict[str, Any]) -> Any:
     return float(f"{trial.suggest_float(key, low, high, log=is_log):.6g}")
 
 
-def _run(folder: Path, number: int) -> Path:
+def _run_of(trial: "FrozenTrial", folder: Path) -> Path:
     """The folder of a trial's run."""
-    return folder / f"trial-{number:03d}"
+    return folder / trial.user_attrs["folder"]
 
 
 def _finished(study: "Study") -> list["FrozenTrial"]:
@@ -207,12 +237,12 @@ def _finished(study: "Study") -> list["FrozenTrial"]:
     return [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
 
 
-def _discard_all_but(best: int, folder: Path) -> None:
+def _discard_all_but(best: Path) -> None:
     """Delete what is large in the folders of all trials except the best one. Their summaries are kept."""
     from dream.utils.cached_folders import discard
 
-    for run in folder.glob("trial-*"):
-        if run != _run(folder, best):
+    for run in best.parent.glob("trial-*"):
+        if run != best:
             for part in BULKY:
                 if (run / part).exists():
                     discard(run / part)
@@ -233,7 +263,7 @@ def _finish(study: "Study", folder: Path, cfg: DictConfig) -> None:
             "such as {key: optimizer.optimizer.lr, low: 1e-5, high: 1e-4, log: true}, and another folder with "
             "study=FOLDER")  # fmt: skip
     # It names the last trial, which may have no encoder any more: dream-search would then say that it did not finish.
-    point_latest(Path(cfg.paths.logs) / "latest", _run(folder, study.best_trial.number))
+    point_latest(Path(cfg.paths.logs) / "latest", _run_of(study.best_trial, folder))
     table = [{"trial": trial.number, "value": trial.value, "values": trial.params} for trial in trials]
     write_json(folder / "trials.json", table)
     plots = write_plots(study, folder, cfg.metric)
@@ -242,10 +272,6 @@ def _finish(study: "Study", folder: Path, cfg: DictConfig) -> None:
     log.info("\n".join([f"\nBest of {len(trials)} trainings by {cfg.metric}:", *lines,
                         f"\nTrain with these values: add them to your dream-train command\n  {best}",
                         f"Written to {folder}: study.db, trials.json, {', '.join(plots)}"]))  # fmt: skip
-
-
-def _plain(cfg: Any) -> Any:
-    return OmegaConf.to_container(cfg, resolve=False)
 
 
 def _score(trial: "FrozenTrial") -> str:
@@ -262,7 +288,7 @@ def _shown(value: Any) -> str:
     """The value as it is written on the command line."""
     if value is None:
         return "null"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 main = command("tune", ABOUT, KEYS)(tune)

@@ -70,7 +70,7 @@ class LanguageModels:
     scoring: Mapping[str, object]
 
     def __post_init__(self) -> None:
-        require(self.k >= 2, "lm.k", self.k, "at least 2 documents")
+        require(isinstance(self.k, int) and self.k >= 2, "lm.k", self.k, "at least 2 documents")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        require(self.resamples > 0, "statistics.resamples", self.resamples, "at least 1")
-        require(0 < self.confidence < 1, "statistics.confidence", self.confidence, "between 0 and 1")
+        is_count = isinstance(self.resamples, int) and self.resamples > 0
+        require(is_count, "statistics.resamples", self.resamples, "at least 1")
+        is_share = isinstance(self.confidence, float) and 0 < self.confidence < 1
+        require(is_share, "statistics.confidence", self.confidence, "between 0 and 1")
 
 
 @dataclass(frozen=True)
