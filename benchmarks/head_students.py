@@ -1,0 +1,107 @@
+"""Which attention heads teach a student best: on the same windows, candidates and passes of the language model.
+
+    PYTHONPATH=benchmarks dream-train -m seed=0,1,2 objective=attention \\
+        objective._target_=head_students.LinearAttention objective.heads=found,random,all objective.count=16 …
+
+`LinearAttention` is `objective=attention`, linearised: the loss of a window is -Σ_k p_k · g_k. g_k is the derivative of
+the mean log-likelihood of its target by the weight of passage k, where the chosen heads give all passages the same
+weight. g does not depend on the retriever. So it is computed once, for all groups of heads together, and cached in
+data/head_gradients. Runs of other objectives with the same seed have the same windows and candidates.
+
+Shapes: S scored windows, K candidates of a window, G groups of heads, H heads, R rows, T tokens, V vocabulary.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dream.objectives.attention import Attention
+from dream.objectives.base import Candidates
+from dream.scorers.attention.heads import choose_heads
+from dream.scorers.attention.injection import Heads, injectable, owners, probabilities, reweigh
+from dream.scorers.base import CausalScorer
+from dream.scorers.candidate_scores import CandidateScores, read_passages
+from dream.store.store import Store
+from dream.utils.atomic_io import fingerprint
+
+FOUND, RANDOM = (4, 16), 16  # numbers of heads
+
+
+class Groups:
+    """The attention of G equal sequences. In each, another group of heads weights the passages.
+
+    Args:
+        owner_T: passage of each token, -1 outside all passages.
+        weights_GK: weights of the passages.
+        groups: the heads of each sequence.
+    """
+
+    def __init__(self, owner_T: Tensor, weights_GK: Tensor, groups: list[Heads]) -> None:
+        self.owner_T, self.weights_GK, self.groups = owner_T, weights_GK, groups
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        attention_GHRT = probabilities(query, key, mask, **kwargs)
+        weights_GHRK = self.weights_GK[:, None, None].to(attention_GHRT.dtype)
+        weighted_GHRT = reweigh(attention_GHRT, owners(self.owner_T, *attention_GHRT.shape[2:]), weights_GHRK, "keep")
+        chosen_GH11 = torch.zeros(*attention_GHRT.shape[:2], 1, 1, dtype=torch.bool)
+        for number, heads in enumerate(self.groups):
+            chosen_GH11[number, list(heads.get(module.layer_idx, ()))] = True
+        attention_GHRT = weighted_GHRT.where(chosen_GH11, attention_GHRT)
+        return (attention_GHRT.to(value.dtype) @ value).transpose(1, 2)
+
+
+def gradients(scores: CandidateScores, groups: list[Heads]) -> Tensor:
+    """gradient_SGK of the mean log-likelihood of a window's target by the weights of its candidates, nats per token."""
+    scorer, rows = scores.scorer, []
+    with scorer.no_autocast(), injectable(scorer.model):
+        for window_id, candidates in zip(scores.window_ids_S.tolist(), scores.candidate_ids_SK.tolist(), strict=True):
+            given, scored = scores.store.scored_tokens(window_id)
+            passages = [scorer.passage(scores.store, passage_id) for passage_id in candidates]
+            ids_T = torch.from_numpy(scorer.prompt.join_passages(passages, given, scored))
+            window_R = ids_T[len(ids_T) - len(scored) - 1 :]
+            memory, owner_T = read_passages(scorer, passages, ids_T[: len(ids_T) - len(window_R)])
+            memory.batch_repeat_interleave(len(groups))
+            weights_GK = torch.full((len(groups), len(candidates)), 1 / len(candidates), requires_grad=True)
+            with torch.enable_grad():
+                attend = Groups(owner_T, weights_GK, groups)
+                ids_GR = window_R[:-1].expand(len(groups), -1)
+                logits_GRV = scorer.model(
+                    input_ids=ids_GR, past_key_values=memory, use_cache=True, attend=attend
+                ).logits
+                log_p_GRV = logits_GRV[:, -len(scored) :].float().log_softmax(2)
+                loglik_GR = log_p_GRV.gather(2, window_R[-len(scored) :].expand(len(groups), -1)[..., None])
+            rows.append(torch.autograd.grad(loglik_GR.sum() / len(scored), weights_GK)[0])
+    return torch.stack(rows)
+
+
+class LinearAttention(Attention):
+    """See the file. Settings as for `Attention`."""
+
+    folder: Path
+
+    def prepare(self, scorer: CausalScorer, store: Store, k: int) -> None:
+        super().prepare(scorer, store, k)
+        choose = lambda heads, count: choose_heads(heads, count, self.seed, scorer, store, self.finder)  # noqa: E731
+        self.groups = {f"found {count}": choose("found", count) for count in FOUND}
+        self.groups |= {f"random {RANDOM}": choose("random", RANDOM), "all": choose("all", 1)}
+        self.folder = store.cache_folder("head_gradients")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        scores = candidates.scores
+        name = fingerprint([scores.scorer.fingerprint, scores.store.scoring_hash, scores.window_ids_S.tolist(),
+                            scores.candidate_ids_SK.tolist(), sorted(self.groups.items())])  # fmt: skip
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            np.save(path, gradients(scores, list(self.groups.values())).numpy())
+        gradient_SGK = torch.from_numpy(np.load(path))
+        name = "all" if self.heads == "all" else f"{self.heads} {self.count}"
+        gradient_SK = gradient_SGK[:, list(self.groups).index(name)]
+        weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
+        return -(weights_SK * gradient_SK).sum(1), None
