@@ -88,7 +88,7 @@ class Completions:
             answers = [pool.submit(self._complete, batch) for batch in batches]
             try:
                 return [answer.result() for answer in answers]
-            except BaseException:  # also a signal: the threads then end at once
+            except BaseException:  # also a signal: nothing is sent again; requests under way end within scorer.seconds
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
