@@ -69,7 +69,7 @@ class BatchTokenizer:
 
     def __call__(self, texts: list[str]) -> Tokens:
         """The tokens of these texts. No text may be empty."""
-        if self.words and max(map(len, texts)) <= PIECE_CHARACTERS and self.words.can_read(texts):
+        if self.words and max(map(len, texts)) <= PIECE_CHARACTERS:
             ids_T, starts_T, bounds = self.words(texts)
             return Tokens(ids_T, np.maximum.accumulate(starts_T), bounds)
         return self._whole(texts)

@@ -13,8 +13,7 @@ MOST_WORDS = 400_000  # cached; about 100 MB
 MOST_CHARACTERS = 8_000_000
 WORDS_OF_A_TEXT = 1000  # new words that are tokenised as one text
 # White space for Python, but not for the tokenizer: a separator that is read as text, or removed without splitting.
-NO_SPACE = {"regex": re.compile("[\x1c-\x1f]"), "bert": re.compile("[\x0b\x0c\x1c-\x1f\x85]")}
-WORD = re.compile(r"\s*\S+|\s+")
+NO_SPACE = {"regex": r"\x1c-\x1f", "bert": r"\x0b\x0c\x1c-\x1f\x85"}
 
 
 SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # every Unicode space is at or below U+3000
@@ -47,7 +46,8 @@ class WordTokens:
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], tuple[list[np.ndarray], np.ndarray]], kind: str) -> None:
-        self.encode, self.no_space = encode, NO_SPACE[kind]
+        space, other = rf"[^\S{NO_SPACE[kind]}]", rf"[\S{NO_SPACE[kind]}]"
+        self.encode, self.word, self.space = encode, re.compile(f"{space}*{other}+|{space}+"), re.compile(space)
         self._clear()
 
     def _clear(self) -> None:
@@ -56,15 +56,11 @@ class WordTokens:
         self.starts_T = np.empty(0, dtype=np.int64)  # first character of each token in its word
         self.ends_W = np.empty(0, dtype=np.int64)  # end of each word's tokens
 
-    def can_read(self, texts: Sequence[str]) -> bool:
-        """Whether the tokenizer has the same white space as Python in these texts."""
-        return not any(map(self.no_space.search, texts))
-
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids_T, starts_T, bounds) as in `Tokens`."""
         if len(self.numbers) > MOST_WORDS or self.characters > MOST_CHARACTERS:
             self._clear()
-        rows = [WORD.findall(text) for text in texts]
+        rows = [self.word.findall(text) for text in texts]
         words = list(chain.from_iterable(rows))
         word_I = np.fromiter(map(self.numbers.__getitem__, words), dtype=np.int64, count=len(words))
         self._read_new()
@@ -81,7 +77,7 @@ class WordTokens:
         new, self.numbers.new = self.numbers.new, []
         if not new:
             return
-        opens = [n for n, word in enumerate(new) if n % WORDS_OF_A_TEXT == 0 or not word[0].isspace()]
+        opens = [n for n, word in enumerate(new) if n % WORDS_OF_A_TEXT == 0 or not self.space.match(word)]
         ids, starts_T = self.encode(["".join(new[first:end]) for first, end in pairwise([*opens, len(new)])])
         starts_W = _starts(new)
         word_T = np.searchsorted(starts_W, starts_T, side="right") - 1
