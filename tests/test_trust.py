@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dream.encoders.hf import HFEncoder
-from dream.runs.load import open_run
+from dream.runs.load import open_config, open_run
 from dream.scorers.hf import HFScorer
 from dream.utils.errors import DataError, DreamError
 
@@ -82,6 +82,17 @@ def test_the_config_of_a_run_names_no_foreign_code(tmp_path, trace, section, tar
     with pytest.raises(DataError, match=rf"config\.yaml: refused, because it names {target}"):
         open_run(run)
     assert not trace.exists()
+
+
+def test_a_run_does_not_decide_that_its_language_model_may_run_code(tmp_path):
+    run = tmp_path / "run"
+    (run / "encoder").mkdir(parents=True)
+    own = {"_target_": "dream.encoders.static.StaticEncoder"}
+    cfg = dict.fromkeys(("encoder", "index", "data", "corpus"), own)
+    cfg["scorer"] = {"_target_": "dream.scorers.hf.HFScorer", "name": "strange", "trust_remote_code": True}
+    OmegaConf.save(OmegaConf.create(cfg | {"paths": {"data": str(tmp_path)}}), run / "config.yaml")
+    assert open_config(run).scorer.trust_remote_code is False
+    assert open_config(run, trust=["remote_code"]).scorer.trust_remote_code is True
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,8 @@ class RetrieverModule(L.LightningModule):
         self.optimizer_settings.apply()  # replaces the settings that the checkpoint has restored
 
     def on_train_batch_start(self, batch: WindowBatch, batch_idx: int) -> None:
-        # Dropout depends only on the seed, the step and the rank, so a resumed run repeats it.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step + ranks.rank() * RANK_SEED)
+        # Dropout depends only on the seed, the batch and the rank, so a resumed run repeats it.
+        torch.manual_seed(self.seed * 1_000_003 + batch.consumed + ranks.rank() * RANK_SEED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["belongs_to"] = self.belongs_to

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from tests.faults.world import World
 
+from dream.commands.app import parseable
 from dream.commands.search import is_option
 
 BIN = Path(sys.executable).parent
@@ -104,6 +106,12 @@ def test_search_without_a_run_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "no run is there; train one with" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["a b", r"\d+ (x)", "it's\\'s", "ends with \\", "ends with '", r"C:\my files\new"])
+def test_a_value_in_quotes_is_read_as_it_was_written(value):
+    (argument,) = parseable(f"corpus.path={value}", "train")
+    assert OverridesParser.create().parse_override(argument).value() == value
 
 
 @pytest.mark.parametrize(

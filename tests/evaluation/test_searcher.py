@@ -120,8 +120,8 @@ def test_dream_search_asks_for_questions_until_an_empty_line(world, queries, cap
 
 def test_words_of_the_command_line_are_the_query(world, queries, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    words = ["dream-search", *queries["q9"].split(), "it's", f"run={world / 'logs/sweep/0'}", "k=1", "mode=bm25"]
-    monkeypatch.setattr(sys, "argv", words)
+    words = [*queries["q9"].split(), "it's", r"\d+", "${name}"]
+    monkeypatch.setattr(sys, "argv", ["dream-search", *words, f"run={world / 'logs/sweep/0'}", "k=1", "mode=bm25"])
     command.main()
     assert " 1. d9 " in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

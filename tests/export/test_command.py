@@ -58,7 +58,7 @@ def test_an_existing_folder_is_replaced_only_if_it_is_an_export(config, tmp_path
 
 
 def test_a_difference_leaves_nothing_behind(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(passages, "LOWEST_COSINE", 1.1)
+    monkeypatch.setattr(passages, "EXACT", 1.1)
     with pytest.raises(DataError, match="other vectors than the run: cosine"):
         command.export(config("to=faiss"))
     assert list(tmp_path.iterdir()) == []
@@ -73,6 +73,7 @@ def test_a_difference_leaves_nothing_behind(config, tmp_path, monkeypatch):
         (["to=onnx", "weights=int4"], "weights=int4: choose float32 or int8"),
         (["to=faiss", "push=me/model"], "push=me/model: only to=hub"),
         (["to=hub", "push=model"], "push=model: give OWNER/NAME"),
+        (["to=hub", "push=me/my--model"], "push=me/my--model: give OWNER/NAME"),
         (["to=faiss", "check.texts=0"], "check.texts=0: at least 1"),
         (["to=faiss", "run=nowhere"], "no run is there"),
     ],
@@ -120,6 +121,9 @@ def test_the_card_has_figures_with_intervals(world, run, config, tmp_path):  # n
                  "95% bootstrap intervals"):  # fmt: skip
         assert part in text
     assert str(world) not in card
+    os.utime(world / "logs/evaluations/one/results.json", (0, 0))  # the run was then trained further
+    command.export(config("to=hub", "overwrite=true"))
+    assert (tmp_path / "out/README.md").read_text() == without
     assert {"model.safetensors", "tokenizer.json", "modules.json"} <= {
         file.name for file in (tmp_path / "out").iterdir()
     }

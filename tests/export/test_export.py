@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tests.encoders.tokenizers_of_all_kinds import KINDS
 from tests.export.conftest import hf, random_static
 from tests.random_models import save_random_model
@@ -27,6 +28,7 @@ from transformers import (
     Qwen3Model,
 )
 
+from dream.export import passages
 from dream.export.check import compare_vectors
 from dream.export.formats import FORMATS
 from dream.export.onnx import static_graph
@@ -230,6 +232,19 @@ def test_parquet_and_faiss_have_the_rows_of_the_index(job_of, static, tmp_path):
     _, own = job.run.index.search(query_QD, 5)
     _, found = index.search(query_QD.numpy(), 5)
     assert found[0].tolist() == own[0].tolist()
+
+
+def test_an_index_made_with_mixed_precision_is_exported(job_of, model_folder, tmp_path, monkeypatch):
+    """Its vectors differ more from those in float32, which the check computes. Those of a tiny model differ little."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(passages, "EXACT", 0.9999999)
+    job = job_of(hf(model_folder("bert", KINDS["word_piece"]()), pooling="mean", max_tokens=20))
+    with torch.autocast("cpu", torch.bfloat16):
+        job.run.index.refresh(job.run.encoder, job.run.store, 1, "cpu", 64)
+    with pytest.raises(DataError, match="the export has other vectors than the run: cosine"):
+        exported(job, "parquet", tmp_path)
+    job.run.cfg = OmegaConf.create({"trainer": {"precision": "bf16-mixed"}})
+    assert 0.999 < exported(job, "parquet", tmp_path)[1]["lowest_cosine"] < 0.9999999
 
 
 def test_sides_are_those_of_encoders():

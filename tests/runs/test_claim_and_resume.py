@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from dream.build import build_trainer
 from dream.runs.claim import claimed, remove_unfinished
 from dream.runs.config_file import read_config, save_config
-from dream.runs.resume import find_checkpoint
+from dream.runs.resume import find_checkpoint, resumes_in_place
 from dream.runs.session import start_run
 from dream.utils.errors import ConfigError, DamageError, DataError
 
@@ -113,7 +113,13 @@ def test_a_job_that_slurm_starts_again_goes_on(tmp_path, find, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert find(None) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert find(None) == run / "hpc_ckpt_1.ckpt"
+    start = make_run(tmp_path / "mine" / "c", 300) / "checkpoints" / "last.ckpt"
+    for ckpt in (None, "auto", "last", str(start)):  # `ckpt` says only where the job began
+        assert find(ckpt) == run / "hpc_ckpt_1.ckpt"
+        assert resumes_in_place(ckpt, find(ckpt))
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert find(str(start)) == start
+    assert not resumes_in_place(str(start), start)
 
 
 def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
@@ -123,14 +129,18 @@ def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
     make_run(mine, 3, checkpoint=None)
     for run in (dead, resumable, mine):
         (run / "index" / ".snapshot-00000000.partial").mkdir(parents=True)
-    (tmp_path / "data" / "stores" / ".store.1234.tmp").mkdir(parents=True)
-    (dead / ".untrained.json.1234.tmp").write_text("{")  # of a run that nobody will continue with
+    (tmp_path / "data" / "stores" / ".store.0123abcd.tmp").mkdir(parents=True)
+    (dead / ".untrained.json.0123abcd.tmp").write_text("{")  # of a run that nobody will continue with
+    foreign = [tmp_path / "data" / ".notes.tmp", resumable / ".draft.1234.tmp"]  # of other programs
+    for file in foreign:
+        file.mkdir()
     remove_unfinished(tmp_path / "data", tmp_path / "logs", mine)
     assert not list((dead / "index").iterdir())
     assert not list(dead.glob(".*"))
     assert list((resumable / "index").iterdir())
     assert list((mine / "index").iterdir())
     assert not list((tmp_path / "data" / "stores").iterdir())
+    assert all(file.exists() for file in foreign)
 
 
 def test_secrets_stay_out_of_the_saved_config(tmp_path, monkeypatch):

@@ -142,13 +142,19 @@ def parseable(argument: str, config_name: str) -> list[str]:
     if key != "query":
         value = HOME.sub(str(Path.home()), value)
     parser = OverridesParser.create()
-    for attempt in (f"{key}={value}", "{}='{}'".format(key, value.replace("\\", "\\\\").replace("'", "\\'"))):
+    for attempt in (f"{key}={value}", f"{key}={_quoted(value)}"):
         try:
             parser.parse_override(attempt)
         except HydraException:
             continue
         return [attempt]
     return [argument]
+
+
+def _quoted(value: str) -> str:
+    """The value in quotes. Hydra reads a backslash as an escape only before a quote or at the end."""
+    escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value)
+    return "'{}'".format(re.sub(r"\\+$", lambda found: 2 * found[0], escaped))
 
 
 def config_dirs(arguments: Sequence[str]) -> list[Path]:

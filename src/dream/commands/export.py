@@ -1,6 +1,5 @@
 """dream-export: writes a finished run for other tools, and checks that they get the same vectors."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from dream.export.base import Format
 
 log = get_logger(__name__)
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 ABOUT = """
 dream-export writes a finished run for other tools, opens the result again, and compares it with the run.
@@ -88,10 +85,21 @@ def _format(cfg: DictConfig) -> "Format":
     remedy = "only to=sentence_transformers and to=hub can keep the adapter"
     require(cfg.adapter == "merged" or chosen.adapters, "adapter", cfg.adapter, remedy)
     require(cfg.push is None or to == "hub", "push", cfg.push, "only to=hub is uploaded")
-    require(cfg.push is None or REPOSITORY.fullmatch(cfg.push) is not None, "push", cfg.push, "give OWNER/NAME")
+    require(cfg.push is None or _names_repository(cfg.push), "push", cfg.push, "give OWNER/NAME")
     require(cfg.check.texts > 0, "check.texts", cfg.check.texts, "at least 1 passage")
     chosen.require_installed(to)
     return chosen
+
+
+def _names_repository(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
 main = command("export", ABOUT, KEYS)(export)

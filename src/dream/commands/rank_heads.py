@@ -41,11 +41,11 @@ def heads(cfg: DictConfig) -> float:
     require(cfg.shown > 0, "shown", cfg.shown, "at least 1 head")
     log.info(f"DREAM: ranking the attention heads of the language model on corpus {cfg.corpus.name}")
     text = build_text(cfg)
-    text.scorer.to(root_device(cfg)).load(text.store)
-    ask_questions(text, text.scorer)
     is_attention = isinstance(text.objective, Attention)
     require(is_attention, "objective", cfg.objective._target_, "only objective=attention uses heads")
     assert isinstance(text.objective, Attention)
+    text.scorer.to(root_device(cfg)).load(text.store)
+    ask_questions(text, text.scorer)
     finder = text.objective.finder
     ranked = finder.open_or_find(text.scorer, text.store)
     about = f"{ranked.windows} windows of {cfg.corpus.name}"

@@ -1,5 +1,6 @@
 """dream-search: searches with a trained run, once or interactively."""
 
+import functools
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ OVERRIDE = re.compile(r"[+~]{0,2}[\w./@-]+=.*|~[\w./@]+", re.DOTALL)
 SNIPPET_CHARACTERS = 240
 
 
-def search(cfg: DictConfig) -> None:
-    """Print the documents found for `query`; without one, read queries from the terminal until an empty line."""
+def search(cfg: DictConfig, query: str | None = None) -> None:
+    """Print the documents found for `query` or `cfg.query`; without both, read queries until an empty line."""
     from dream.evaluation.searcher import MODES, Searcher
     from dream.utils.errors import require
 
@@ -39,8 +40,8 @@ def search(cfg: DictConfig) -> None:
     searcher = Searcher(cfg.run, trust=list(cfg.trust), data=cfg.paths.data)
     passages = len(searcher.store.passages)
     log.info(f"{passages:,} passages of corpus {searcher.corpus_name}, mode {cfg.mode}, run {cfg.run}")
-    if cfg.query is not None:
-        _show(searcher.search(str(cfg.query), cfg.k, cfg.mode))
+    if query or cfg.query is not None:
+        _show(searcher.search(query or str(cfg.query), cfg.k, cfg.mode))
         return
     while query := _ask():
         _show(searcher.search(query, cfg.k, cfg.mode))
@@ -82,11 +83,10 @@ def main() -> None:
     """
     options = [word for word in sys.argv[1:] if is_option(word)]
     query = " ".join(word for word in sys.argv[1:] if word not in options)
-    if query:
-        escaped = query.replace("\\", "\\\\").replace("'", "\\'")
-        options.append(f"query='{escaped}'")
     sys.argv[1:] = options
-    command("search", ABOUT, KEYS)(search)()
+    # Not as an override: Hydra would change its backslashes, and read ${name} as another key.
+    task = functools.update_wrapper(functools.partial(search, query=query), search)
+    command("search", ABOUT, KEYS)(task)()
 
 
 if __name__ == "__main__":

@@ -141,9 +141,10 @@ class _named_errors:
                 cause = first_line(error.__cause__ or error)
                 raise DataError(f"{corpus.file}: cannot be read ({cause}); fetch or write the file again") from error
             return
-        if "split" in text.lower():
+        said = text.replace(str(corpus.dataset), "").lower()  # a name can contain these words
+        if "split" in said:
             raise ConfigError("corpus.split", corpus.split, text) from error
-        if "config" in text.lower():
+        if "config" in said:
             raise ConfigError("corpus.subset", corpus.subset, text) from error
         offline = " (HF_HUB_OFFLINE=1 is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         remedy = f"no such folder, and not on the hub or in its cache: {text}{offline}"

@@ -10,7 +10,7 @@ import dream
 from dream.evaluation.metrics import TITLES
 from dream.evaluation.results import HEADLINE
 from dream.export.base import Job
-from dream.runs.layout import SUMMARY
+from dream.runs.layout import BELONGS_TO, ENCODER, SUMMARY
 from dream.utils.atomic_io import read_checked_json
 from dream.utils.errors import DamageError
 
@@ -112,7 +112,7 @@ def _facts(job: Job, summary: dict[str, Any]) -> str:
     facts = {
         "corpus": f"{config['corpus']['name']}: {counts['documents']:,} documents, "
         f"{len(job.run.store.passages):,} passages (store {job.run.store.hash})",
-        "encoder": _kind(config["encoder"]) + (f", LoRA of rank {rank}, merged" if rank else ""),
+        "encoder": _kind(config["encoder"]) + (f", LoRA of rank {rank}, {job.adapter}" if rank else ""),
         "objective": f"`{config['objective']['_target_'].split('.')[-2]}`",
         "language model that scored passages": _kind(scorer) if summary.get("pairs_asked") else "none",
         "training": f"{summary['steps']:,} steps of {config['data']['batch_size']} windows" if summary else None,
@@ -160,7 +160,10 @@ def newest_evaluation(run: Path, logs: Path) -> dict[str, Any] | None:
     for file in logs.glob("*/*/results.json"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            if str(run) in content["runs"] and "split" in content:
+            is_newer = (
+                file.stat().st_mtime >= (run / ENCODER / BELONGS_TO).stat().st_mtime
+            )  # a run can be trained further
+            if str(run) in content["runs"] and "split" in content and is_newer:
                 found.append((-len(content["runs"]), file.stat().st_mtime, str(file), content))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a file of dream-evaluate

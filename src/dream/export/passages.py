@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from dream.export.base import Job
 from dream.export.check import cosines, sample
@@ -12,7 +13,7 @@ from dream.runs.load import FinishedRun
 from dream.utils.errors import DataError
 from dream.utils.runtime import progress
 
-LOWEST_COSINE = 0.99999  # the index keeps float16
+EXACT, MIXED = 0.99999, 0.999  # lowest cosine: the index keeps float16; with mixed precision, products are rounded, too
 ROWS = 4096  # passages in memory
 README = """# {passages:,} passages of corpus {corpus} and their vectors
 
@@ -72,9 +73,11 @@ def check_passages(job: Job, read: Callable[[np.ndarray], tuple[list[dict[str, A
         raise DataError("the export has other passages than the run; nothing was written")
     own_BD = run.encoder.embed_passages(run.store, numbers, "cpu").detach().float().numpy()
     lowest = float(cosines(own_BD, vectors_BD).min())
-    if not lowest >= LOWEST_COSINE:
+    precision = OmegaConf.select(run.cfg, "trainer.precision", default="32-true")
+    least = EXACT if precision == "32-true" else MIXED
+    if not lowest >= least:
         raise DataError(f"the export has other vectors than the run: cosine {lowest:.7f} instead of at least "
-                        f"{LOWEST_COSINE}; nothing was written")  # fmt: skip
+                        f"{least}; nothing was written")  # fmt: skip
     texts_BD = run.encoder.embed_texts([row["text"] for row in rows], "passage").float().numpy()
     # A piece of a document may begin with another token than the same text by itself.
     return {"passages": len(run.store.passages), "texts": len(rows), "lowest_cosine": lowest,

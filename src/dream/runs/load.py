@@ -25,6 +25,7 @@ from dream.utils.errors import ConfigError, DamageError, DataError
 from dream.utils.runtime import PACKAGE
 
 OWN_PACKAGE = "dream"
+REMOTE_CODE = "remote_code"  # an entry of `trust`: the run's language model may bring its own Python code
 OPENED = ("encoder", "index", "corpus", "scorer", "data")  # sections of the config that are instantiated here
 
 
@@ -167,6 +168,9 @@ def _load_config(file: Path, trust: Sequence[str]) -> DictConfig:
             remedy = "" if package in trusted else f"; add trust=[{package}] only if that code is yours"
             raise DataError(f"{file}: refused, because it names {target}, which is not a class that "
                             f"{' or '.join(trusted)} defines{remedy}")  # fmt: skip
+    for part in parts.values():
+        if REMOTE_CODE not in trust and part.get("trust_remote_code"):
+            part["trust_remote_code"] = False  # the one who trained the run may have trusted it
     if str(parts["corpus"].get("_target_")).partition(".")[0] == OWN_PACKAGE:
         parts["corpus"].setdefault("language", None)  # runs of before this key counted plain words
     for name, part in parts.items():

@@ -33,6 +33,15 @@ def find_checkpoint(ckpt: str | None, name: str, logs: Path) -> Path | None:
         DamageError: the checkpoint is damaged.
     """
     requeued = os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else None
+    # `ckpt` says only where the job began. The jobs of a sweep are found by their config, see `find_job`.
+    path = _newest(logs, name, requeued) if requeued and not sweep_folder() else None
+    path = path or _named(ckpt, name, logs)
+    if path is not None:
+        verify_checkpoint(path)
+    return path.resolve() if path else None
+
+
+def _named(ckpt: str | None, name: str, logs: Path) -> Path | None:
     if ckpt in ("last", "auto"):
         if sweep_folder():
             remedy = "all jobs of the sweep would resume from one run; to resume a sweep, give hydra.sweep.dir=FOLDER"
@@ -41,21 +50,15 @@ def find_checkpoint(ckpt: str | None, name: str, logs: Path) -> Path | None:
         if path is None and ckpt == "last":
             remedy = f"no run named {name!r} below {logs} has a checkpoint yet; start without ckpt"
             raise ConfigError("ckpt", "last", remedy)
-    elif ckpt:
-        path = Path(ckpt)
-        if not path.is_file():
-            raise ConfigError("ckpt", ckpt, "no such checkpoint")
-    else:
-        # The jobs of a sweep are found by their config, see `find_job`.
-        path = _newest(logs, name, requeued) if requeued and not sweep_folder() else None
-    if path is not None:
-        verify_checkpoint(path)
-    return path.resolve() if path else None
+        return path
+    if ckpt and not Path(ckpt).is_file():
+        raise ConfigError("ckpt", ckpt, "no such checkpoint")
+    return Path(ckpt) if ckpt else None
 
 
 def resumes_in_place(ckpt: str | None, checkpoint: Path | None) -> bool:
     """Whether the run continues in the checkpoint's own folder. `ckpt=FILE` starts a new run from the checkpoint."""
-    return checkpoint is not None and ckpt in (None, "last", "auto")
+    return checkpoint is not None and (ckpt in (None, "last", "auto") or Path(ckpt).resolve() != checkpoint)
 
 
 def _newest(logs: Path, name: str, job: str | None, with_checkpoint: bool = True) -> Path | None:

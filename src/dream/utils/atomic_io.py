@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -165,6 +166,11 @@ def unlock(lock: int) -> None:
 def temporary_name(path: Path) -> Path:
     """A hidden name in the folder of `path` that no other process uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the name is one of `temporary_name`. Other programs have hidden files that end with .tmp, too."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name) is not None
 
 
 @contextmanager

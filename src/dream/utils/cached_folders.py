@@ -17,6 +17,7 @@ from dream.utils.atomic_io import (
     LOCK,
     checksum,
     flush_to_disk,
+    is_temporary,
     remove,
     temporary,
     temporary_name,
@@ -194,7 +195,7 @@ def discard(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files of ended processes from this folder."""
-    for path in folder.glob(".*.tmp"):
+    for path in filter(is_temporary, folder.glob(".*.tmp")):
         if path.is_symlink():
             if time.time() - path.lstat().st_mtime > LINK_SECONDS:
                 path.unlink(missing_ok=True)
