@@ -5,8 +5,8 @@
 
 `LinearAttention` is `objective=attention`, linearised: the loss of a window is -Σ_k p_k · g_k. g_k is the derivative of
 the mean log-likelihood of its target by the weight of passage k, where the chosen heads give all passages the same
-weight. g does not depend on the retriever. So it is computed once, for all groups of heads together, and cached in
-data/head_gradients. Runs of other objectives with the same seed have the same windows and candidates.
+weight. g does not depend on the retriever. So it is computed once a window, for all groups of heads together, and
+cached in data/head_gradients. Runs of other objectives with the same seed have the same windows and candidates.
 
 Shapes: S scored windows, K candidates of a window, G groups of heads, H heads, R rows, T tokens, V vocabulary.
 """
@@ -27,7 +27,7 @@ from dream.scorers.candidate_scores import CandidateScores, read_passages
 from dream.store.store import Store
 from dream.utils.atomic_io import fingerprint
 
-FOUND, RANDOM = (4, 16), 16  # numbers of heads
+FOUND, RANDOM, SEEDS = (4, 16), 16, (0, 1, 2)  # numbers of heads, and seeds of the random ones
 
 
 class Groups:
@@ -81,27 +81,36 @@ def gradients(scores: CandidateScores, groups: list[Heads]) -> Tensor:
 
 
 class LinearAttention(Attention):
-    """See the file. Settings as for `Attention`."""
+    """See the file. Settings as for `Attention`; heads are `all`, `found` of `FOUND`, or `random` of `SEEDS`."""
 
-    folder: Path
+    file: Path
 
     def prepare(self, scorer: CausalScorer, store: Store, k: int) -> None:
         super().prepare(scorer, store, k)
-        choose = lambda heads, count: choose_heads(heads, count, self.seed, scorer, store, self.finder)  # noqa: E731
-        self.groups = {f"found {count}": choose("found", count) for count in FOUND}
-        self.groups |= {f"random {RANDOM}": choose("random", RANDOM), "all": choose("all", 1)}
-        self.folder = store.cache_folder("head_gradients")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        choose = lambda heads, count, seed: choose_heads(heads, count, seed, scorer, store, self.finder)  # noqa: E731
+        self.groups = {f"found {count}": choose("found", count, 0) for count in FOUND}
+        self.groups |= {f"random {RANDOM} {seed}": choose("random", RANDOM, seed) for seed in SEEDS}
+        self.groups["all"] = choose("all", 1, 0)
+        made_of = fingerprint([scorer.fingerprint, store.scoring_hash, sorted(self.groups.items())])
+        self.file = store.cache_folder("head_gradients") / f"{made_of}.npz"
+        self.known: dict[str, np.ndarray] = {}
+        if self.file.exists():
+            with np.load(self.file) as arrays:
+                self.known = dict(arrays)
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         scores = candidates.scores
-        name = fingerprint([scores.scorer.fingerprint, scores.store.scoring_hash, scores.window_ids_S.tolist(),
-                            scores.candidate_ids_SK.tolist(), sorted(self.groups.items())])  # fmt: skip
-        path = self.folder / f"{name}.npy"
-        if not path.exists():
-            np.save(path, gradients(scores, list(self.groups.values())).numpy())
-        gradient_SGK = torch.from_numpy(np.load(path))
-        name = "all" if self.heads == "all" else f"{self.heads} {self.count}"
-        gradient_SK = gradient_SGK[:, list(self.groups).index(name)]
+        keys = [f"{window} {found}" for window, found in zip(scores.window_ids_S.tolist(),
+                                                            scores.candidate_ids_SK.tolist(), strict=True)]  # fmt: skip
+        if new := [row for row, key in enumerate(keys) if key not in self.known]:
+            ids = scores.window_ids_S[new], scores.candidate_ids_SK[new]
+            missing = CandidateScores(scores.scorer, scores.store, *ids, scores.timer)
+            found_SGK = gradients(missing, list(self.groups.values())).numpy()
+            self.known |= {keys[row]: gradient_GK for row, gradient_GK in zip(new, found_SGK, strict=True)}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(self.file, **self.known)  # type: ignore[arg-type]
+        name = {"all": "all", "found": f"found {self.count}", "random": f"random {self.count} {self.seed}"}[self.heads]
+        group = list(self.groups).index(name)
+        gradient_SK = torch.from_numpy(np.stack([self.known[key][group] for key in keys]))
         weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
         return -(weights_SK * gradient_SK).sum(1), None
