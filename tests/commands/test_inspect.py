@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from dream.commands.inspect import inspect
 from dream.evaluation.corpus_report import languages, scripts
+from dream.scorers.attention.heads import HeadFinder
 from dream.utils.errors import ConfigError
 from dream.utils.runtime import CONFIG_DIR
 
@@ -45,6 +46,17 @@ def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp
     assert "nothing is trained" in printed.splitlines()[0]
     assert "Estimate on cpu: " in printed
     assert not (tmp_path / "logs" / "latest").exists()
+
+
+def test_heads_are_not_found_for_the_estimate(inspected, monkeypatch):
+    monkeypatch.setattr(HeadFinder, "open_or_find", None)
+    asked = [
+        "objective=attention",
+        "candidates.scored_windows=2",
+        "candidates.k=2",
+        "scorer.scoring.max_passage_tokens=24",
+    ]
+    assert inspect(inspected("windows=1", "probe_steps=1", *asked))["estimate"]["seconds_per_step"] > 0
 
 
 @pytest.mark.parametrize("override", ["windows=null", "probe_steps=null", "shown_candidates=0"])

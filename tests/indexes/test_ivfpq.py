@@ -97,6 +97,21 @@ def test_centroids_are_trained_again_only_if_the_embeddings_have_changed(monkeyp
     assert index._index.ntotal == same._index.ntotal == 2500  # the old index is unchanged
 
 
+def test_another_process_reuses_the_centroids_of_a_snapshot(monkeypatch, tmp_path):
+    (tmp_path / "exact").mkdir()
+    index = built(clusters(2500, 16))
+    index.save(tmp_path)
+    new = IVFPQIndex("IVF{lists},PQ8", {"nprobe": 1000}, 10)
+    new.reuse(tmp_path / "exact")  # without centroids
+    new.reuse(tmp_path)
+    monkeypatch.setattr(IVFPQIndex, "_train", None)
+    later = clusters(2500, 16)[::-1]
+    for a, b in zip(
+        built(later, index=new).search(queries(), 20), built(later, index=index).search(queries(), 20), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_few_passages_are_searched_exactly_in_one_line(capsys, tmp_path):
     chunks = clusters(300, 16)
     index = built(chunks)

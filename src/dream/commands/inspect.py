@@ -57,6 +57,7 @@ def inspect(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.output) / store.path.name
     folder.mkdir(parents=True, exist_ok=True)
     _show(report)
+    write_json(folder / "report.json", report)
     if cfg.probe_steps:
         from dream.commands.estimate import estimate, sentence
 

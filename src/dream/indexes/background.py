@@ -141,7 +141,8 @@ class BackgroundSnapshots:
     def _embed(self, path: Path, source: Path) -> None:
         """Start the process. It ends with this one, however this one ends."""
         handle = self.handle
-        job = {"index": handle.unbuilt, "folder": handle.folder, "rows_per_shard": handle.rows_per_shard,
+        job = {"index": handle.unbuilt, "previous": handle.current and handle.current.path,
+               "folder": handle.folder, "rows_per_shard": handle.rows_per_shard,
                "encoder": type(self.encoder), "source": source, "store": self.store.path,
                "step": self.step, "fingerprint": self.fingerprint,
                "batch_passages": self.batch_passages}  # fmt: skip
@@ -167,6 +168,8 @@ def main(connection: Connection) -> None:
         encoder = job["encoder"].open(job["source"] / ENCODER).eval()
         if encoder.fingerprint() != job["fingerprint"]:
             raise DreamError(f"{job['source']}: has other weights than the run at step {job['step']}")
+        if job["previous"] and hasattr(job["index"], "reuse"):
+            job["index"].reuse(job["previous"])
         handle = IndexHandle(job["index"], job["folder"], job["rows_per_shard"])
         weights = job["source"] / WEIGHTS
         handle.refresh(encoder, Store(job["store"]), job["step"], "cpu", job["batch_passages"], weights)

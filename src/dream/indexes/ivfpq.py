@@ -100,12 +100,18 @@ class IVFPQIndex(FaissIndex):
         self._chunks = list(embeddings_ND)
         if self._searches_exactly(sum(map(len, self._chunks))):
             return
+        self.reuse(folder)
+        self._index = self._tuned(faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY))
+
+    def reuse(self, folder: Path) -> None:
+        """Build the next index with the centroids of this snapshot, if it has any."""
+        if not (folder / TRAINED).exists():
+            return
         try:
             self._error = float((folder / ERROR).read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{folder / ERROR}: cannot be read ({error}); refresh the index") from error
         self._trained = faiss.read_index(str(folder / TRAINED))
-        self._index = self._tuned(faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY))
 
     def _searches_exactly(self, count: int) -> bool:
         self._exact = None
