@@ -131,6 +131,14 @@ def build_text(cfg: DictConfig) -> TextComponents:
     return TextComponents(corpus, scorer, encoder, data, objective, candidates)
 
 
+def _uses_bm25(cfg: DictConfig, text: TextComponents) -> bool:
+    """Whether the run builds a BM25 index: for candidates, to pretrain a scorer, or for the table at its end."""
+    candidates = text.candidates if text.objective and text.objective.needs_candidates else None
+    proposes = candidates is not None and any(candidates.schedule.get("bm25", ()))
+    ranks_queries = bool(text.corpus.splits()) or cfg.data.get("questions") is not None
+    return proposes or ranks_queries or getattr(text.scorer, "pretrains", False)
+
+
 def build_module(cfg: DictConfig, text: TextComponents, device: torch.device | str = "cpu") -> RetrieverModule:
     """Build the module with all weights. The scorer is pretrained or loaded, the encoder is created or loaded.
 
@@ -139,7 +147,7 @@ def build_module(cfg: DictConfig, text: TextComponents, device: torch.device | s
     objective = text.objective
     assert objective is not None
     searched = instantiate(cfg.index)
-    announce(text.data, text.encoder, text.scorer, searched, Path(cfg.paths.run))
+    announce(text.data, text.encoder, text.scorer, searched, Path(cfg.paths.run), _uses_bm25(cfg, text))
     store = text.store
     unfit = objective.needs_candidates and not text.data.has_targets
     require(not unfit, "objective", cfg.objective._target_, "needs targets for the language model, but labelled pairs "

@@ -87,6 +87,15 @@ def test_too_little_disk_or_memory_is_refused(config, large, monkeypatch):
         built(config)
 
 
+def test_memory_for_bm25_is_needed_only_if_it_is_used(config, large, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "BM25_BYTES", 10**9)  # of a passage: more than any machine has
+    with pytest.raises(ConfigError, match=r"corpus=jsonl: needs about [\d,.]+ GB of memory"):
+        built(config)
+    capsys.readouterr()
+    built(config, "candidates=index", "corpus.qrels=null")
+    assert "BM25" not in capsys.readouterr().out.partition("preparing takes")[0]
+
+
 def test_sizes_and_times_are_short():
     assert [estimate._size(size) for size in (3e6, 7e8, 1.5e10)] == ["3 MB", "0.7 GB", "15.0 GB"]
     assert [estimate.duration(seconds) for seconds in (4, 600, 10800)] == ["4 s", "10 min", "3.0 h"]

@@ -22,7 +22,7 @@ SNAPSHOTS = 3  # on disk at a time: the old one, the new one, and one that a che
 UNLISTED_WIDTH = 512
 
 
-def announce(data: Any, encoder: Encoder, scorer: Any, index: Any, run: Path) -> None:
+def announce(data: Any, encoder: Encoder, scorer: Any, index: Any, run: Path, bm25: bool) -> None:
     """Log the needs of a large corpus whose store is not built yet.
 
     Args:
@@ -31,6 +31,7 @@ def announce(data: Any, encoder: Encoder, scorer: Any, index: Any, run: Path) ->
         scorer: the language model; its weights are not needed.
         index: the kind of index.
         run: folder of the run, for the snapshots.
+        bm25: whether the run builds a BM25 index.
 
     Raises:
         ConfigError: the disk or the memory cannot hold it.
@@ -41,22 +42,24 @@ def announce(data: Any, encoder: Encoder, scorer: Any, index: Any, run: Path) ->
     needs = estimate(data.corpus, tokenizers, data.lengths, data.cuts["context"])
     width = encoder.width or encoder.width_with(getattr(scorer, "width", UNLISTED_WIDTH))
     embeddings = 2 * width * needs.passages
+    lexical = BM25_BYTES * needs.passages if bm25 else 0
     in_memory = index.bytes_per_passage(width) * needs.passages if hasattr(index, "bytes_per_passage") else 0
     refresh = _refresh_seconds(encoder, needs)
     log.info(
         f"Corpus {data.corpus.name} has about {needs.passages:,} passages: store {_size(needs.store_bytes)}, "
-        f"embeddings {_size(embeddings)} a snapshot, index {_size(in_memory)} in memory, BM25 "
-        f"{_size(BM25_BYTES * needs.passages)} in memory while it is built; preparing takes about "
-        f"{duration(needs.seconds)}" + (f", a refresh {duration(refresh)}" if refresh else "")
+        f"embeddings {_size(embeddings)} a snapshot, index {_size(in_memory)} in memory, "
+        + (f"BM25 {_size(lexical)} in memory while it is built, " if bm25 else "")
+        + f"preparing takes about {duration(needs.seconds)}"
+        + (f", a refresh {duration(refresh)}" if refresh else "")
     )
-    memory = max(needs.memory_bytes, BM25_BYTES * needs.passages, in_memory)
+    memory = max(needs.memory_bytes, lexical, in_memory)
     _require_disk(needs.store_bytes, data.stores_dir, "paths.data")
     _require_disk(embeddings * SNAPSHOTS, run, "paths.logs")
     available = available_memory()
     if available and memory > available:
         raise ConfigError("corpus", data.corpus.name, f"needs about {_size(memory)} of memory, but this machine has "
                           f"{_size(available)} available; use a part of the corpus or another machine, or index=ivfpq "
-                          "and candidates without bm25")  # fmt: skip
+                          "and candidates=index")  # fmt: skip
 
 
 def _require_disk(needed: int, folder: Path, key: str) -> None:
