@@ -12,7 +12,15 @@ from tests.evaluation.conftest import composed
 from tests.random_models import SCORING, save_random_model
 from tests.word_store import word_store
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from dream.commands.evaluate import evaluate, settings_of
 from dream.evaluation.fusion import mix_top, ordered, replace_top
@@ -78,6 +86,25 @@ def ranker(wide_llama, store):
     scorer = HFScorer(None, wide_llama, ASKED, trust_remote_code=False, cache_megabytes=10)
     scorer.load(store)
     return LanguageModelRanker(scorer, store)
+
+
+def test_a_window_shorter_than_passage_and_query_is_not_packed(store, tokenizer, tmp_path):
+    """The store's own sequences are shorter: they could be packed."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "sliding_window": 100}  # fmt: skip
+    torch.manual_seed(0)
+    folder = save_random_model(
+        MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, tmp_path
+    )
+    scorer = HFScorer(None, folder, ASKED, trust_remote_code=False, cache_megabytes=0)
+    scorer.load(store)
+    assert scorer.packs
+    ranker, query = LanguageModelRanker(scorer, store), " ".join(["river"] * 100)
+    assert not scorer.packs
+    passages = np.array([[0, 1, 2]])
+    together = ranker.loglik([query], passages)[0]
+    alone = [ranker.loglik([query], passages[:, k : k + 1])[0, 0] for k in range(3)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dream.runs.load import open_config, open_store
 from dream.scorers.base import CausalScorer
 from dream.scorers.loglik_cache import LoglikCache
 from dream.scorers.pretraining.scratch import ScratchScorer
+from dream.scorers.weights import attends_to
 from dream.store.store import SCORER, Store
 from dream.store.tokens import BatchTokenizer
 from dream.utils.atomic_io import fingerprint
@@ -57,6 +58,9 @@ class LanguageModelRanker:
         require(longest <= scorer.most_tokens, "lm.scoring.max_passage_tokens", scorer.scoring.max_passage_tokens,
                 f"with template and query a sequence has up to {longest} tokens, but the model reads "
                 f"{scorer.most_tokens}; lower it")  # fmt: skip
+        if getattr(scorer, "packs", False) and not attends_to(scorer.model, longest):  # the store has shorter sequences
+            scorer.packs = False
+            scorer.to(scorer.device)
 
     def rank(self, queries: Sequence[str], first: Ranking, k: int) -> Ranking:
         """The first k documents of a ranking of these queries, ordered by log-likelihood. Ties keep their order.

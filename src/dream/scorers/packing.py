@@ -22,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from dream.scorers.attention.injection import probabilities
 from dream.scorers.compilation import compiled_layers
+from dream.scorers.weights import attends_to
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -180,9 +181,7 @@ def can_pack(model: Any, longest: int) -> bool:
         model: a causal language model with float32 or float64 weights.
         longest: maximum number of tokens of a sequence.
     """
-    config = model.config.get_text_config()
-    reach = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
-    if any(tokens is not None and tokens < longest for tokens in reach):
+    if not attends_to(model, longest):
         return False
     draw, most = np.random.default_rng(0), len(model.get_input_embeddings().weight)
     texts = [draw.integers(most, size=size) for size in (6, 3, 3, 4, 2, 3)]

@@ -1,4 +1,4 @@
-"""Where the weights of a language model are, and checksums of them."""
+"""Facts about a language model: where its weights are, their checksums, and how far its attention reaches."""
 
 from typing import Any
 
@@ -28,3 +28,10 @@ def checksums(model: Any) -> list[int]:
 def _sum(values: Tensor) -> int:
     """Sum in pieces, because torch copies what it sums to 64 bits. No tensor is kept between the pieces."""
     return sum(int(piece.sum(dtype=torch.int64)) for piece in values.flatten().split(SUMMED))
+
+
+def attends_to(model: Any, longest: int) -> bool:
+    """Whether every layer attends to this number of tokens: not with a shorter sliding window."""
+    config = model.config.get_text_config()
+    reach = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
+    return all(tokens is None or tokens >= longest for tokens in reach)
