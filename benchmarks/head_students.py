@@ -1,7 +1,8 @@
 """Which attention heads teach a student best: on the same windows, candidates and passes of the language model.
 
-    PYTHONPATH=benchmarks dream-train -m seed=0,1,2 objective=attention \\
-        objective._target_=head_students.LinearAttention objective.heads=found,random,all objective.count=16 …
+    PYTHONPATH=benchmarks dream-train -m seed=0,1,2 experiment=questions '~objective.lm_temperature' \\
+        objective=attention objective._target_=head_students.LinearAttention objective.heads=found,random,all \\
+        objective.count=16 …                                                    # also head_students.HeadPosterior
 
 `LinearAttention` is `objective=attention`, linearised: the loss of a window is -Σ_k p_k · g_k. g_k is the derivative of
 the mean log-likelihood of its target by the weight of passage k, where the chosen heads give all passages the same
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from dream.objectives.attention import Attention
-from dream.objectives.base import Candidates
+from dream.objectives.base import Candidates, LossInputs, LossOutput
+from dream.objectives.kl_posterior import KLPosterior
 from dream.scorers.attention.heads import choose_heads
 from dream.scorers.attention.injection import Heads, injectable, owners, probabilities, reweigh
 from dream.scorers.base import CausalScorer
@@ -27,6 +29,7 @@ from dream.scorers.candidate_scores import CandidateScores, read_passages
 from dream.store.store import Store
 from dream.utils.atomic_io import fingerprint
 
+LM_TEMPERATURE = 4.0  # of experiment=questions
 FOUND, RANDOM, SEEDS = (4, 16), 16, (0, 1, 2)  # numbers of heads, and seeds of the random ones
 
 
@@ -99,7 +102,11 @@ class LinearAttention(Attention):
                 self.known = dict(arrays)
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
-        scores = candidates.scores
+        weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
+        return -(weights_SK * self.gradient(candidates.scores)).sum(1), None
+
+    def gradient(self, scores: CandidateScores) -> Tensor:
+        """gradient_SK of the chosen heads."""
         keys = [f"{window} {found}" for window, found in zip(scores.window_ids_S.tolist(),
                                                             scores.candidate_ids_SK.tolist(), strict=True)]  # fmt: skip
         if new := [row for row, key in enumerate(keys) if key not in self.known]:
@@ -111,6 +118,25 @@ class LinearAttention(Attention):
             np.savez(self.file, **self.known)  # type: ignore[arg-type]
         name = {"all": "all", "found": f"found {self.count}", "random": f"random {self.count} {self.seed}"}[self.heads]
         group = list(self.groups).index(name)
-        gradient_SK = torch.from_numpy(np.stack([self.known[key][group] for key in keys]))
-        weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
-        return -(weights_SK * gradient_SK).sum(1), None
+        return torch.from_numpy(np.stack([self.known[key][group] for key in keys]))
+
+
+class HeadPosterior(LinearAttention):
+    """`objective=kl_posterior`, with the heads' gradient in place of the log-likelihoods, scaled to their spread.
+
+    So the judgements of different heads, and of the log-likelihoods, have the same strength in the loss.
+    """
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        return _ScaledGradient(self)(inputs)
+
+
+class _ScaledGradient(KLPosterior):
+    def __init__(self, heads: LinearAttention) -> None:
+        super().__init__(heads.temperature, LM_TEMPERATURE, "forward", True, heads.continuation, None, 1.0)
+        self.heads = heads
+
+    def candidate_loglik(self, candidates: Candidates) -> Tensor:
+        gradient_SK, loglik_SK = self.heads.gradient(candidates.scores), candidates.scores.loglik_SK
+        spread, wanted = ((part - part.mean(1, keepdim=True)).std() for part in (gradient_SK, loglik_SK))
+        return gradient_SK * (wanted / spread)
