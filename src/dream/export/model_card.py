@@ -160,10 +160,9 @@ def newest_evaluation(run: Path, logs: Path) -> dict[str, Any] | None:
     for file in logs.glob("*/*/results.json"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            is_newer = (
-                file.stat().st_mtime >= (run / ENCODER / BELONGS_TO).stat().st_mtime
-            )  # a run can be trained further
-            if str(run) in content["runs"] and "split" in content and is_newer:
+            saved = (run / ENCODER / BELONGS_TO).stat().st_mtime  # after the evaluation, if the run was trained further
+            is_current = str(run) in content["runs"] and file.stat().st_mtime >= saved
+            if is_current and "split" in content:
                 found.append((-len(content["runs"]), file.stat().st_mtime, str(file), content))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a file of dream-evaluate
