@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dream.batch import TokenBatch
 from dream.encoders.base import Encoder, Side
+from dream.encoders.weighted_sum import make_dense, weighted_sum
 from dream.encoders.word_tokenizer import word_tokenizer
 from dream.store.ragged import pad_tokens
 from dream.store.tokens import plain_tokenizer
@@ -83,10 +84,13 @@ class StaticEncoder(Encoder):
         self.register_buffer("row_V", order_V.argsort(), persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
-        return {
-            "table_VD": torch.cat([self.table_VD.detach(), self.other_VD])[self.row_V],
-            "weight_V": self.weight_V.detach(),
-        }
+        table_VD = self.table_VD.detach()
+        if len(self.other_VD):
+            trained_V = self.row_V < len(self.table_VD)
+            all_VD = table_VD.new_empty(len(self.row_V), self.width)
+            all_VD[trained_V], all_VD[~trained_V] = table_VD, self.other_VD
+            table_VD = all_VD
+        return {"table_VD": table_VD, "weight_V": self.weight_V.detach()}
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -135,13 +139,16 @@ class StaticEncoder(Encoder):
         return self(pad_tokens([row[: self.max_tokens] for row in rows], 0).to(device), side)
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
+        if torch.is_grad_enabled():
+            make_dense(self.table_VD)
+            make_dense(self.weight_V)
         ids_BT = batch.ids_BT * batch.mask_BT  # the padding token may have no row
-        row_BT, weight_BT = self.row_V[ids_BT], self.weight_V[ids_BT] * batch.mask_BT
-        is_other_BT = row_BT >= len(self.table_VD)
-        summed_BD = _weighted_sum(self.table_VD, row_BT.where(~is_other_BT, 0), weight_BT * ~is_other_BT)
-        if len(self.other_VD) and (weight_BT * is_other_BT).any():
-            row_BT = (row_BT - len(self.table_VD)).where(is_other_BT, 0)
-            summed_BD = summed_BD + _weighted_sum(self.other_VD, row_BT, weight_BT * is_other_BT)
+        row_BT, trained = self.row_V[ids_BT], len(self.table_VD)
+        is_trained_BT = batch.mask_BT & (row_BT < trained)
+        summed_BD = weighted_sum(self.table_VD, self.weight_V, row_BT, ids_BT, is_trained_BT)
+        is_other_BT = batch.mask_BT & ~is_trained_BT
+        if is_other_BT.any():
+            summed_BD = summed_BD + weighted_sum(self.other_VD, self.weight_V, row_BT - trained, ids_BT, is_other_BT)
         return F.normalize(summed_BD, dim=1)
 
     def save(self, folder: Path) -> None:
@@ -162,8 +169,3 @@ class StaticEncoder(Encoder):
         weights = load_file(folder / "model.safetensors")
         encoder._set(weights["table"], weights["weight"])
         return encoder
-
-
-def _weighted_sum(table_VD: Tensor, row_BT: Tensor, weight_BT: Tensor) -> Tensor:
-    """summed_BD"""
-    return F.embedding_bag(row_BT, table_VD, mode="sum", per_sample_weights=weight_BT)
