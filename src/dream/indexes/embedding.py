@@ -3,7 +3,6 @@
 Shape suffixes: B passages of a batch, D embedding width.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -42,8 +41,7 @@ def embed_corpus(
     """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
     The ranks of a job, which all call it, take the shards in turn. Complete shards of an earlier call with the same
-    arguments are reused, also if it had another number of ranks. Shards are memory-mapped, so only one batch is in
-    memory.
+    arguments are reused, also if it had another number of ranks. Only one shard is in memory.
 
     Args:
         folder: an existing folder for the shards and `progress.json`. Other files in it are deleted.
@@ -122,27 +120,20 @@ def _is_whole(shard: Path, digest: str) -> bool:
 
 def _write_shard(path: Path, rows: int, width: int, embedded: Iterable[tuple[np.ndarray, np.ndarray]], bar: Any) -> str:
     """Write (rows, their embeddings) into a shard, under a temporary name first. Returns its checksum."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    shard = _new_shard(unfinished, rows, width)
+    shard = np.empty((rows, width), dtype=np.float16)
     for places, embedding_BD in embedded:
         shard[places] = embedding_BD
         bar.update(len(places))
-    shard.flush()
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(shard))
+            file.write(shard.data)  # unlike np.save, it says when the disk is full
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     digest = checksum(unfinished)
     unfinished.replace(path)
     return digest
-
-
-def _new_shard(path: Path, rows: int, width: int) -> np.memmap:
-    """A memory map with its disk space reserved: a full disk raises OSError here instead of SIGBUS later."""
-    shard = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, width))
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from error
-    return shard
 
 
 def _embed(encoder: Encoder, store: Store, ids: np.ndarray, device: torch.device | str) -> np.ndarray:
