@@ -29,10 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # quarter longer. FAISS searches with threads of its own, and is as fast without these.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# On Linux, large tensors use memory pages of 2 MiB. Gradients of a token table are allocated anew in each step: with
-# pages of 4 KiB, the kernel needs up to a quarter of the step to provide them.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # otherwise installed from a wheel, which contains conf/
