@@ -77,7 +77,7 @@ class OurSteps:
             for name, tokens in (("anchor", batch.context), ("positive", batch.continuation)):
                 ids = [row[mask].tolist() for row, mask in zip(tokens.ids_BT, tokens.mask_BT.bool(), strict=True)]
                 columns[name] += tokenizer.batch_decode(ids)
-            proposed_PK = self.module.candidates.propose(batch, torch.empty(len(batch), 0), number)
+            proposed_PK = self.module.candidates.propose(batch, torch.empty(len(batch), 0), number, 0)
             for k in range(NEGATIVES):
                 passages = [store.passage_tokens(int(row), ENCODER) for row in proposed_PK[:, k]]
                 columns.setdefault(f"negative_{k}", []).extend(tokenizer.batch_decode(passages))

@@ -55,7 +55,7 @@ def steps_of(overrides: list[str], count: int = 3) -> list[tuple[float, torch.Te
     for number in range(count):
         loss = module.training_step(stream.batch(number), number)["loss"]
         weights = [weight for weight in module.encoder.parameters() if weight.requires_grad]
-        gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
+        gradient = torch.cat([part.to_dense().flatten() for part in torch.autograd.grad(loss, weights)])
         if ranks.world() > 1:
             dist.all_reduce(gradient)
             gradient /= ranks.world()

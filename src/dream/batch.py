@@ -28,7 +28,10 @@ class TokenBatch:
         return len(self.ids_BT)
 
     def head(self, count: int) -> "TokenBatch":
-        return TokenBatch(self.ids_BT[:count], self.mask_BT[:count])
+        return self.rows(slice(count))
+
+    def rows(self, rows: Tensor | slice) -> "TokenBatch":
+        return TokenBatch(self.ids_BT[rows], self.mask_BT[rows])
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(self.ids_BT.to(device), self.mask_BT.to(device))
@@ -59,13 +62,17 @@ class WindowBatch:
 
     def head(self, count: int) -> "WindowBatch":
         """The first `count` windows of the step."""
+        return self.rows(slice(count))
+
+    def rows(self, rows: Tensor | slice) -> "WindowBatch":
+        """These windows of the step."""
         return WindowBatch(
             self.consumed,
-            self.window_ids_B[:count],
-            self.document_ids_B[:count],
-            self.context.head(count),
-            self.continuation.head(count),
-            self.positions_B[:count],
+            self.window_ids_B[rows],
+            self.document_ids_B[rows],
+            self.context.rows(rows),
+            self.continuation.rows(rows),
+            self.positions_B[rows],
         )
 
     def to(self, device: torch.device | str) -> "WindowBatch":

@@ -120,7 +120,7 @@ class RetrieverModule(L.LightningModule):
         scored, proposed = (batch.head(count // world) for count in self.candidates.counts(len(batch) * world))
         with self.timer("propose"):
             query_PD = query_BD[: len(proposed)].detach()
-            candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step)
+            candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step, len(scored))
         ids = scored.window_ids_B, candidate_ids_PK[: len(scored)]
         scores = CandidateScores(self.scorer, self.store, *ids, self.timer)
         with self.timer("encode"):

@@ -54,7 +54,7 @@ def small(make_store):
 
 def proposal(made, store, batch, step=0):
     made.prepare(store, NoSnapshot())
-    return made.propose(batch, torch.zeros(len(batch), 2), step).tolist()
+    return made.propose(batch, torch.zeros(len(batch), 2), step, len(batch)).tolist()
 
 
 def test_quotas_by_largest_remainder():
@@ -104,7 +104,44 @@ def test_takes_each_share_best_first_without_the_own_document(small, batch_of):
     """Window 1 owns passages 2 and 3. Source a gives three (4, 5, 6), b one: 8, because 4 is already taken."""
     made = mixture({"a": Fixed([2, 4, 5, 3, 6, 7]), "b": Fixed([4, 8, 9, -1])})
     assert proposal(made, small, batch_of(small, [1])) == [[4, 5, 6, 8]]
-    assert made.propose(batch_of(small, [1]), torch.zeros(1, 2), 100).tolist() == [[4, 8, 9, 5]]
+    assert made.propose(batch_of(small, [1]), torch.zeros(1, 2), 100, 1).tolist() == [[4, 8, 9, 5]]
+
+
+class Recorded(Fixed):
+    """Also remembers which windows asked it."""
+
+    def propose(self, windows, query_BD, k, step):
+        assert torch.equal(query_BD[:, 0], windows.positions_B.float())
+        self.asked = windows.window_ids_B.tolist()
+        return super().propose(windows, query_BD, k, step)
+
+
+def test_windows_that_are_not_scored_ask_one_source(store, batch_of):
+    """At step 0, three quarters of them ask source a. Scored windows ask both."""
+    sources = {"a": Recorded([1, 2, 3, 4, 5, 6]), "b": Recorded([11, 12, 13, 14, 15, 16])}
+    made = mixture(sources, exclude="overlap")
+    made.prepare(store, NoSnapshot())
+    far = [window for window in range(len(store.windows)) if store.windows["document"][window] > 20]
+    windows = (far * 20)[:1000]
+    batch = batch_of(store, windows, 5000)
+    query_BD = batch.positions_B.float()[:, None].expand(-1, 2)
+    rows = made.propose(batch, query_BD, 0, 10).tolist()
+    assert all(row == [1, 2, 3, 11] for row in rows[:10])
+    chosen = [
+        [source for source, first in (("a", 1), ("b", 11)) if row == list(range(first, first + 4))] for row in rows[10:]
+    ]
+    assert all(len(sources) == 1 for sources in chosen)
+    asked = {
+        name: [window for window, [source] in zip(windows[10:], chosen, strict=True) if source == name]
+        for name in sources
+    }
+    assert {name: source.asked for name, source in sources.items()} == {
+        name: windows[:10] + asked[name] for name in sources
+    }
+    assert abs(len(asked["a"]) - 742.5) < 5 * (990 * 0.75 * 0.25) ** 0.5  # binomial: five standard deviations
+    # A part of the step, as on another rank, gets the same candidates.
+    part = batch.rows(torch.arange(500, 600))
+    assert made.propose(part, query_BD[500:600], 0, 0).tolist() == rows[500:600]
 
 
 def test_near_copies_count_once(make_store, batch_of):
@@ -169,7 +206,7 @@ def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude
         made = mixture(sources, schedule, k=8, exclude=exclude, seed=seed)
         made.prepare(store, NoSnapshot())
         batch = batch_of(store, list(range(0, len(store.windows), 5)), consumed)
-        ids_BK = made.propose(batch, torch.zeros(len(batch), 2), 3)
+        ids_BK = made.propose(batch, torch.zeros(len(batch), 2), 3, len(batch) // 2)
         assert ids_BK.dtype == torch.int64
         assert ids_BK.shape == (len(batch), 8)
         assert not excluded(ids_BK.numpy(), batch, store, exclude).any()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OVER_ASKED = 4  # ids that a source is asked for, for each candidate, if near copies are removed
 FILL_STREAMS = range(1, 9)  # random streams for filling up; stream 0 belongs to the random source
+SOURCE_STREAM = 9  # for the source of a window that is not scored
 
 
 class CandidateSource(Protocol):
@@ -36,6 +37,7 @@ class CandidateSource(Protocol):
         are likely to be excluded.
 
         Args:
+            windows: the windows of the step that need candidates of this source.
             query_BD: embeddings of the windows' contexts.
             k: how many candidates are needed.
             step: optimizer step.
@@ -49,8 +51,10 @@ class CandidateSource(Protocol):
 class CandidateMixture:
     """Takes the K candidates of each window from several sources, without repetitions and excluded passages.
 
-    Each source gives its share, best candidates first. If a source has too few, candidates of the other sources are
-    added in the order of `schedule`, and then random passages.
+    A window that the LM scores gets candidates of all sources, each its share, best candidates first. If a source has
+    too few, candidates of the other sources are added in the order of `schedule`, and then random passages. The
+    candidates of another window are only negatives. They all come from one source, drawn with the shares as
+    probabilities: searching is expensive, so each source is asked only for the windows that need it.
 
     Args:
         sources: by name.
@@ -138,18 +142,45 @@ class CandidateMixture:
         raw = {name: start + (end - start) * done for name, (start, end) in self.schedule.items()}
         return {name: share / sum(raw.values()) for name, share in raw.items()}
 
-    def propose(self, windows: WindowBatch, query_BD: Tensor, step: int) -> Tensor:
-        """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source."""
-        own = int(self.own_passage)
-        asked = {name: quota for name, quota in quotas(self.shares(step), self.k - own).items() if quota}
-        over = 1 if self.copies is None else OVER_ASKED
-        ranked = [self._allowed(self.sources[name].propose(windows, query_BD, over * self.k, step), windows)
-                  for name in asked]  # fmt: skip
+    def propose(self, windows: WindowBatch, query_BD: Tensor, step: int, scored: int) -> Tensor:
+        """candidate_ids_BK int64 on the queries' device: distinct, not excluded, never -1, grouped by source.
+
+        Args:
+            query_BD: embeddings of the windows' contexts.
+            step: optimizer step.
+            scored: the LM scores this number of the windows, the first ones.
+        """
+        wanted = self._wanted(windows, step, scored)
+        ranked = [
+            self._ranked(name, wanted_B1[:, 0] > 0, windows, query_BD, step) for name, wanted_B1 in wanted.items()
+        ]
+        counts: list[np.ndarray | int] = list(wanted.values())
         if self.own_passage:
             ranked.insert(0, self.store.asked_passages(windows.window_ids_B.cpu().numpy())[:, None])
-        taken_BK = take(ranked, [1] * own + list(asked.values()), self.k, self._groups_N)
+            counts.insert(0, 1)
+        taken_BK = take(ranked, counts, self.k, self._groups_N)
         self._fill(taken_BK, windows)
         return torch.from_numpy(taken_BK).to(query_BD.device)
+
+    def _wanted(self, windows: WindowBatch, step: int, scored: int) -> dict[str, np.ndarray]:
+        """By source, (B, 1) numbers of candidates. Sources that no window needs are left out."""
+        shares, wanted = self.shares(step), self.k - int(self.own_passage)
+        positions_B, ids_B = windows.positions_B.cpu().numpy(), windows.window_ids_B.cpu().numpy()
+        drawn_B = random_bits(self.seed, SOURCE_STREAM, positions_B, ids_B) / 2.0**64
+        source_B = np.searchsorted(np.cumsum(list(shares.values()))[:-1], drawn_B, side="right")
+        wanted_BS = wanted * (source_B[:, None] == np.arange(len(shares)))
+        wanted_BS[:scored] = list(quotas(shares, wanted).values())
+        return {name: wanted_BS[:, [s]] for s, name in enumerate(shares) if wanted_BS[:, s].any()}
+
+    def _ranked(self, name: str, asks_B: np.ndarray, windows: WindowBatch, query_BD: Tensor, step: int) -> np.ndarray:
+        """ids_BM of a source, best first; -1 for the windows that do not ask it and for ids that are not allowed."""
+        over = 1 if self.copies is None else OVER_ASKED
+        rows = torch.from_numpy(np.flatnonzero(asks_B))
+        asking = windows.rows(rows.to(windows.window_ids_B.device))
+        found = self.sources[name].propose(asking, query_BD[rows.to(query_BD.device)], over * self.k, step)
+        ids_BM = np.full((len(windows), found.shape[1]), -1, dtype=np.int64)
+        ids_BM[asks_B] = self._allowed(found, asking)
+        return ids_BM
 
     @property
     def _groups_N(self) -> np.ndarray | None:
@@ -193,10 +224,12 @@ def quotas(shares: Mapping[str, float], k: int) -> dict[str, int]:
     return whole
 
 
-def take(ranked: Sequence[np.ndarray], wanted: Sequence[int], k: int, groups_N: np.ndarray | None = None) -> np.ndarray:
+def take(
+    ranked: Sequence[np.ndarray], wanted: Sequence[int | np.ndarray], k: int, groups_N: np.ndarray | None = None
+) -> np.ndarray:
     """taken_BK: first `wanted[s]` ids from each ranked_BM[s], then more from them in order; -1 where there are no more.
 
-    See `extend`.
+    `wanted[s]` is for all rows, or (B, 1). See `extend`.
     """
     taken_BK = np.full((len(ranked[0]), k), -1, dtype=np.int64)
     for ids_BM, quota in zip(ranked, wanted, strict=True):

@@ -1,6 +1,6 @@
 """The weighted sum of a text's token vectors, with gradients that have only the rows of the texts' tokens.
 
-PyTorch's own gradient of `embedding_bag` has all rows of the table, anew for each call. With a table of 16,000 rows,
+PyTorch's own gradient of `embedding_bag` has all rows of the table, in new memory for each call. With 16,000 rows,
 most of the time goes into providing and adding this memory.
 
 Shape suffixes: B texts, T tokens (padded), N tokens of all texts, R distinct rows of these, U rows of the table, V
