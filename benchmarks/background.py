@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import lightning as L
 
 from side_by_side import Row, record, train_in_turn

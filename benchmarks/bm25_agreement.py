@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import BeirCorpus
 from dream.evaluation.benchmark import Benchmark
 from dream.evaluation.labelled_queries import LabelledQueries

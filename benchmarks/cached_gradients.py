@@ -11,6 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf

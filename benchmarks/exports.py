@@ -14,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 
 LOWEST = 0.99999

@@ -20,9 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.utils.logging import get_logger
 from repeated_text import write_jsonl
 from store_memory import Peaks, memory_mb

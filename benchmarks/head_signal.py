@@ -14,6 +14,9 @@ Shapes: S windows, K candidates of a window.
 
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import torch
 from omegaconf import DictConfig
 from torch import Tensor

@@ -18,10 +18,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.commands.app import command
 from dream.utils.logging import get_logger
 

@@ -13,9 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import JsonlCorpus
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer
 from dream.store.build import open_or_build

@@ -13,6 +13,9 @@ import tempfile
 import time
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import torch
 from hydra import compose, initialize_config_dir
 from torch.nn import functional as F

@@ -14,6 +14,9 @@ import os
 import tempfile
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import bm25s
 import numpy as np
 import torch

@@ -13,6 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import lightning as L
 
 from dream.utils import ranks

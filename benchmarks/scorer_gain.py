@@ -9,6 +9,9 @@ span of the target. Overrides are those of dream-pretrain. If the scratch scorer
 
 import time
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf

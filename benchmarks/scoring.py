@@ -17,11 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.commands.app import command
 from dream.utils.logging import get_logger
 from side_by_side import product_peak

@@ -20,10 +20,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 import torch
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.utils.logging import get_logger
 
 log = get_logger(__name__)

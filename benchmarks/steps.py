@@ -26,6 +26,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir

@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import numpy as np
 
-import dream.utils.runtime  # noqa: F401  first, as in every command
 from dream.corpora.jsonl import JsonlCorpus
 from dream.data.window_datamodule import WindowDataModule
 from dream.scorers.pretraining.tokenizer import open_or_train_tokenizer

@@ -13,6 +13,9 @@ import subprocess
 import sys
 import time
 
+import dream.utils.runtime  # noqa: F401  before torch and numpy, as in every command
+
+# isort: split
 import torch
 
 from dream.utils.logging import get_logger
@@ -23,7 +26,6 @@ log = get_logger(__name__)
 POLICIES = ("active", "passive", "default")
 WORK = """
 import os, time
-import dream.utils.runtime
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)

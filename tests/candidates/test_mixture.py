@@ -144,6 +144,14 @@ def test_windows_that_are_not_scored_ask_one_source(store, batch_of):
     assert made.propose(part, query_BD[500:600], 0, 0).tolist() == rows[500:600]
 
 
+def test_no_windows_have_no_candidates(small, batch_of):
+    """As with candidates.scored_windows=0 and candidates.hard_negatives=false."""
+    made = mixture({"a": Forbidden([]), "b": Forbidden([])})
+    made.prepare(small, NoSnapshot())
+    batch = batch_of(small, [1]).head(0)
+    assert made.propose(batch, torch.zeros(0, 2), 0, 0).shape == (0, 4)
+
+
 def test_near_copies_count_once(make_store, batch_of):
     """Documents 1 to 5 are the same but for the last of 30 words; only the first that is proposed is taken."""
     shared, draw = [f"w{n}" for n in range(29)], [" ".join(f"d{d}x{n}" for n in range(30)) for d in range(6)]

@@ -1,6 +1,7 @@
 """The weighted sum of token vectors and its gradients. Run: pytest tests/encoders/test_weighted_sum.py"""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -60,13 +61,21 @@ def test_gradients_of_several_backward_passes_are_added(weights):
         torch.testing.assert_close(gradient, 2 * parameter.grad)
 
 
-def test_a_copy_needs_its_own_mark(weights):
-    """As the static encoder does at each forward pass: a copied parameter has no hook."""
-    table_UD, weight_V = copy.deepcopy(weights)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda weights: pickle.loads(pickle.dumps(weights))])
+def test_a_copy_needs_its_own_hook(weights, copied):
+    """The static encoder calls `make_dense` at each forward pass."""
+    table_UD, weight_V = copied(weights)
     make_dense(table_UD)
     weighted_sum(table_UD, weight_V, ROW_V[texts(1)[0]], *texts(1)).sum().backward()
     assert not table_UD.grad.is_sparse
     assert weight_V.grad.is_sparse
+
+
+def test_frozen_weights(weights):
+    for parameter in weights:
+        frozen = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        make_dense(frozen)
+        assert not frozen.requires_grad
 
 
 def test_no_tokens_at_all(weights):

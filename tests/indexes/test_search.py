@@ -5,6 +5,7 @@ pytest tests/indexes/test_search.py
 
 import math
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -172,6 +173,14 @@ def test_training_sample_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr("dream.indexes.faiss.TRAIN_POINTS", 100)
     with pytest.raises(ConfigError, match="100 of 1,000 passages are too few"):
         built(FaissIndex("IVF200,Flat", {}), clusters(1000, 8), 33)
+
+
+@pytest.mark.skipif(not hasattr(faiss, "IndexFlatIPPanorama"), reason="this version of FAISS has no such index")
+def test_a_flat_index_with_another_arrangement_of_rows():
+    embeddings = clusters(1000, 16)
+    query_QD = torch.from_numpy(embeddings[:5]).float()
+    expected_QK = built(flat(), embeddings).search(query_QD, 3)[1]
+    assert torch.equal(built(FaissIndex("FlatIPPanorama4", {}), embeddings).search(query_QD, 3)[1], expected_QK)
 
 
 @pytest.mark.parametrize("factory", ["IDMap,Flat", "IVF4,IDMap,Flat"])

@@ -54,7 +54,8 @@ class CandidateMixture:
     A window that the LM scores gets candidates of all sources, each its share, best candidates first. If a source has
     too few, candidates of the other sources are added in the order of `schedule`, and then random passages. The
     candidates of another window are only negatives. They all come from one source, drawn with the shares as
-    probabilities: searching is expensive, so each source is asked only for the windows that need it.
+    probabilities, and random passages if there are too few: searching is expensive, so each source is asked only for
+    the windows that need it.
 
     Args:
         sources: by name.
@@ -150,6 +151,8 @@ class CandidateMixture:
             step: optimizer step.
             scored: the LM scores this number of the windows, the first ones.
         """
+        if not len(windows):
+            return torch.empty(0, self.k, dtype=torch.int64, device=query_BD.device)
         wanted = self._wanted(windows, step, scored)
         ranked = [
             self._ranked(name, wanted_B1[:, 0] > 0, windows, query_BD, step) for name, wanted_B1 in wanted.items()

@@ -29,9 +29,10 @@ def weighted_sum(table_UD: Tensor, weight_V: Tensor, row_BT: Tensor, ids_BT: Ten
 
 def make_dense(parameter: nn.Parameter) -> None:
     """Let the sparse gradients of a backward pass become one dense gradient, which every optimizer takes."""
-    if not hasattr(parameter, "gets_dense_gradient"):  # a copy of the parameter has neither this mark nor the hook
+    mark = id(parameter)  # a copy of the parameter has no hook, but may have the mark
+    if parameter.requires_grad and getattr(parameter, "gets_dense_gradient", None) != mark:
         parameter.register_post_accumulate_grad_hook(_make_gradient_dense)
-        parameter.gets_dense_gradient = True  # type: ignore[attr-defined]
+        parameter.gets_dense_gradient = mark  # type: ignore[attr-defined]
 
 
 def _make_gradient_dense(parameter: Tensor) -> None:
@@ -53,7 +54,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Each row gets the sum of its texts' gradients: times the row's weight for the table, times the row for it."""
+        """A row gets its weight times the sum of its texts' gradients; the weight, the row's product with this sum."""
         (gradient_BD,) = gradients
         table_UD, weight_V, row_N, token_N, start_B = ctx.saved_tensors
         text_N = torch.repeat_interleave(start_B.diff())

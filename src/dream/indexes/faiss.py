@@ -23,11 +23,11 @@ ADD_ROWS = 65_536  # rows that are converted to float32 at a time
 SPARE = 8  # additional results, to check whether other results have the same similarity as the k-th
 MOST_TIES = 4_096  # if more results than this have the k-th similarity, FAISS decides which of them are returned
 
-# Exact search uses matrix products only if queries × width reach this number. FAISS's own number, 128,000, is made for
-# 20 threads: with two, 128 queries of width 832 take 8 times as long without matrix products. Older versions of
-# FAISS count only the queries, and their number is smaller.
-LEAST_PRODUCT = 1_600
-faiss.cvar.distance_compute_blas_threshold = min(LEAST_PRODUCT, faiss.cvar.distance_compute_blas_threshold)
+# Exact search uses matrix products only if queries × width reach a number. FAISS's own number, 128,000, is made for 20
+# and more threads: with two, 128 queries of width 832 take 8 times as long without matrix products. FAISS's developers
+# have measured 800 for each thread (pull request 5109). Older versions count only the queries; their number is 20.
+_LEAST_PRODUCT = 800 * faiss.omp_get_max_threads()
+faiss.cvar.distance_compute_blas_threshold = min(_LEAST_PRODUCT, faiss.cvar.distance_compute_blas_threshold)
 
 
 class FaissIndex:
@@ -69,7 +69,7 @@ class FaissIndex:
     def build(self, embeddings_ND: Iterable[np.ndarray], count: int, width: int) -> None:
         chunks = list(embeddings_ND)
         index = self._new(width, self.factory)
-        if isinstance(index, faiss.IndexFlat):
+        if type(index) in (faiss.IndexFlat, faiss.IndexFlatIP):  # subclasses arrange the rows in other ways
             self._index = self._tuned(_filled(index, chunks, count))
             return
         if not index.is_trained:

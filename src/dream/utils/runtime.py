@@ -1,4 +1,4 @@
-"""Process-wide settings. Every entry point imports this module before torch, transformers or faiss."""
+"""Process-wide settings. Every entry point imports this module before NumPy, torch, transformers or faiss."""
 
 import logging
 import os
@@ -25,8 +25,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 # Threads that wait for others sleep. By default they spin for a while: if another process uses one of their cores, they
 # keep the working threads from running, and training is several times slower (benchmarks/threads.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The threads of NumPy's and FAISS's OpenBLAS spin, whatever the policy: with them, a step of the static encoder takes a
-# quarter longer. FAISS searches with threads of its own, and is as fast without these.
+# The threads of NumPy's OpenBLAS spin, whatever the policy: with them, a step of the static encoder takes a quarter
+# longer. FAISS's own OpenBLAS takes its threads from OpenMP.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 PACKAGE = Path(__file__).resolve().parents[1]
