@@ -36,8 +36,8 @@ def test_sums_and_gradients_are_those_of_pytorch(weights):
     """Two batches in one step: the gradients of both are added."""
     gradients = []
     for made in (
-        lambda *arguments: weighted_sum(*weights, ROW_V[arguments[0]], *arguments),
-        lambda *a: expected(*weights, *a),
+        lambda ids_BT, chosen_BT: weighted_sum(*weights, ROW_V[ids_BT], ids_BT, chosen_BT),
+        lambda ids_BT, chosen_BT: expected(*weights, ids_BT, chosen_BT),
     ):
         sums = [made(*texts(seed)) for seed in (1, 2)]
         sum(((number + 2) * part_BD.sin()).sum() for number, part_BD in enumerate(sums)).backward()

@@ -70,5 +70,4 @@ class _WeightedSum(torch.autograd.Function):
 
 def _of_rows(rows_R: Tensor, values: Tensor, whole: Tensor) -> Tensor:
     """A sparse gradient of the tensor `whole`. Two rows are never the same."""
-    rows_1R = rows_R[None]
-    return torch.sparse_coo_tensor(rows_1R, values, whole.shape, check_invariants=False)
+    return torch.sparse_coo_tensor(rows_R[None], values, whole.shape, check_invariants=False)
