@@ -3,25 +3,31 @@
     PYTHONPATH=benchmarks dream-train -m seed=0,1,2 experiment=questions '~objective.lm_temperature' \\
         objective=attention objective._target_=head_students.LinearAttention objective.heads=found,random,all \\
         objective.count=16 …                                                    # also head_students.HeadPosterior
+    …  objective=leave_one_out objective._target_=head_students.SavedLeaveOneOut objective.null_similarity=null …
+    …  objective=marginal objective._target_=head_students.SavedMarginal …
 
 `LinearAttention` is `objective=attention`, linearised: the loss of a window is -Σ_k p_k · g_k. g_k is the derivative of
 the mean log-likelihood of its target by the weight of passage k, where the chosen heads give all passages the same
 weight. g does not depend on the retriever. So it is computed once a window, for all groups of heads together, and
-cached in data/head_gradients. Runs of other objectives with the same seed have the same windows and candidates.
+saved in data/head_students. Runs of other objectives with the same seed have the same windows and candidates.
+`SavedLeaveOneOut` and `SavedMarginal` are the project's objectives, and read what the language model says from there.
 
 Shapes: S scored windows, K candidates of a window, G groups of heads, H heads, R rows, T tokens, V vocabulary.
 """
 
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dream.objectives.attention import Attention
 from dream.objectives.base import Candidates, LossInputs, LossOutput
 from dream.objectives.kl_posterior import KLPosterior
+from dream.objectives.leave_one_out import LeaveOneOut
+from dream.objectives.marginal import Marginal
 from dream.scorers.attention.heads import choose_heads
 from dream.scorers.attention.injection import Heads, injectable, owners, probabilities, reweigh
 from dream.scorers.base import CausalScorer
@@ -83,10 +89,37 @@ def gradients(scores: CandidateScores, groups: list[Heads]) -> Tensor:
     return torch.stack(rows)
 
 
+class Saved:
+    """An array for each window and its candidates, in a file of data/head_students."""
+
+    def __init__(self, store: Store, *made_of: Any) -> None:
+        self.file = store.cache_folder("head_students") / f"{fingerprint([store.scoring_hash, *made_of])}.npz"
+        self.known: dict[str, np.ndarray] = {}
+        if self.file.exists():
+            with np.load(self.file) as arrays:
+                self.known = dict(arrays)
+
+    def get(
+        self, scores: CandidateScores, compute: Callable[[CandidateScores], Iterable[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """The arrays of these windows. `compute` gives those of windows that the file lacks."""
+        keys = [f"{window} {found}" for window, found in zip(scores.window_ids_S.tolist(),
+                                                            scores.candidate_ids_SK.tolist(), strict=True)]  # fmt: skip
+        if new := [row for row, key in enumerate(keys) if key not in self.known]:
+            ids = scores.window_ids_S[new], scores.candidate_ids_SK[new]
+            missing = CandidateScores(scores.scorer, scores.store, *ids, scores.timer)
+            self.known |= {keys[row]: array for row, array in zip(new, compute(missing), strict=True)}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part = self.file.with_suffix(".part.npz")
+            np.savez(part, **self.known)  # type: ignore[arg-type]
+            part.replace(self.file)
+        return [self.known[key] for key in keys]
+
+
 class LinearAttention(Attention):
     """See the file. Settings as for `Attention`; heads are `all`, `found` of `FOUND`, or `random` of `SEEDS`."""
 
-    file: Path
+    saved: Saved
 
     def prepare(self, scorer: CausalScorer, store: Store, k: int) -> None:
         super().prepare(scorer, store, k)
@@ -94,12 +127,7 @@ class LinearAttention(Attention):
         self.groups = {f"found {count}": choose("found", count, 0) for count in FOUND}
         self.groups |= {f"random {RANDOM} {seed}": choose("random", RANDOM, seed) for seed in SEEDS}
         self.groups["all"] = choose("all", 1, 0)
-        made_of = fingerprint([scorer.fingerprint, store.scoring_hash, sorted(self.groups.items())])
-        self.file = store.cache_folder("head_gradients") / f"{made_of}.npz"
-        self.known: dict[str, np.ndarray] = {}
-        if self.file.exists():
-            with np.load(self.file) as arrays:
-                self.known = dict(arrays)
+        self.saved = Saved(store, scorer.fingerprint, sorted(self.groups.items()))
 
     def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         weights_SK = torch.softmax(candidates.sim_SK / self.temperature, dim=1)
@@ -107,18 +135,10 @@ class LinearAttention(Attention):
 
     def gradient(self, scores: CandidateScores) -> Tensor:
         """gradient_SK of the chosen heads."""
-        keys = [f"{window} {found}" for window, found in zip(scores.window_ids_S.tolist(),
-                                                            scores.candidate_ids_SK.tolist(), strict=True)]  # fmt: skip
-        if new := [row for row, key in enumerate(keys) if key not in self.known]:
-            ids = scores.window_ids_S[new], scores.candidate_ids_SK[new]
-            missing = CandidateScores(scores.scorer, scores.store, *ids, scores.timer)
-            found_SGK = gradients(missing, list(self.groups.values())).numpy()
-            self.known |= {keys[row]: gradient_GK for row, gradient_GK in zip(new, found_SGK, strict=True)}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(self.file, **self.known)  # type: ignore[arg-type]
+        rows = self.saved.get(scores, lambda missing: gradients(missing, list(self.groups.values())).numpy())
         name = {"all": "all", "found": f"found {self.count}", "random": f"random {self.count} {self.seed}"}[self.heads]
         group = list(self.groups).index(name)
-        return torch.from_numpy(np.stack([self.known[key][group] for key in keys]))
+        return torch.from_numpy(np.stack([row[group] for row in rows]))
 
 
 class HeadPosterior(LinearAttention):
@@ -140,3 +160,38 @@ class _ScaledGradient(KLPosterior):
         gradient_SK, loglik_SK = self.heads.gradient(candidates.scores), candidates.scores.loglik_SK
         spread, wanted = ((part - part.mean(1, keepdim=True)).std() for part in (gradient_SK, loglik_SK))
         return gradient_SK * (wanted / spread)
+
+
+class SavedLeaveOneOut(LeaveOneOut):
+    """`objective=leave_one_out`, with saved log-likelihoods."""
+
+    def prepare(self, scorer: CausalScorer, store: Store, k: int) -> None:
+        super().prepare(scorer, store, k)
+        self.saved = Saved(store, scorer.fingerprint, "leave one out")
+
+    def candidate_loglik(self, candidates: Candidates) -> Tensor:
+        scores = candidates.scores
+        rows = self.saved.get(scores, lambda missing: missing.without_SK.numpy())
+        scores.without_SK = torch.from_numpy(np.stack(rows))
+        return super().candidate_loglik(candidates)
+
+
+class SavedMarginal(Marginal):
+    """`objective=marginal`, with saved log-likelihoods of tokens."""
+
+    def prepare(self, scorer: CausalScorer, store: Store, k: int) -> None:
+        super().prepare(scorer, store, k)
+        self.saved = Saved(store, scorer.fingerprint, "tokens")
+
+    def window_losses(self, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        rows = [torch.from_numpy(row.T) for row in self.saved.get(candidates.scores, _tokens)]
+        loglik_STK = pad_sequence(rows, batch_first=True)
+        mask_ST = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+        candidates.scores.token_loglik = loglik_STK.transpose(1, 2), mask_ST
+        return super().window_losses(candidates)
+
+
+def _tokens(scores: CandidateScores) -> list[np.ndarray]:
+    """For each window, the log-likelihoods of its target's tokens, of shape (candidates, tokens)."""
+    loglik_SKT, mask_ST = scores.token_loglik
+    return [loglik_KT[:, mask_T].numpy() for loglik_KT, mask_T in zip(loglik_SKT, mask_ST, strict=True)]
