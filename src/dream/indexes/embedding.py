@@ -3,7 +3,8 @@
 Shape suffixes: B passages of a batch, D embedding width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from dream.encoders.base import Encoder
 from dream.store.store import ENCODER, Store
 from dream.utils import ranks
-from dream.utils.atomic_io import LOCK, checksum, read_checked_json, write_checked_json
+from dream.utils.atomic_io import LOCK, checksum, flush_to_disk, read_checked_json, write_checked_json
 from dream.utils.cached_folders import discard
 from dream.utils.errors import DamageError, DreamError
 from dream.utils.logging import get_logger
@@ -37,11 +38,13 @@ def embed_corpus(
     batch_passages: int,
     rows_per_shard: int,
     encoder_fingerprint: str,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Write the embeddings of all passages as float16 shards, with the encoder in eval mode.
 
     The ranks of a job, which all call it, take the shards in turn. Complete shards of an earlier call with the same
-    arguments are reused, also if it had another number of ranks. Only one shard is in memory.
+    arguments are reused, also if it had another number of ranks. A shard is written while the next one is embedded, so
+    two are in memory.
 
     Args:
         folder: an existing folder for the shards and `progress.json`. Other files in it are deleted.
@@ -49,6 +52,7 @@ def embed_corpus(
         batch_passages: passages of a forward pass.
         rows_per_shard: passages of a file.
         encoder_fingerprint: hash of the encoder's weights.
+        meanwhile: called in another thread while the passages are embedded. It may write other files into the folder.
 
     Returns:
         File name and SHA-256 of the shards, in the order of the passage ids.
@@ -67,15 +71,28 @@ def embed_corpus(
     own = shards[ranks.rank() :: ranks.world()]
     total = sum(end - first for _, (first, end) in own)
     bar = progress(total=total, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
-    with torch.inference_mode(), _in_eval_mode(encoder), bar:
+
+    def write(name: str, shard: np.ndarray) -> None:
+        done[name] = _write_shard(folder / name, shard)
+        write_checked_json(folder / record, {"made_of": made_of, "shards": done})
+
+    writing: Future[None] | None = None
+    with torch.inference_mode(), _in_eval_mode(encoder), bar, ThreadPoolExecutor(2) as threads:
+        other = threads.submit(meanwhile) if meanwhile else None
         for name, (first, end) in own:
             if name in done:
                 bar.update(end - first)
                 continue
-            batches = _batches_by_length(store, first, end, encoder.max_tokens, batch_passages)
-            embedded = ((ids - first, _embed(encoder, store, ids, device)) for ids in batches)
-            done[name] = _write_shard(folder / name, end - first, encoder.width, embedded, bar)
-            write_checked_json(folder / record, {"made_of": made_of, "shards": done})
+            shard = np.empty((end - first, encoder.width), dtype=np.float16)
+            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
+                shard[ids - first] = _embed(encoder, store, ids, device)
+                bar.update(len(ids))
+            if writing:
+                writing.result()
+            writing = threads.submit(write, name, shard)
+        for last in (writing, other):
+            if last:
+                last.result()
     digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
     return {name: digests[name] for name, _ in shards}
 
@@ -118,12 +135,8 @@ def _is_whole(shard: Path, digest: str) -> bool:
     return whole
 
 
-def _write_shard(path: Path, rows: int, width: int, embedded: Iterable[tuple[np.ndarray, np.ndarray]], bar: Any) -> str:
-    """Write (rows, their embeddings) into a shard, under a temporary name first. Returns its checksum."""
-    shard = np.empty((rows, width), dtype=np.float16)
-    for places, embedding_BD in embedded:
-        shard[places] = embedding_BD
-        bar.update(len(places))
+def _write_shard(path: Path, shard: np.ndarray) -> str:
+    """Write a shard under a temporary name first. Returns its checksum."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         with unfinished.open("wb") as file:
@@ -132,6 +145,7 @@ def _write_shard(path: Path, rows: int, width: int, embedded: Iterable[tuple[np.
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     digest = checksum(unfinished)
+    flush_to_disk(unfinished)
     unfinished.replace(path)
     return digest
 

@@ -26,7 +26,7 @@ from dream.encoders.base import Encoder
 from dream.indexes.base import Index, float32
 from dream.indexes.embedding import PENDING, PROGRESS_FILES, embed_corpus, open_shard
 from dream.indexes.overlap import overlap
-from dream.indexes.snapshot_weights import WEIGHTS, load_weights, save_weights
+from dream.indexes.snapshot_weights import WEIGHTS, keep_weights, load_weights
 from dream.store.store import Store
 from dream.utils import ranks
 from dream.utils.atomic_io import write_json
@@ -191,15 +191,21 @@ class IndexHandle:
             digests: dict[str, str] = {}
             with ExitStack() as making:  # rank 0 creates and completes the folder
                 unfinished = ranks.on_rank_zero(lambda: making.enter_context(unfinished_directory(path, digests)))
+
+                def keep() -> None:
+                    digests[WEIGHTS] = keep_weights(encoder, weights, unfinished / WEIGHTS)
+
                 started = time.perf_counter()
                 rows = self.rows_per_shard or min(MOST_ROWS, max(LEAST_ROWS, -(-len(store.passages) // SHARDS)))
-                digests |= embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint)
+                shards = embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint,
+                                      keep if ranks.is_first() else None)  # fmt: skip
+                digests |= shards
                 speed = len(store.passages) / (time.perf_counter() - started)
                 made_of = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
-                           "count": len(store.passages), "width": encoder.width, "shards": list(digests)}  # fmt: skip
+                           "count": len(store.passages), "width": encoder.width, "shards": list(shards)}  # fmt: skip
 
                 def build() -> None:
-                    index = self._complete(unfinished, encoder, made_of, weights)
+                    index = self._complete(unfinished, made_of)
                     making.close()
                     self.index, self.current = index, IndexSnapshot(path)
 
@@ -210,15 +216,11 @@ class IndexHandle:
         shared = overlap(old, self.current) if old and self.current and ranks.is_first() else None
         return RefreshReport(time.perf_counter() - began, shared, speed)
 
-    def _complete(self, folder: Path, encoder: Encoder, made_of: dict[str, Any], weights: Path | None) -> Index:
-        """Write the index, the weights and the manifest next to the shards. Returns the index."""
+    def _complete(self, folder: Path, made_of: dict[str, Any]) -> Index:
+        """Write the index and the manifest next to the shards. Returns the index."""
         index = copy.copy(self.index)
         index.build([open_shard(folder / shard) for shard in made_of["shards"]], made_of["count"], made_of["width"])
         index.save(folder)
-        if weights is None:
-            save_weights(encoder, folder / WEIGHTS)
-        else:
-            shutil.copyfile(weights, folder / WEIGHTS)
         shards = made_of.pop("shards")
         write_json(folder / "manifest.json", made_of | {"index": index.description(), "shards": shards})
         for file in folder.glob(PROGRESS_FILES):
