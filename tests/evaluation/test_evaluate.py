@@ -52,7 +52,7 @@ def test_the_hybrid_takes_the_weight_that_the_run_has_chosen(config, world, tmp_
         run = shutil.copytree(world / "logs/sweep/0", tmp_path / f"weight-{weight}")
         with new_directory(run / "encoder", replace=True) as unfinished:
             shutil.copytree(world / "logs/sweep/0/encoder", unfinished, dirs_exist_ok=True)
-            content = json.loads((unfinished / "belongs_to.json").read_text()) | {"hybrid_weight": weight}
+            content = json.loads((unfinished / "belongs_to.json").read_text()) | {"share_weight": weight}
             (unfinished / "belongs_to.json").write_text(json.dumps(content))
         evaluate(config("systems=[bm25,run,hybrid]", f"run={run}"))
         flat = results(tmp_path)["flat"]

@@ -33,10 +33,24 @@ def test_of_equally_good_weights_the_lowest_is_chosen():
 
 def test_the_hybrid_of_a_run():
     """Document 2 is relevant. BM25 has it first, the dense ranking last: all the weight goes to BM25."""
-    lexical = Ranking(np.array([[2, 1, 3]]), np.array([[3.0, 2.0, 1.0]], np.float32))
-    dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.9, 0.5, 0.1]], np.float32))
+    lexical = Ranking(np.array([[2, 1, 3]]), np.array([[4.0, 3.0, 1.0]], np.float32))
+    dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.8, 0.6, 0.4]], np.float32))
     without = hybrid(lexical, dense, None)
-    assert np.array_equal(without.score_QR, weighted_sum(lexical, dense, WEIGHT, "minmax").score_QR)
+    assert without.rows_QR[0, :3].tolist() == [2, 1, 3]
+    shares = ((0.5, 1.0), (0.75, 0.75), (1.0, 0.25))  # of the best cosine, and of BM25's best score
+    assert without.score_QR[0, :3] == pytest.approx([WEIGHT * one + (1 - WEIGHT) * other for one, other in shares])
     assert hybrid(lexical, dense, 0.75).rows_QR[0, :3].tolist() == [3, 1, 2]
     assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{2: 1}], [{}], 0)) == 0.0
-    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) > 0.5
+    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) == 0.7
+
+
+def test_in_the_hybrid_documents_that_bm25_does_not_find_have_no_share():
+    """BM25 finds one document of two: the other one has no word of the query. A full ranking may lack documents."""
+    dense = Ranking(np.array([[2, 1]]), np.array([[0.8, 0.6]], np.float32))
+    found = Ranking(np.array([[1, -1]]), np.array([[2.0, -np.inf]], np.float32))
+    assert hybrid(found, dense, 0.5).score_QR[0, :2] == pytest.approx([0.5 * 0.75 + 0.5, 0.5])
+    full = Ranking(np.array([[3, 1]]), np.array([[2.0, 1.0]], np.float32))
+    assert hybrid(full, dense, 0.5).rows_QR[0, :3].tolist() == [3, 2, 1]
+    assert hybrid(full, dense, 0.5).score_QR[0, :3] == pytest.approx([0.5 + 0.5 * 0.75, 0.5 + 0.25, 0.5 * 0.75 + 0.25])
+    nothing = Ranking(np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
+    assert hybrid(nothing, dense, 0.5).rows_QR[0, :2].tolist() == [2, 1]

@@ -14,10 +14,14 @@ WEIGHT = 0.35  # of the dense scores in the hybrid of a run; on four dev splits,
 STEP = 0.05  # difference between the weights that are tried if there are questions
 Normalisation = Literal["minmax", "zscore"]
 NORMALISATIONS = get_args(Normalisation)
+Normalised = tuple[np.ndarray, float]  # scores of a query's documents, and of those that are missing in the ranking
 
 
 def hybrid(lexical: Ranking, dense: Ranking, weight: float | None, depth: int = DEPTH) -> Ranking:
-    """Fuse BM25 with the dense ranking of a run.
+    """Fuse BM25 with the dense ranking of a run: the weighted sum of both scores, each divided by the query's best one.
+
+    With `minmax`, a document's share would also depend on the last document of the ranking. The weights that held-out
+    questions choose are then too low for the encoder (RESULTS.md).
 
     Args:
         lexical: BM25's ranking.
@@ -25,7 +29,7 @@ def hybrid(lexical: Ranking, dense: Ranking, weight: float | None, depth: int = 
         weight: weight of the dense scores, if the run has chosen one: see `choose_weight`. None: `WEIGHT`.
         depth: documents to rank for each query.
     """
-    return weighted_sum(lexical, dense, WEIGHT if weight is None else weight, "minmax", depth)
+    return _sum(lexical, dense, WEIGHT if weight is None else weight, _share_of_best, depth)
 
 
 def choose_weight(lexical: Ranking, dense: Ranking, judgements: Judgements) -> float:
@@ -36,11 +40,10 @@ def choose_weight(lexical: Ranking, dense: Ranking, judgements: Judgements) -> f
 def weighted_sum(
     lexical: Ranking, dense: Ranking, weight: float, normalisation: Normalisation, depth: int = DEPTH
 ) -> Ranking:
-    """score = weight · dense + (1 - weight) · lexical
+    """score = weight · dense + (1 - weight) · lexical, where both are first normalised for each query.
 
-    Both scores are first normalised over the documents of their own ranking. A document that is missing in one of the
-    rankings gets the lowest score of that ranking. Ties are ordered by document row. Sources: Wang, Zhuang & Zuccon
-    2021 for the sum with a dense retriever; Bruch, Gai & Ingber 2023 for the normalisations.
+    Sources: Wang, Zhuang & Zuccon 2021 for the sum with a dense retriever; Bruch, Gai & Ingber 2023 for the
+    normalisations.
 
     Args:
         lexical: BM25's ranking.
@@ -49,6 +52,18 @@ def weighted_sum(
         normalisation: `minmax` (scores from 0 to 1) or `zscore` (mean 0, standard deviation 1).
         depth: documents to rank for each query.
     """
+    return _sum(lexical, dense, weight, _minmax if normalisation == "minmax" else _zscore, depth)
+
+
+def _sum(
+    lexical: Ranking, dense: Ranking, weight: float, normalise: Callable[[np.ndarray, bool], Normalised], depth: int
+) -> Ranking:
+    """The weighted sum of the normalised scores. Ties are ordered by document row.
+
+    Args:
+        normalise: returns the scores of a query, and that of the documents that are missing in the ranking. It gets
+            the scores, and whether the ranking is full, so that missing documents may also have a score.
+    """
     fused = Ranking.empty(len(lexical.rows_QR), depth)
     for q in range(len(fused.rows_QR)):
         documents = np.union1d(lexical.rows_QR[q], dense.rows_QR[q])
@@ -56,10 +71,9 @@ def weighted_sum(
         scores = np.zeros(len(documents))
         for ranking, share in ((dense, weight), (lexical, 1 - weight)):
             found = ranking.rows_QR[q] >= 0
-            normal = _normalised(ranking.score_QR[q][found].astype(np.float64), normalisation)
-            lowest = 0.0 if normalisation == "minmax" or not len(normal) else normal.min()
-            of_documents = np.full(len(documents), lowest)
-            of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normal
+            normalised, missing = normalise(ranking.score_QR[q][found].astype(np.float64), bool(found.all()))
+            of_documents = np.full(len(documents), missing)
+            of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normalised
             scores += share * of_documents
         best = np.argsort(-scores, kind="stable")[:depth]
         fused.rows_QR[q, : len(best)], fused.score_QR[q, : len(best)] = documents[best], scores[best]
@@ -97,15 +111,22 @@ def mix_top(first: Ranking, top: Ranking, weight: float, normalisation: Normalis
     return replace_top(first, weighted_sum(head, top, weight, normalisation, depth=k))
 
 
-def _normalised(scores: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Scores from 0 to 1, or with mean 0 and standard deviation 1. Equal scores become 1, so that the only document
-    that BM25 finds is above those that it does not find; with `zscore`, they become 0."""
-    if not len(scores):
-        return scores
-    if normalisation == "minmax":
-        spread = np.ptp(scores)
-        return (scores - scores.min()) / spread if spread else np.ones_like(scores)
-    return (scores - scores.mean()) / (scores.std() or 1.0)
+def _share_of_best(scores: np.ndarray, is_full: bool) -> Normalised:
+    """Scores whose best one is 1. If a ranking is not full, all other documents have no word of the query: 0."""
+    shares = scores / max(scores.max(initial=0.0), 1e-9)
+    return shares, shares.min() if is_full else 0.0
+
+
+def _minmax(scores: np.ndarray, is_full: bool) -> Normalised:
+    """Scores from 0 to 1. Equal scores become 1, so that the only document that BM25 finds is above the others."""
+    spread = np.ptp(scores) if len(scores) else 0.0
+    return (scores - scores.min()) / spread if spread else np.ones_like(scores), 0.0
+
+
+def _zscore(scores: np.ndarray, is_full: bool) -> Normalised:
+    """Scores with mean 0 and standard deviation 1. Equal scores become 0."""
+    normalised = (scores - scores.mean()) / (scores.std() or 1.0) if len(scores) else scores
+    return normalised, normalised.min(initial=0.0)
 
 
 def tune_weight(
@@ -122,4 +143,4 @@ def tune_weight(
     weights = np.linspace(0, 1, round(1 / step) + 1)
     means = [float(per_query_metrics(fuse(float(weight)), judgements)[metric].mean()) for weight in weights]
     best = int(np.argmax(means))
-    return float(weights[best]), means[best]
+    return round(float(weights[best]), 6), means[best]

@@ -19,7 +19,7 @@ LANGUAGES = {"arabic": "ar", "danish": "da", "dutch": "nl", "english": "en", "fi
              "german": "de", "italian": "it", "norwegian": "no", "portuguese": "pt", "russian": "ru", "spanish": "es",
              "swedish": "sv", "turkish": "tr"}  # fmt: skip
 SYSTEMS = {"bm25": "BM25", "untrained": "this encoder before training", "run": "**this model**",
-           "trained": "**this model**", "hybrid": "this model and BM25 (reciprocal rank fusion)"}  # fmt: skip
+           "trained": "**this model**", "hybrid": "this model and BM25 (weighted sum)"}  # fmt: skip
 TEXT = """# {title}
 
 A dense retriever for texts like those of the corpus `{corpus}`: it maps queries and passages to vectors of {width}

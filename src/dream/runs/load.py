@@ -127,8 +127,11 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
 
 
 def hybrid_weight(folder: Path) -> float | None:
-    """Weight of the dense scores in the hybrid with BM25. None if the run had no held-out questions to choose it."""
-    return _belongs_to(folder).get("hybrid_weight")
+    """Weight of the dense scores in the hybrid with BM25. None if the run had no held-out questions to choose it.
+
+    Runs of an earlier version have `hybrid_weight` instead. It was chosen for another sum, so it is not used.
+    """
+    return _belongs_to(folder).get("share_weight")
 
 
 def _belongs_to(folder: Path) -> dict[str, Any]:
