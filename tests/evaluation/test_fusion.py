@@ -36,9 +36,11 @@ def test_the_hybrid_of_a_run():
     lexical = Ranking(np.array([[2, 1, 3]]), np.array([[4.0, 3.0, 1.0]], np.float32))
     dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.8, 0.6, 0.4]], np.float32))
     without = hybrid(lexical, dense, None)
-    assert without.rows_QR[0, :3].tolist() == [2, 1, 3]
+    assert np.array_equal(without.score_QR, weighted_sum(lexical, dense, WEIGHT, "minmax").score_QR)
+    chosen = hybrid(lexical, dense, 0.4)
+    assert chosen.rows_QR[0, :3].tolist() == [2, 1, 3]
     shares = ((0.5, 1.0), (0.75, 0.75), (1.0, 0.25))  # of the best cosine, and of BM25's best score
-    assert without.score_QR[0, :3] == pytest.approx([WEIGHT * one + (1 - WEIGHT) * other for one, other in shares])
+    assert chosen.score_QR[0, :3] == pytest.approx([0.4 * one + 0.6 * other for one, other in shares])
     assert hybrid(lexical, dense, 0.75).rows_QR[0, :3].tolist() == [3, 1, 2]
     assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{2: 1}], [{}], 0)) == 0.0
     assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) == 0.7
