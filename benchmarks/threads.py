@@ -26,6 +26,7 @@ log = get_logger(__name__)
 POLICIES = ("active", "passive", "default")
 WORK = """
 import os, time
+import dream.utils.runtime
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)

@@ -56,3 +56,12 @@ def test_in_the_hybrid_documents_that_bm25_does_not_find_have_no_share():
     assert hybrid(full, dense, 0.5).score_QR[0, :3] == pytest.approx([0.5 + 0.5 * 0.75, 0.5 + 0.25, 0.5 * 0.75 + 0.25])
     nothing = Ranking(np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
     assert hybrid(nothing, dense, 0.5).rows_QR[0, :2].tolist() == [2, 1]
+
+
+def test_in_the_hybrid_a_dense_ranking_may_be_short_and_have_negative_cosines():
+    """An approximate index found two documents; of others, nothing is known but that they are not better."""
+    lexical = Ranking(np.array([[3, 1]]), np.array([[2.0, 1.0]], np.float32))
+    short = Ranking(np.array([[2, 1, -1]]), np.array([[0.8, 0.6, -np.inf]], np.float32))
+    assert hybrid(lexical, short, 0.5).score_QR[0, :3] == pytest.approx([0.5 * 0.75 + 0.5, 0.75, 0.5 * 0.75 + 0.25])
+    negative = Ranking(np.array([[2, 1]]), np.array([[-0.1, -0.3]], np.float32))
+    assert hybrid(lexical, negative, 0.5).score_QR[0, :3] == pytest.approx([0.5, 0.25, 0.25])

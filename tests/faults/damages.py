@@ -38,6 +38,7 @@ EXPECTED = {
     "**/tensorboard/*/*/*": "unread",  # of the embedding projector
     "**/.snapshot-*.partial/index.*": "unread",  # whatever stands beside the shards is made again
     "**/.snapshot-*.partial/encoder.*": "unread",
+    "**/.snapshot-*.partial/.tmp*": "unread",  # of safetensors, while it writes the weights
     "**/.snapshot-*.partial/manifest.json": "unread",
     "**/.snapshot-*.partial/checksums.json": "unread",
     "logs/*/*/checkpoints/last.ckpt": "refused",

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dream.encoders.base import Encoder
+from dream.indexes import embedding
 from dream.indexes.exact import ExactIndex
 from dream.indexes.faiss import FaissIndex
 from dream.indexes.overlap import overlap
@@ -153,6 +154,40 @@ def test_a_flipped_bit_is_reported_and_the_snapshot_rebuilt(world, tmp_path, cap
     refresh(IndexHandle(FaissIndex("SQ8", {}), tmp_path, rows_per_shard=50), world)
     assert path.read_bytes() == whole
     assert len([line for line in capsys.readouterr().out.splitlines() if file in line]) == 1
+
+
+def test_an_error_while_the_weights_are_written_is_reported(world, tmp_path) -> None:
+    """They are written in another thread. The next refresh uses the shards that are complete."""
+    handle = new_handle(tmp_path, rows_per_shard=50)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        handle.refresh(world.encoder, world.store, 0, "cpu", 7, weights=tmp_path / "missing.safetensors")
+    assert handle.current is None
+    refresh(handle, world)
+    kept = load_file(handle.current.path / "encoder.safetensors")
+    assert torch.equal(kept["table_VD"], world.encoder.table_VD)
+
+
+def test_an_error_while_a_shard_is_written_is_reported(world, tmp_path, monkeypatch) -> None:
+    """A folder is where the second shard should be written. A shard is written in another thread."""
+    handle = new_handle(tmp_path, rows_per_shard=50)
+    refresh(handle, world)
+    expected = np.concatenate(handle.current.embeddings)
+    in_the_way = tmp_path / "other" / "index" / ".snapshot-00000000.partial" / "shard-00001.npy.tmp"
+    handle = new_handle(tmp_path / "other", rows_per_shard=50)
+    written = embedding._complete_shards
+
+    def put_in_the_way(*arguments):
+        shards = written(*arguments)
+        in_the_way.mkdir()
+        return shards
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "_complete_shards", put_in_the_way)
+        with pytest.raises(OSError, match=r"shard-00001\.npy"):
+            refresh(handle, world)
+    assert handle.current is None
+    refresh(handle, world)
+    np.testing.assert_array_equal(np.concatenate(handle.current.embeddings), expected)
 
 
 def test_diverged_encoder_is_reported(world, tmp_path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metrics
 
-WEIGHT = 0.35  # of the dense scores if a run has chosen none; on four dev splits, the best weights are 0.3 to 0.5
+WEIGHT = 0.35  # of the dense scores if a run has chosen none; the best weights on four dev splits are 0.2 to 0.6
 STEP = 0.05  # difference between the weights that are tried if there are questions
 Normalisation = Literal["minmax", "zscore"]
 NORMALISATIONS = get_args(Normalisation)
@@ -20,9 +20,10 @@ Normalised = tuple[np.ndarray, float]  # scores of a query's documents, and of t
 def hybrid(lexical: Ranking, dense: Ranking, weight: float | None, depth: int = DEPTH) -> Ranking:
     """Fuse BM25 with the dense ranking of a run, by a weighted sum of their scores.
 
-    With a weight that held-out questions have chosen, each score is divided by the query's best one. Without, it is
-    `minmax` with `WEIGHT`. Questions choose better weights for the first one. But the best weights of different corpora
-    are nearer to each other with the second one, so one weight fits more of them (RESULTS.md).
+    If held-out questions have chosen the weight, each score is divided by the best score of its ranking for this query.
+    Otherwise the scores are normalised by `minmax`, and the weight is `WEIGHT`. With a published encoder, questions
+    choose better weights for shares of the best score. But without questions, one weight fits more corpora with
+    `minmax`. RESULTS.md has the figures.
 
     Args:
         lexical: BM25's ranking.
@@ -64,8 +65,8 @@ def _sum(
     """The weighted sum of the normalised scores. Ties are ordered by document row.
 
     Args:
-        normalise: returns the scores of a query, and that of the documents that are missing in the ranking. It gets
-            the scores, and whether the ranking is full, so that missing documents may also have a score.
+        normalise: returns the normalised scores of a query, and the score of the documents that are missing in the
+            ranking. It gets the scores, and whether the missing documents have no word of the query.
     """
     fused = Ranking.empty(len(lexical.rows_QR), depth)
     for q in range(len(fused.rows_QR)):
@@ -74,7 +75,8 @@ def _sum(
         scores = np.zeros(len(documents))
         for ranking, share in ((dense, weight), (lexical, 1 - weight)):
             found = ranking.rows_QR[q] >= 0
-            normalised, missing = normalise(ranking.score_QR[q][found].astype(np.float64), bool(found.all()))
+            others_have_no_word = ranking is lexical and not found.all()
+            normalised, missing = normalise(ranking.score_QR[q][found].astype(np.float64), others_have_no_word)
             of_documents = np.full(len(documents), missing)
             of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normalised
             scores += share * of_documents
@@ -114,19 +116,20 @@ def mix_top(first: Ranking, top: Ranking, weight: float, normalisation: Normalis
     return replace_top(first, weighted_sum(head, top, weight, normalisation, depth=k))
 
 
-def _share_of_best(scores: np.ndarray, is_full: bool) -> Normalised:
-    """Scores whose best one is 1. If a ranking is not full, all other documents have no word of the query: 0."""
-    shares = scores / max(scores.max(initial=0.0), 1e-9)
-    return shares, shares.min() if is_full else 0.0
+def _share_of_best(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
+    """Scores divided by the best one. Negative cosines count as 0."""
+    best = scores.max(initial=0.0)
+    shares = scores.clip(min=0) / best if best > 0 else np.zeros_like(scores)
+    return shares, 0.0 if others_have_no_word or not len(shares) else shares.min()
 
 
-def _minmax(scores: np.ndarray, is_full: bool) -> Normalised:
+def _minmax(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
     """Scores from 0 to 1. Equal scores become 1, so that the only document that BM25 finds is above the others."""
     spread = np.ptp(scores) if len(scores) else 0.0
     return (scores - scores.min()) / spread if spread else np.ones_like(scores), 0.0
 
 
-def _zscore(scores: np.ndarray, is_full: bool) -> Normalised:
+def _zscore(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
     """Scores with mean 0 and standard deviation 1. Equal scores become 0."""
     normalised = (scores - scores.mean()) / (scores.std() or 1.0) if len(scores) else scores
     return normalised, normalised.min(initial=0.0)
@@ -143,7 +146,7 @@ def tune_weight(
         metric: one of `METRICS`.
         step: difference between the weights that are tried.
     """
-    weights = np.linspace(0, 1, round(1 / step) + 1)
+    weights = np.linspace(0, 1, round(1 / step) + 1).round(6)
     means = [float(per_query_metrics(fuse(float(weight)), judgements)[metric].mean()) for weight in weights]
     best = int(np.argmax(means))
-    return round(float(weights[best]), 6), means[best]
+    return float(weights[best]), means[best]

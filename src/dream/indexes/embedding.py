@@ -89,6 +89,8 @@ def embed_corpus(
                 bar.update(len(ids))
             if writing:
                 writing.result()
+            if other and other.done():
+                other.result()  # if it has failed, the other shards are not embedded first
             writing = threads.submit(write, name, shard)
         for last in (writing, other):
             if last:
@@ -142,10 +144,10 @@ def _write_shard(path: Path, shard: np.ndarray) -> str:
         with unfinished.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(shard))
             file.write(shard.data)  # unlike np.save, it says when the disk is full
+        digest = checksum(unfinished)
+        flush_to_disk(unfinished)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    digest = checksum(unfinished)
-    flush_to_disk(unfinished)
     unfinished.replace(path)
     return digest
 

@@ -47,7 +47,7 @@ class RefreshReport:
     Args:
         seconds: wall time of the whole refresh.
         overlap_at_10: `overlap` of the old and the new snapshot; None for the first snapshot.
-        passages_per_second: speed of embedding. 0 if the snapshot existed already.
+        passages_per_second: speed of embedding and writing. 0 if the snapshot existed already.
     """
 
     seconds: float
