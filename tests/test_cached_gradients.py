@@ -12,7 +12,7 @@ from tests.test_module_on_ranks import OBJECTIVES, SETTINGS, steps_of, steps_of_
 from transformers import BertConfig, BertModel
 
 from dream.encoders import chunks
-from dream.encoders.chunks import CPU_TOKENS, fastest_chunk
+from dream.encoders.chunks import AMX_TOKENS, CPU_TOKENS, fastest_chunk
 from dream.module import RetrieverModule
 from dream.store.ragged import pad_tokens
 from dream.utils.errors import ConfigError
@@ -140,6 +140,14 @@ def test_without_gradient_a_cpu_reads_texts_whose_activations_fit_into_its_cache
     assert fastest_chunk(batch, 4) == 4
     assert fastest_chunk(batch.to("meta"), None) is None
     assert fastest_chunk(pad_tokens([[1] * 5000], 0), None) == 1
+
+
+def test_in_bfloat16_with_amx_a_forward_has_more_texts():
+    batch = pad_tokens([[1] * 128] * 100, 0)
+    expected = (AMX_TOKENS if torch.cpu._is_amx_tile_supported() else CPU_TOKENS) // 128
+    assert fastest_chunk(batch, None, torch.bfloat16) == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastest_chunk(batch, None) == expected
 
 
 def test_the_second_pass_knows_the_devices_whose_random_state_it_repeats(tmp_path, monkeypatch):

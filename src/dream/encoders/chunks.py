@@ -11,22 +11,25 @@ from torch.utils.checkpoint import checkpoint
 
 from dream.batch import TokenBatch
 
-CPU_TOKENS = (
-    2048  # of a forward without gradient on a CPU: its activations then fit into the cache (benchmarks/embedding.py)
-)
+# Tokens of a forward without gradient on a CPU (benchmarks/embedding.py).
+CPU_TOKENS = 2048  # the activations then fit into the cache
+AMX_TOKENS = 8192  # in bfloat16 with AMX: small matrix products do not use its speed
 
 
-def fastest_chunk(batch: TokenBatch, chunk: int | None) -> int | None:
-    """Texts of a forward without gradient: on a CPU those of `CPU_TOKENS`, on other devices `chunk`.
+def fastest_chunk(batch: TokenBatch, chunk: int | None, weights: torch.dtype = torch.float32) -> int | None:
+    """Texts of a forward without gradient: on a CPU those of `CPU_TOKENS` or `AMX_TOKENS`, on other devices `chunk`.
 
     Args:
         batch: B texts.
         chunk: the maximum; None: no maximum.
+        weights: type of the weights, in which matrix products are computed without autocast.
     """
     texts, tokens = batch.ids_BT.shape
     if batch.ids_BT.device.type != "cpu":
         return chunk
-    return min(chunk or texts, max(1, CPU_TOKENS // max(1, tokens)))
+    computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weights
+    has_amx = computed_in == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return min(chunk or texts, max(1, (AMX_TOKENS if has_amx else CPU_TOKENS) // max(1, tokens)))
 
 
 def embed_in_chunks(embed: Callable[[TokenBatch], Tensor], batch: TokenBatch, chunk: int) -> Tensor:

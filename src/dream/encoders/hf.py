@@ -198,7 +198,8 @@ class HFEncoder(Encoder):
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         framed = self.framing.frame_ids(batch, side)
-        chunk = self.chunk if torch.is_grad_enabled() else fastest_chunk(framed, self.chunk)
+        weights = next(self._reader.parameters()).dtype
+        chunk = self.chunk if torch.is_grad_enabled() else fastest_chunk(framed, self.chunk, weights)
         if chunk is None or len(batch) <= chunk:
             return self._embed(framed)
         return embed_in_chunks(self._embed, framed, chunk)
