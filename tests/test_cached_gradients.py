@@ -136,10 +136,10 @@ def test_a_resumed_run_is_bitwise_the_same(config, tmp_path, monkeypatch):
 
 def test_without_gradient_a_cpu_reads_texts_whose_activations_fit_into_its_cache():
     batch = pad_tokens([[1] * 128] * 100, 0)
-    assert fastest_chunk(batch, None) == CPU_TOKENS // 128 == 16
-    assert fastest_chunk(batch, 4) == 4
-    assert fastest_chunk(batch.to("meta"), None) is None
-    assert fastest_chunk(pad_tokens([[1] * 5000], 0), None) == 1
+    assert fastest_chunk(batch, None, torch.float32) == CPU_TOKENS // 128 == 16
+    assert fastest_chunk(batch, 4, torch.float32) == 4
+    assert fastest_chunk(batch.to("meta"), None, torch.float32) is None
+    assert fastest_chunk(pad_tokens([[1] * 5000], 0), None, torch.float32) == 1
 
 
 def test_in_bfloat16_with_amx_a_forward_has_more_texts():
@@ -147,7 +147,7 @@ def test_in_bfloat16_with_amx_a_forward_has_more_texts():
     expected = (AMX_TOKENS if torch.cpu._is_amx_tile_supported() else CPU_TOKENS) // 128
     assert fastest_chunk(batch, None, torch.bfloat16) == expected
     with torch.autocast("cpu", torch.bfloat16):
-        assert fastest_chunk(batch, None) == expected
+        assert fastest_chunk(batch, None, torch.float32) == expected
 
 
 def test_the_second_pass_knows_the_devices_whose_random_state_it_repeats(tmp_path, monkeypatch):

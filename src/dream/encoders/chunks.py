@@ -16,13 +16,13 @@ CPU_TOKENS = 2048  # the activations then fit into the cache
 AMX_TOKENS = 8192  # in bfloat16 with AMX: small matrix products do not use its speed
 
 
-def fastest_chunk(batch: TokenBatch, chunk: int | None, weights: torch.dtype = torch.float32) -> int | None:
+def fastest_chunk(batch: TokenBatch, chunk: int | None, weights: torch.dtype) -> int | None:
     """Texts of a forward without gradient: on a CPU those of `CPU_TOKENS` or `AMX_TOKENS`, on other devices `chunk`.
 
     Args:
         batch: B texts.
         chunk: the maximum; None: no maximum.
-        weights: type of the weights, in which matrix products are computed without autocast.
+        weights: type of the weights. Without autocast, matrix products are computed in it.
     """
     texts, tokens = batch.ids_BT.shape
     if batch.ids_BT.device.type != "cpu":

@@ -198,8 +198,7 @@ class HFEncoder(Encoder):
 
     def forward(self, batch: TokenBatch, side: Side) -> Tensor:
         framed = self.framing.frame_ids(batch, side)
-        weights = next(self._reader.parameters()).dtype
-        chunk = self.chunk if torch.is_grad_enabled() else fastest_chunk(framed, self.chunk, weights)
+        chunk = self.chunk if torch.is_grad_enabled() else fastest_chunk(framed, self.chunk, self._reader.dtype)
         if chunk is None or len(batch) <= chunk:
             return self._embed(framed)
         return embed_in_chunks(self._embed, framed, chunk)

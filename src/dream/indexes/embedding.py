@@ -72,13 +72,7 @@ def embed_corpus(
     total = sum(end - first for _, (first, end) in own)
     bar = progress(total=total, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
 
-    def write(name: str, shard: np.ndarray) -> None:
-        done[name] = _write_shard(folder / name, shard)
-        write_checked_json(folder / record, {"made_of": made_of, "shards": done})
-
-    writing: Future[None] | None = None
-    with torch.inference_mode(), _in_eval_mode(encoder), bar, ThreadPoolExecutor(2) as threads:
-        other = threads.submit(meanwhile) if meanwhile else None
+    def embedded() -> Iterator[tuple[str, np.ndarray]]:
         for name, (first, end) in own:
             if name in done:
                 bar.update(end - first)
@@ -87,16 +81,36 @@ def embed_corpus(
             for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
                 shard[ids - first] = _embed(encoder, store, ids, device)
                 bar.update(len(ids))
+            yield name, shard
+
+    def write(name: str, shard: np.ndarray) -> None:
+        done[name] = _write_shard(folder / name, shard)
+        write_checked_json(folder / record, {"made_of": made_of, "shards": done})
+
+    with torch.inference_mode(), _in_eval_mode(encoder), bar:
+        _write_beside(embedded(), write, meanwhile)
+    digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
+    return {name: digests[name] for name, _ in shards}
+
+
+def _write_beside(
+    shards: Iterator[tuple[str, np.ndarray]],
+    write: Callable[[str, np.ndarray], None],
+    meanwhile: Callable[[], None] | None,
+) -> None:
+    """Write each shard in another thread, while this one embeds the next. An error of a thread is raised here."""
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(meanwhile) if meanwhile else None
+        writing: Future[None] | None = None
+        for shard in shards:
             if writing:
                 writing.result()
             if other and other.done():
                 other.result()  # if it has failed, the other shards are not embedded first
-            writing = threads.submit(write, name, shard)
+            writing = threads.submit(write, *shard)
         for last in (writing, other):
             if last:
                 last.result()
-    digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
-    return {name: digests[name] for name, _ in shards}
 
 
 def _shards(count: int, rows_per_shard: int) -> list[tuple[str, tuple[int, int]]]:
@@ -145,7 +159,7 @@ def _write_shard(path: Path, shard: np.ndarray) -> str:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(shard))
             file.write(shard.data)  # unlike np.save, it says when the disk is full
         digest = checksum(unfinished)
-        flush_to_disk(unfinished)
+        flush_to_disk(unfinished)  # now, so that the end of the refresh has little to wait for
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     unfinished.replace(path)
