@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     from dream.corpora.base import Corpus
@@ -61,7 +62,8 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def _evaluate(cfg: DictConfig, folder: Path) -> float:
-    from dream.evaluation import outputs, systems
+    with fast_imports():
+        from dream.evaluation import outputs, systems
     from dream.evaluation.metrics import per_query_metrics
     from dream.evaluation.near_copies import CopiesAsOne
     from dream.evaluation.results import Results, notes_of, rows_of, way_to_teacher

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     from dream.export.base import Format
@@ -39,7 +40,9 @@ def export(cfg: DictConfig) -> None:
     """Write, check and rename the folder; upload it if `push` is set."""
     from dream.export.base import Checks, Job
     from dream.export.target import ABOUT, refuse_existing
-    from dream.runs.load import open_run
+
+    with fast_imports():
+        from dream.runs.load import open_run
     from dream.utils.atomic_io import write_json
     from dream.utils.cached_folders import new_directory
 

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     from dream.store.store import Store
@@ -35,7 +36,8 @@ MOST_SHARES = 6  # scripts and languages in the table
 
 def inspect(cfg: DictConfig) -> dict[str, Any]:
     """Write and show the report of a corpus. Returns it as JSON values."""
-    from dream.build import build_text, check_config
+    with fast_imports():
+        from dream.build import build_text, check_config
     from dream.evaluation.corpus_report import describe, windows_with_candidates
     from dream.utils.atomic_io import write_json
     from dream.utils.errors import require

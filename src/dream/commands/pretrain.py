@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 log = get_logger(__name__)
 
@@ -25,10 +26,11 @@ def pretrain(cfg: DictConfig) -> float:
     """Train the scorer, or find it cached; returns its gain in nats per target token, for sweeps."""
     import json
 
-    import lightning as L
-    import torch
+    with fast_imports():
+        import lightning as L
+        import torch
 
-    from dream.build import build_text
+        from dream.build import build_text
     from dream.scorers.pretraining.scratch import ScratchScorer
     from dream.utils.errors import require
 

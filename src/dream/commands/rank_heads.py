@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 log = get_logger(__name__)
 
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 def heads(cfg: DictConfig) -> float:
     """Rank the heads, or load the stored ranking. Show it as table and picture. Returns the best head's score."""
+    with fast_imports():
+        from dream.build import ask_questions, build_text, root_device
     from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    from dream.build import ask_questions, build_text, root_device
     from dream.evaluation.plots import pixels
     from dream.objectives.attention import Attention
     from dream.utils.errors import require

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     from dream.evaluation.searcher import Hit
@@ -32,7 +33,8 @@ SNIPPET_CHARACTERS = 240
 
 def search(cfg: DictConfig, query: str | None = None) -> None:
     """Print the documents found for `query` or `cfg.query`; without both, read queries until an empty line."""
-    from dream.evaluation.searcher import MODES, Searcher
+    with fast_imports():
+        from dream.evaluation.searcher import MODES, Searcher
     from dream.utils.errors import require
 
     require(cfg.k > 0, "k", cfg.k, "at least 1 result")

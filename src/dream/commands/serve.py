@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 log = get_logger(__name__)
 
@@ -23,7 +24,8 @@ KEYS = (
 
 def serve(cfg: DictConfig) -> None:
     """Open the run, then answer requests until Ctrl-C."""
-    from dream.evaluation.searcher import Searcher
+    with fast_imports():
+        from dream.evaluation.searcher import Searcher
     from dream.utils.errors import require, require_installed
 
     require_installed(("starlette", "uvicorn", "jinja2"), "serve", "run", cfg.run)

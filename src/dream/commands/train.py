@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from dream.commands.app import command
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     import lightning as L
@@ -37,7 +38,8 @@ KEYS = (
 
 def train(cfg: DictConfig) -> float | None:
     """Do one run. Returns `evaluation.metric`, for sweeps; None if the corpus has no labels."""
-    from dream.build import check_config, trainer_settings
+    with fast_imports():
+        from dream.build import check_config, trainer_settings
     from dream.utils.launch import joined
 
     check_config(cfg)

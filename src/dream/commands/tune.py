@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from dream.commands.app import command
 from dream.utils.logging import get_logger
+from dream.utils.runtime import fast_imports
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -37,7 +38,8 @@ BULKY = ("encoder", "untrained_encoder", "index", "checkpoints", "tensorboard") 
 
 def tune(cfg: DictConfig) -> float:
     """Do the trials that are missing, then show the best one. Returns its value."""
-    from dream.build import check_config
+    with fast_imports():
+        from dream.build import check_config
     from dream.utils.errors import require, require_installed
 
     require_installed(["optuna"], "tune", "dream-tune", "")

@@ -1,9 +1,12 @@
 """Process-wide settings. Every entry point imports this module before NumPy, torch, transformers or faiss."""
 
+import gc
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +59,19 @@ warnings.filterwarnings("ignore", message=".*srun.* command is available.*")
 
 if sys.platform == "darwin":  # with several threads, the OpenMP libraries of faiss and torch crash on macOS
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@contextmanager
+def fast_imports() -> Iterator[None]:
+    """Import what this block imports without the garbage collector: it takes a fifth of the time, and finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()  # later, it need not search the imported objects again
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def has_fast_bfloat16(device: str = "cpu") -> bool:
