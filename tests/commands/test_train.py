@@ -78,6 +78,8 @@ def test_a_run_leaves_behind_what_search_and_the_next_run_need(config, tmp_path,
     assert not list(tmp_path.rglob(".*.tmp"))
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("bm25", "untrained", "trained", "hybrid", "tensorboard", "dream-search"))
+    assert "dream-export" in printed
+    assert "cosine similarity" not in printed  # the example query is one for pydocs
     for mode in ("dense", "bm25", "hybrid"):
         hits = Searcher(run).search("Document words that nobody wrote", 3, mode)
         assert len(hits) == (0 if mode == "bm25" else 3)

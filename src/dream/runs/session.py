@@ -152,12 +152,15 @@ class Run:
     def _print_next_commands(self, summary: dict[str, Any]) -> None:
         """Print commands that also work if the environment is not active, as after `make train`."""
         scripts = "" if shutil.which("dream-search") else f"{Path(sys.executable).parent}/"
-        log.info(
-            f"\nDone in {summary['wall_seconds']:.0f} s. Next:\n"
-            f"  {scripts}tensorboard --logdir {self.cfg.paths.logs} --host localhost   # curves of the training\n"
-            f'  {scripts}dream-search "compute cosine similarity between all pairs"   # search with the run\n'
-            f"  {scripts}dream-train experiment=own_corpus corpus.path=my.jsonl   # train on your own text"
-        )
+        commands = {f"tensorboard --logdir {self.cfg.paths.logs} --host localhost": "curves of the training"}
+        if self.cfg.corpus.get("name") == "pydocs":
+            commands['dream-search "compute cosine similarity between all pairs"'] = "search with the run"
+            commands["dream-train experiment=own_corpus corpus.path=my.jsonl"] = "train on your own text"
+        else:
+            commands["dream-search"] = "asks for queries; dream-serve does the same in the browser"
+            commands["dream-export to=sentence_transformers path=my_model"] = "for other programs"
+        lines = (f"\n  {scripts}{command}   # {purpose}" for command, purpose in commands.items())
+        log.info(f"\nDone in {summary['wall_seconds']:.0f} s. Next:{''.join(lines)}")
 
 
 @contextmanager
