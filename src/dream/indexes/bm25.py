@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -158,18 +159,20 @@ class BM25Index:
         """Write the same results as without numba. Each of torch's threads searches for a part of the queries."""
         from dream.indexes.bm25_compiled import best_rows
 
-        terms_Q = [np.array(self._terms(text), dtype=np.int64).reshape(-1, 2).T for text in texts]
-
-        def search(part: range) -> None:
-            scores_N = np.zeros(self.passages, dtype=np.float32)
-            for q in part:
-                terms, counts = terms_Q[q]
-                starts, ends = self.ends[terms], self.ends[terms + 1]
-                best_rows(self.rows, self.scores, starts, ends, counts, scores_N, scores_QK[q], ids_QK[q])
-
+        terms_Q = [self._terms(text) for text in texts]
+        bounds = np.cumsum([0, *map(len, terms_Q)])
+        flat = np.fromiter(chain.from_iterable(chain.from_iterable(terms_Q)), dtype=np.int64)
+        terms, counts = flat.reshape(-1, 2).T
+        starts, ends = self.ends[terms], self.ends[terms + 1]
         threads = torch.get_num_threads()
+
+        def search(first: int) -> None:
+            scores_N = np.zeros(self.passages, dtype=np.float32)
+            best_rows(self.rows, self.scores, starts, ends, counts, bounds, first, threads, scores_N,
+                      scores_QK, ids_QK)  # fmt: skip
+
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(search, [range(first, len(texts), threads) for first in range(threads)]))
+            list(pool.map(search, range(threads)))
 
     def scores_of(self, text: str) -> np.ndarray:
         """scores_N float32 of all rows; 0 if a row shares no word with the text."""

@@ -32,6 +32,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # longer. FAISS's own OpenBLAS takes its threads from OpenMP.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+SECONDS_BETWEEN_LINES = 15  # of a progress bar that is written to a log file
+
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parents[1]
 IS_CHECKOUT = (CHECKOUT / "conf" / "train.yaml").is_file()  # otherwise installed from a wheel, which contains conf/
@@ -99,4 +101,6 @@ def progress(iterable=None, **options):
 
     options.setdefault("disable", not speaks())
     interactive = sys.stderr.isatty()
-    return tqdm(iterable, mininterval=0.2 if interactive else 15, dynamic_ncols=interactive, **options)
+    return tqdm(
+        iterable, mininterval=0.2 if interactive else SECONDS_BETWEEN_LINES, dynamic_ncols=interactive, **options
+    )
