@@ -1,6 +1,7 @@
 """Settings of the process."""
 
 import gc
+import weakref
 
 import pytest
 
@@ -32,3 +33,19 @@ def test_a_collector_that_was_off_stays_off(collector):
     with fast_imports():
         pass
     assert not gc.isenabled()
+
+
+def test_a_second_block_freezes_nothing(collector):
+    class Cycle:
+        pass
+
+    with fast_imports():
+        pass
+    garbage = Cycle()
+    garbage.itself = garbage
+    alive = weakref.ref(garbage)
+    del garbage
+    with fast_imports():
+        pass
+    gc.collect()
+    assert alive() is None

@@ -70,7 +70,8 @@ def fast_imports() -> Iterator[None]:
     gc.disable()
     try:
         yield
-        gc.freeze()  # later, it need not search the imported objects again
+        if not gc.get_freeze_count():  # once: what a later job of a sweep leaves behind must stay collectable
+            gc.freeze()  # later, it need not search the imported objects again
     finally:
         if enabled:
             gc.enable()
