@@ -24,7 +24,6 @@ from dream.evaluation.searcher import Searcher
 from dream.evaluation.system_names import short_names
 from dream.evaluation.systems import find_runs
 from dream.indexes.exact import ExactIndex
-from dream.runs.load import hybrid_weight
 from dream.utils.cached_folders import new_directory
 from dream.utils.errors import ConfigError, DataError
 
@@ -53,23 +52,12 @@ def test_the_hybrid_takes_the_weight_that_the_run_has_chosen(config, world, tmp_
         run = shutil.copytree(world / "logs/sweep/0", tmp_path / f"weight-{weight}")
         with new_directory(run / "encoder", replace=True) as unfinished:
             shutil.copytree(world / "logs/sweep/0/encoder", unfinished, dirs_exist_ok=True)
-            content = json.loads((unfinished / "belongs_to.json").read_text()) | {"share_weight": weight}
+            content = json.loads((unfinished / "belongs_to.json").read_text()) | {"hybrid_weight": weight}
             (unfinished / "belongs_to.json").write_text(json.dumps(content))
         evaluate(config("systems=[bm25,run,hybrid]", f"run={run}"))
         flat = results(tmp_path)["flat"]
         assert flat["hybrid/ndcg_at_10"] == pytest.approx(flat[f"{same}/ndcg_at_10"])
         assert f"hybrid: weight {weight} on the dense scores" in capsys.readouterr().out
-
-
-def test_a_weight_of_an_earlier_version_is_not_used(world, tmp_path, capsys):
-    """It was chosen for scores from 0 to 1."""
-    run = shutil.copytree(world / "logs/sweep/0", tmp_path / "run")
-    file = run / "encoder/belongs_to.json"
-    content = json.loads(file.read_text())
-    del content["share_weight"]
-    file.write_text(json.dumps(content | {"hybrid_weight": 0.9}))
-    assert hybrid_weight(run) is None
-    assert "earlier version of DREAM" in capsys.readouterr().out
 
 
 def test_every_file_has_the_same_figures(config, tmp_path):

@@ -32,36 +32,43 @@ def test_of_equally_good_weights_the_lowest_is_chosen():
 
 
 def test_the_hybrid_of_a_run():
-    """Document 2 is relevant. BM25 has it first, the dense ranking last: all the weight goes to BM25."""
+    """BM25's scores become 1, 2/3 and 0, the cosines 0, 1/2 and 1."""
     lexical = Ranking(np.array([[2, 1, 3]]), np.array([[4.0, 3.0, 1.0]], np.float32))
     dense = Ranking(np.array([[3, 1, 2]]), np.array([[0.8, 0.6, 0.4]], np.float32))
-    without = hybrid(lexical, dense, None)
-    assert np.array_equal(without.score_QR, weighted_sum(lexical, dense, WEIGHT, "minmax").score_QR)
-    chosen = hybrid(lexical, dense, 0.4)
-    assert chosen.rows_QR[0, :3].tolist() == [2, 1, 3]
-    shares = ((0.5, 1.0), (0.75, 0.75), (1.0, 0.25))  # of the best cosine, and of BM25's best score
-    assert chosen.score_QR[0, :3] == pytest.approx([0.4 * one + 0.6 * other for one, other in shares])
-    assert hybrid(lexical, dense, 0.75).rows_QR[0, :3].tolist() == [3, 1, 2]
-    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{2: 1}], [{}], 0)) == 0.0
-    assert choose_weight(lexical, dense, Judgements(["q"], ["q"], [{3: 1}], [{}], 0)) == 0.7
+    for weight in (None, 0.2, 0.7):
+        fused, used = hybrid(lexical, dense, weight), weight or WEIGHT
+        scores = {2: 1 - used, 1: 0.5 * used + 2 / 3 * (1 - used), 3: used}
+        order = sorted(scores, key=lambda row: -scores[row])
+        assert fused.rows_QR[0, :3].tolist() == order
+        assert fused.score_QR[0, :3] == pytest.approx([scores[row] for row in order])
+
+
+def test_held_out_questions_choose_the_weight():
+    """BM25 has the document of the first two queries first, the dense ranking that of the third: 0 or 1 of three."""
+    ranking = lambda rows: Ranking(np.array(rows), np.array([[2.0, 1.0]] * len(rows), np.float32))  # noqa: E731
+    lexical, dense = ranking([[1, 2]] * 3), ranking([[2, 1]] * 3)
+    judged = lambda rows: Judgements(["q"] * len(rows), ["q"] * len(rows), [{row: 1} for row in rows],  # noqa: E731
+                                     [{}] * len(rows), 0)  # fmt: skip
+    assert choose_weight(lexical, dense, judged([1, 1, 1])) == 0.0
+    only_dense = choose_weight(lexical, dense, judged([2, 2, 2]))
+    assert only_dense == 0.55  # from here on, the first document of the dense ranking is first
+    mixed = choose_weight(lexical, dense, judged([1, 1, 2]))
+    assert 0 < mixed < only_dense  # some samples have more of the third query
+    assert choose_weight(lexical, dense, judged([1, 1, 2])) == mixed
 
 
 def test_in_the_hybrid_documents_that_bm25_does_not_find_have_no_share():
-    """BM25 finds one document of two: the other one has no word of the query. A full ranking may lack documents."""
+    """BM25 finds one document of two, or nothing at all."""
     dense = Ranking(np.array([[2, 1]]), np.array([[0.8, 0.6]], np.float32))
     found = Ranking(np.array([[1, -1]]), np.array([[2.0, -np.inf]], np.float32))
-    assert hybrid(found, dense, 0.5).score_QR[0, :2] == pytest.approx([0.5 * 0.75 + 0.5, 0.5])
-    full = Ranking(np.array([[3, 1]]), np.array([[2.0, 1.0]], np.float32))
-    assert hybrid(full, dense, 0.5).rows_QR[0, :3].tolist() == [3, 2, 1]
-    assert hybrid(full, dense, 0.5).score_QR[0, :3] == pytest.approx([0.5 + 0.5 * 0.75, 0.5 + 0.25, 0.5 * 0.75 + 0.25])
+    assert hybrid(found, dense, 0.4).rows_QR[0, :2].tolist() == [1, 2]
+    assert hybrid(found, dense, 0.4).score_QR[0, :2] == pytest.approx([0.6, 0.4])
     nothing = Ranking(np.array([[-1, -1]]), np.full((1, 2), -np.inf, np.float32))
     assert hybrid(nothing, dense, 0.5).rows_QR[0, :2].tolist() == [2, 1]
 
 
 def test_in_the_hybrid_a_dense_ranking_may_be_short_and_have_negative_cosines():
-    """An approximate index found two documents; of others, nothing is known but that they are not better."""
     lexical = Ranking(np.array([[3, 1]]), np.array([[2.0, 1.0]], np.float32))
-    short = Ranking(np.array([[2, 1, -1]]), np.array([[0.8, 0.6, -np.inf]], np.float32))
-    assert hybrid(lexical, short, 0.5).score_QR[0, :3] == pytest.approx([0.5 * 0.75 + 0.5, 0.75, 0.5 * 0.75 + 0.25])
-    negative = Ranking(np.array([[2, 1]]), np.array([[-0.1, -0.3]], np.float32))
-    assert hybrid(lexical, negative, 0.5).score_QR[0, :3] == pytest.approx([0.5, 0.25, 0.25])
+    short = Ranking(np.array([[2, 1, -1]]), np.array([[0.8, -0.6, -np.inf]], np.float32))
+    assert hybrid(lexical, short, 0.4).rows_QR[0, :3].tolist() == [3, 2, 1]
+    assert hybrid(lexical, short, 0.4).score_QR[0, :3] == pytest.approx([0.6, 0.4, 0.0])

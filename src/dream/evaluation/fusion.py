@@ -1,6 +1,6 @@
 """Fusion of BM25 with a dense ranking, and rankings whose first documents are ranked again.
 
-Shape suffixes: Q labelled queries, R ranks. Reciprocal rank fusion is in `metrics`.
+Shape suffixes: Q labelled queries, R ranks, W weights, S samples. Reciprocal rank fusion is in `metrics`.
 """
 
 from collections.abc import Callable
@@ -12,33 +12,33 @@ from dream.evaluation.metrics import DEPTH, Judgements, Ranking, per_query_metri
 
 WEIGHT = 0.35  # of the dense scores if a run has chosen none; the best weights on four dev splits are 0.2 to 0.6
 STEP = 0.05  # difference between the weights that are tried if there are questions
+SAMPLES = 200  # bootstrap samples of the questions
 Normalisation = Literal["minmax", "zscore"]
 NORMALISATIONS = get_args(Normalisation)
-Normalised = tuple[np.ndarray, float]  # scores of a query's documents, and of those that are missing in the ranking
 
 
 def hybrid(lexical: Ranking, dense: Ranking, weight: float | None, depth: int = DEPTH) -> Ranking:
-    """Fuse BM25 with the dense ranking of a run, by a weighted sum of their scores.
-
-    If held-out questions have chosen the weight, each score is divided by the best score of its ranking for this query.
-    Otherwise the scores are normalised by `minmax`, and the weight is `WEIGHT`. With a published encoder, questions
-    choose better weights for shares of the best score. But without questions, one weight fits more corpora with
-    `minmax`. RESULTS.md has the figures.
+    """Fuse BM25 with the dense ranking of a run, by a `weighted_sum` of their scores with `minmax`.
 
     Args:
         lexical: BM25's ranking.
         dense: the dense ranking of the same queries.
-        weight: weight of the dense scores, if the run has chosen one: see `choose_weight`. None: it has not.
+        weight: weight of the dense scores, if the run has chosen one: see `choose_weight`. None: `WEIGHT`.
         depth: documents to rank for each query.
     """
-    if weight is None:
-        return weighted_sum(lexical, dense, WEIGHT, "minmax", depth)
-    return _sum(lexical, dense, weight, _share_of_best, depth)
+    return weighted_sum(lexical, dense, WEIGHT if weight is None else weight, "minmax", depth)
 
 
 def choose_weight(lexical: Ranking, dense: Ranking, judgements: Judgements) -> float:
-    """The weight of `hybrid` with the highest nDCG@10 on these queries."""
-    return tune_weight(lambda weight: hybrid(lexical, dense, weight), judgements, "ndcg_at_10", STEP)[0]
+    """A weight of `hybrid` for queries like these: the mean of the best weights of bootstrap samples of them.
+
+    The best weight (by nDCG@10) of a few hundred queries depends much on which queries they are. The mean over samples
+    depends less on it (bagging: Breiman 1996). RESULTS.md has the figures.
+    """
+    weights_W, metric_WQ = _by_weight(lambda weight: hybrid(lexical, dense, weight), judgements, "ndcg_at_10", STEP)
+    queries = metric_WQ.shape[1]
+    times_SQ = np.random.default_rng(0).multinomial(queries, np.full(queries, 1 / queries), SAMPLES)
+    return round(float(weights_W[(metric_WQ @ times_SQ.T).argmax(0)].mean()), 2)
 
 
 def weighted_sum(
@@ -56,18 +56,7 @@ def weighted_sum(
         normalisation: `minmax` (scores from 0 to 1) or `zscore` (mean 0, standard deviation 1).
         depth: documents to rank for each query.
     """
-    return _sum(lexical, dense, weight, _minmax if normalisation == "minmax" else _zscore, depth)
-
-
-def _sum(
-    lexical: Ranking, dense: Ranking, weight: float, normalise: Callable[[np.ndarray, bool], Normalised], depth: int
-) -> Ranking:
-    """The weighted sum of the normalised scores. Ties are ordered by document row.
-
-    Args:
-        normalise: returns the normalised scores of a query, and the score of the documents that are missing in the
-            ranking. It gets the scores, and whether the missing documents have no word of the query.
-    """
+    normalise = _minmax if normalisation == "minmax" else _zscore
     fused = Ranking.empty(len(lexical.rows_QR), depth)
     for q in range(len(fused.rows_QR)):
         documents = np.union1d(lexical.rows_QR[q], dense.rows_QR[q])
@@ -75,8 +64,7 @@ def _sum(
         scores = np.zeros(len(documents))
         for ranking, share in ((dense, weight), (lexical, 1 - weight)):
             found = ranking.rows_QR[q] >= 0
-            others_have_no_word = ranking is lexical and not found.all()
-            normalised, missing = normalise(ranking.score_QR[q][found].astype(np.float64), others_have_no_word)
+            normalised, missing = normalise(ranking.score_QR[q][found].astype(np.float64))
             of_documents = np.full(len(documents), missing)
             of_documents[np.searchsorted(documents, ranking.rows_QR[q][found])] = normalised
             scores += share * of_documents
@@ -116,21 +104,14 @@ def mix_top(first: Ranking, top: Ranking, weight: float, normalisation: Normalis
     return replace_top(first, weighted_sum(head, top, weight, normalisation, depth=k))
 
 
-def _share_of_best(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
-    """Scores divided by the best one. Negative cosines count as 0."""
-    best = scores.max(initial=0.0)
-    shares = scores.clip(min=0) / best if best > 0 else np.zeros_like(scores)
-    return shares, 0.0 if others_have_no_word or not len(shares) else shares.min()
-
-
-def _minmax(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
-    """Scores from 0 to 1. Equal scores become 1, so that the only document that BM25 finds is above the others."""
+def _minmax(scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scores from 0 to 1, and that of missing documents. Equal scores become 1: above documents that are missing."""
     spread = np.ptp(scores) if len(scores) else 0.0
     return (scores - scores.min()) / spread if spread else np.ones_like(scores), 0.0
 
 
-def _zscore(scores: np.ndarray, others_have_no_word: bool) -> Normalised:
-    """Scores with mean 0 and standard deviation 1. Equal scores become 0."""
+def _zscore(scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scores with mean 0 and standard deviation 1, and that of missing documents. Equal scores become 0."""
     normalised = (scores - scores.mean()) / (scores.std() or 1.0) if len(scores) else scores
     return normalised, normalised.min(initial=0.0)
 
@@ -146,7 +127,16 @@ def tune_weight(
         metric: one of `METRICS`.
         step: difference between the weights that are tried.
     """
-    weights = np.linspace(0, 1, round(1 / step) + 1).round(6)
-    means = [float(per_query_metrics(fuse(float(weight)), judgements)[metric].mean()) for weight in weights]
-    best = int(np.argmax(means))
-    return float(weights[best]), means[best]
+    weights_W, metric_WQ = _by_weight(fuse, judgements, metric, step)
+    means_W = metric_WQ.mean(1)
+    best = int(means_W.argmax())
+    return float(weights_W[best]), float(means_W[best])
+
+
+def _by_weight(
+    fuse: Callable[[float], Ranking], judgements: Judgements, metric: str, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(weights_W from 0 to 1, metric_WQ of each query with each weight)"""
+    weights_W = np.linspace(0, 1, round(1 / step) + 1).round(6)
+    values = [per_query_metrics(fuse(float(weight)), judgements)[metric] for weight in weights_W]
+    return weights_W, np.stack(values)

@@ -22,10 +22,7 @@ from dream.runs.paths import relocate
 from dream.store.store import Store
 from dream.utils.cached_folders import verify
 from dream.utils.errors import ConfigError, DamageError, DataError
-from dream.utils.logging import get_logger
 from dream.utils.runtime import PACKAGE
-
-log = get_logger(__name__)
 
 OWN_PACKAGE = "dream"
 REMOTE_CODE = "remote_code"  # an entry of `trust`: the run's language model may bring its own Python code
@@ -131,11 +128,7 @@ def open_store(folder: Path, cfg: DictConfig, data: str | Path | None = None) ->
 
 def hybrid_weight(folder: Path) -> float | None:
     """Weight of the dense scores in the hybrid with BM25. None if the run had no held-out questions to choose it."""
-    content = _belongs_to(folder)
-    if content.get("hybrid_weight") is not None:
-        log.info(f"{folder}: the hybrid has the default weight, because an earlier version of DREAM chose this run's "
-                 "weight for other scores; train again to choose one")  # fmt: skip
-    return content.get("share_weight")
+    return _belongs_to(folder).get("hybrid_weight")
 
 
 def _belongs_to(folder: Path) -> dict[str, Any]:

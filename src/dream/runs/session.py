@@ -125,7 +125,7 @@ class Run:
             encoder.save(unfinished)
             weight = trainer.callback_metrics.get("hybrid/weight")
             belongs_to = {"encoder_fingerprint": encoder.fingerprint(), "store": module.store.hash,
-                          "share_weight": None if weight is None else weight.item()}  # fmt: skip
+                          "hybrid_weight": None if weight is None else weight.item()}  # fmt: skip
             write_json(unfinished / BELONGS_TO, belongs_to)
         counts = {"pairs_asked": asked, "pairs_scored": scored, "lm_forwards": forwards}
         summary = self._summarize(trainer, module, counts)
