@@ -12,6 +12,7 @@ from tests.scorers.completions_server import CompletionsServer
 from tests.scorers.test_gguf import write_gguf
 
 from dream.build import build_module, build_text, build_trainer, check_config
+from dream.runs.steps import most_steps
 from dream.scorers.smollm2 import FOLDER as SMOLLM2
 from dream.utils.cached_folders import new_directory
 from dream.utils.errors import ConfigError
@@ -149,7 +150,7 @@ def test_option_composes_and_instantiates(composed, option):
         )
     parts = build_text(cfg)
     module = build_module(cfg, parts)
-    assert build_trainer(cfg, parts.corpus).max_steps == cfg.trainer.max_steps
+    assert build_trainer(cfg, parts.corpus).max_steps == most_steps(cfg.trainer)
     batch = next(iter(parts.data.train_dataloader()))
     assert module.encoder(batch.context, "query").shape == (4, parts.encoder.width)
 

@@ -24,6 +24,7 @@ from dream.runs.agreement import identity
 from dream.runs.config_file import without_secrets
 from dream.runs.estimate import announce
 from dream.runs.layout import INDEX, LAST
+from dream.runs.steps import AUTO, most_steps, steps_of
 from dream.scorers.questions import open_or_write
 from dream.store.store import Store
 from dream.utils.checkpoints import GracefulStop, SafeCheckpointIO
@@ -56,6 +57,8 @@ NEED_LABELS = ("evaluation", "best_checkpoint")  # callbacks that rank the label
 def check_config(cfg: DictConfig) -> None:
     """Refuse values that no part of the training can check itself, before a run folder is made."""
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
+    steps = cfg.trainer.max_steps
+    require(isinstance(steps, int) or steps == AUTO, "trainer.max_steps", steps, f"a number of steps, or {AUTO}")
     strategy = cfg.trainer.get("strategy", "auto")
     known = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
     require(known, "trainer.strategy", strategy, "is not supported; choose trainer=ddp, or trainer=fsdp, which divides "
@@ -158,9 +161,8 @@ def build_module(cfg: DictConfig, text: TextComponents, device: torch.device | s
         scorer = load_scorer()
         ask_questions(text, scorer)
         # The passage of a question is a candidate, or its continuation, but not both.
-        text.candidates.prepare(
-            store, index, own_passage=bool(text.data.questions) and not objective.needs_continuation
-        )
+        own_passage = bool(text.data.questions) and not objective.needs_continuation
+        text.candidates.prepare(store, index, steps_of(cfg.trainer, text.data), own_passage)
         objective.prepare(scorer, store, text.candidates.k)
     text.encoder.initialize(store, lambda: load_scorer().token_embeddings())
     return RetrieverModule(
@@ -201,6 +203,7 @@ def build_trainer(cfg: DictConfig, corpus: Corpus) -> L.Trainer:
     stop = GracefulStop(Path(cfg.paths.run) / LAST)
     return instantiate(
         cfg.trainer,
+        max_steps=most_steps(cfg.trainer),
         precision=precision_of(cfg.trainer),
         callbacks=[stop.own_signals, *built, HyperParameters(without_secrets(cfg)), stop],
         logger=[instantiate(logger) for logger in _loggers(cfg)],
@@ -217,7 +220,8 @@ def root_device(cfg: DictConfig) -> torch.device:
     """The device on which this process would train."""
     quiet_lightning()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return instantiate(cfg.trainer, precision=precision_of(cfg.trainer), **quiet).strategy.root_device
+    known = {"max_steps": most_steps(cfg.trainer), "precision": precision_of(cfg.trainer)}
+    return instantiate(cfg.trainer, **known, **quiet).strategy.root_device
 
 
 def precision_of(trainer: DictConfig) -> Any:

@@ -53,7 +53,7 @@ def small(make_store):
 
 
 def proposal(made, store, batch, step=0):
-    made.prepare(store, NoSnapshot())
+    made.prepare(store, NoSnapshot(), 10)
     return made.propose(batch, torch.zeros(len(batch), 2), step, len(batch)).tolist()
 
 
@@ -120,7 +120,7 @@ def test_windows_that_are_not_scored_ask_one_source(store, batch_of):
     """At step 0, three quarters of them ask source a. Scored windows ask both."""
     sources = {"a": Recorded([1, 2, 3, 4, 5, 6]), "b": Recorded([11, 12, 13, 14, 15, 16])}
     made = mixture(sources, exclude="overlap")
-    made.prepare(store, NoSnapshot())
+    made.prepare(store, NoSnapshot(), 10)
     far = [window for window in range(len(store.windows)) if store.windows["document"][window] > 20]
     windows = (far * 20)[:1000]
     batch = batch_of(store, windows, 5000)
@@ -147,7 +147,7 @@ def test_windows_that_are_not_scored_ask_one_source(store, batch_of):
 def test_no_windows_have_no_candidates(small, batch_of):
     """As with candidates.scored_windows=0 and candidates.hard_negatives=false."""
     made = mixture({"a": Forbidden([]), "b": Forbidden([])})
-    made.prepare(small, NoSnapshot())
+    made.prepare(small, NoSnapshot(), 10)
     batch = batch_of(small, [1]).head(0)
     assert made.propose(batch, torch.zeros(0, 2), 0, 0).shape == (0, 4)
 
@@ -212,7 +212,7 @@ def test_candidates_are_distinct_allowed_and_repeatable(store, batch_of, exclude
     def run(seed, consumed):
         sources = {"bm25": BM25Candidates(), "random": RandomCandidates(seed)}
         made = mixture(sources, schedule, k=8, exclude=exclude, seed=seed)
-        made.prepare(store, NoSnapshot())
+        made.prepare(store, NoSnapshot(), 10)
         batch = batch_of(store, list(range(0, len(store.windows), 5)), consumed)
         ids_BK = made.propose(batch, torch.zeros(len(batch), 2), 3, len(batch) // 2)
         assert ids_BK.dtype == torch.int64
@@ -239,7 +239,7 @@ def test_random_candidates_cover_the_corpus(store, batch_of):
 def test_too_many_candidates_for_the_corpus(small):
     made = mixture({"a": Fixed([]), "b": Fixed([])}, k=11)
     with pytest.raises(ConfigError, match=r"candidates\.k=11: .*only 10 passages"):
-        made.prepare(small, NoSnapshot())
+        made.prepare(small, NoSnapshot(), 10)
 
 
 @pytest.mark.parametrize(

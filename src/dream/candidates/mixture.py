@@ -61,7 +61,7 @@ class CandidateMixture:
         sources: by name.
         schedule: by name, the source's share at step 0 (`start`) and at step `schedule_steps` and later (`end`).
             Shares are relative. A source without an entry is not used.
-        schedule_steps: optimizer steps over which shares change linearly.
+        schedule_steps: optimizer steps over which shares change linearly; None: the steps of the run.
         k: candidates of a window, K.
         scored_windows: the LM scores this number of windows of a step, the first ones; None: all.
         hard_negatives: the other windows also get candidates, which are negatives.
@@ -81,7 +81,7 @@ class CandidateMixture:
         self,
         sources: Mapping[str, CandidateSource],
         schedule: Mapping[str, Mapping[str, float]],
-        schedule_steps: int,
+        schedule_steps: int | None,
         k: int,
         scored_windows: int | None,
         hard_negatives: bool,
@@ -95,8 +95,8 @@ class CandidateMixture:
         require(exclude in MODES, "candidates.exclude", exclude, f"choose one of {', '.join(MODES)}")
         fits = near_copy is None or LEAST <= near_copy <= 1
         require(fits, "candidates.near_copy", near_copy, f"choose null, or a similarity from {LEAST} to 1")
-        remedy = "choose 1 or more (by default it is trainer.max_steps; set it if that is -1)"
-        require(schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
+        remedy = "choose 1 or more, or null: the steps of the run"
+        require(schedule_steps is None or schedule_steps >= 1, "candidates.schedule_steps", schedule_steps, remedy)
         names = sorted(sources)
         known = set(schedule) <= set(names)
         require(known, "candidates.schedule", sorted(schedule), f"choose from the sources {', '.join(names)}")
@@ -114,16 +114,21 @@ class CandidateMixture:
         self.copies: NearCopies | None = None
         self.schedule_steps, self.k, self.exclude, self.seed = schedule_steps, k, exclude, seed
 
-    def prepare(self, store: Store, index: "IndexHandle", own_passage: bool = False) -> None:
+    def prepare(self, store: Store, index: "IndexHandle", steps: int, own_passage: bool = False) -> None:
         """Prepare the sources that have a share above 0 at some step.
 
         Args:
+            steps: optimizer steps of the run.
             own_passage: the first candidate of a question is the passage that it was written about.
 
         Raises:
-            ConfigError: a window has fewer than K allowed passages.
+            ConfigError: a window has fewer than K allowed passages, or the run has no last step and `schedule_steps` is
+                None.
         """
         self.store, self.own_passage = store, own_passage
+        self.schedule_steps = self.schedule_steps or steps
+        require(self.schedule_steps >= 1, "candidates.schedule_steps", "null", f"trainer.max_steps={steps} is no last "
+                "step; set one of them to 1 or more")  # fmt: skip
         allowed = fewest_allowed(store, self.exclude, self.k)
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
         require(self.k <= allowed, "candidates.k", self.k, remedy)
@@ -139,6 +144,7 @@ class CandidateMixture:
 
     def shares(self, step: int) -> dict[str, float]:
         """Share of each source at this step; they sum to 1."""
+        assert self.schedule_steps is not None  # after `prepare`
         done = min(max(step / self.schedule_steps, 0.0), 1.0)
         raw = {name: start + (end - start) * done for name, (start, end) in self.schedule.items()}
         return {name: share / sum(raw.values()) for name, share in raw.items()}

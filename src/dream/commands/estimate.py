@@ -16,6 +16,7 @@ from dream.build import TextComponents, build_module, precision_of
 from dream.objectives.attention import Attention
 from dream.objectives.joint_posterior import JointPosterior
 from dream.runs.estimate import duration
+from dream.runs.steps import steps_of
 from dream.scorers.pretraining.scratch import ScratchScorer
 from dream.store.store import Store
 from dream.utils.logging import quiet_lightning
@@ -57,18 +58,19 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
     with trainer.precision_plugin.forward_context():
         rate = _passages_per_second(module.encoder, text.store, device)
     every = OmegaConf.select(cfg, "callbacks.index_refresh.every_n_steps") or 0
-    refreshes = 1 + (cfg.trainer.max_steps // every if every else 1)
+    run_steps = steps_of(cfg.trainer, text.data)
+    refreshes = 1 + (run_steps // every if every else 1)
     passages = len(text.store.passages)
     embedding = refreshes * passages / rate
     return {
         "device": str(device),
         "seconds_per_step": round(step, 4),
-        "steps": cfg.trainer.max_steps,
-        "training_seconds": round(step * cfg.trainer.max_steps, 1),
+        "steps": run_steps,
+        "training_seconds": round(step * run_steps, 1),
         "passages_per_second": round(rate, 1),
         "refreshes": refreshes,
         "refresh_seconds": round(embedding, 1),
-        "total_seconds": round(step * cfg.trainer.max_steps + embedding, 1),
+        "total_seconds": round(step * run_steps + embedding, 1),
         "memory_mb": round(_peak_memory(device) / 1e6),
         "index_mb": round(passages * module.encoder.width * 2 / 1e6, 1),  # float16
         "language_model_is_trained_first": untrained,

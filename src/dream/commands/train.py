@@ -64,6 +64,7 @@ def _train(cfg: DictConfig | None) -> float | None:
 
     from dream.build import build_module, build_text, build_trainer
     from dream.runs.session import start_run
+    from dream.runs.steps import set_steps
     from dream.utils import ranks
 
     with start_run(cfg) as run:
@@ -76,7 +77,9 @@ def _train(cfg: DictConfig | None) -> float | None:
             text = build_text(cfg)
             run.check(text.identity)
             trainer = build_trainer(cfg, text.corpus)
-            return text, trainer, build_module(cfg, text, trainer.strategy.root_device)
+            module = build_module(cfg, text, trainer.strategy.root_device)
+            set_steps(trainer, cfg.trainer, text.data)
+            return text, trainer, module
 
         text, trainer, module = ranks.in_turn(build)
         ranks.share(module.encoder.state_dict().values())

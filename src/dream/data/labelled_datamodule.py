@@ -81,6 +81,10 @@ class LabelledDataModule(WindowDataModule):
         )
 
     @property
+    def distinct(self) -> int:
+        return min(len(self.pairs[0]), self.limit_windows or len(self.pairs[0]))
+
+    @property
     def pairs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(token ids of each query, passage ids of each query: one for each of its relevant documents)"""
         if self._pairs is None:

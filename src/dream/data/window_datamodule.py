@@ -215,6 +215,11 @@ class WindowDataModule(L.LightningDataModule):
         assert self._store is not None
         return self._store
 
+    @property
+    def distinct(self) -> int:
+        """Number of different windows in the stream."""
+        return min(len(self.store.windows), self.limit_windows or len(self.store.windows))
+
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         stream = self.stream(rank, world)

@@ -34,6 +34,7 @@ from dream.runs.layout import (
     is_in_run,
     run_of,
 )
+from dream.runs.steps import AUTO, most_steps
 from dream.utils import ranks
 from dream.utils.atomic_io import LOCK, point_latest, read_checked_json, write_bytes, write_checked_json, write_json
 from dream.utils.cached_folders import discard, new_directory
@@ -246,19 +247,20 @@ def _announce(run: Run, in_sweep: bool) -> None:
     if run.finished and in_sweep:
         log.info(f"Skipped: this job is finished, in {run.folder}")
         return
-    if run.finished:
+    if run.summary:
         log.info(
-            f"This run is finished: its {cfg.trainer.max_steps:,} steps are done, and its encoder and summary.json are "
+            f"This run is finished: its {run.summary['steps']:,} steps are done, and its encoder and summary.json are "
             f"in {run.folder}. To train it further raise trainer.max_steps; without ckpt a new run starts"
         )
         return
     world, windows = ranks.world(), cfg.data.batch_size
     divided = f" ({world} processes × {windows // world})" if world > 1 else ""
     encoder, objective = (cfg[group]._target_.split(".")[-2] for group in ("encoder", "objective"))
+    at_most = "at most " if cfg.trainer.max_steps == AUTO else ""
     resumed = f", resuming from {run.checkpoint}" if run.checkpoint else ""
     log.info(
         f"DREAM: training the {encoder} encoder on corpus {cfg.corpus.name} with the {objective} objective: "
-        f"{cfg.trainer.max_steps:,} steps of {windows} windows{divided}{resumed}\n  run folder  {run.folder}"
+        f"{at_most}{most_steps(cfg.trainer):,} steps of {windows} windows{divided}{resumed}\n  run folder  {run.folder}"
     )
 
 
@@ -278,7 +280,8 @@ def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
         summary = read_or_report(read_checked_json, folder / SUMMARY)
         stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
         whole += [is_whole(part) for part in (folder / ENCODER, *stores)]
-        if summary and snapshots and all(whole) and summary["steps"] >= cfg.trainer.max_steps:
+        is_last = cfg.trainer.max_steps == AUTO or (summary and summary["steps"] >= cfg.trainer.max_steps)
+        if summary and snapshots and all(whole) and is_last:
             run.summary = summary
     return run
 

@@ -7,8 +7,13 @@ from dream.utils.errors import require
 
 
 def warmup_then_linear(optimizer: torch.optim.Optimizer, max_steps: int, warmup_steps: int) -> LambdaLR:
-    """Linear increase from 0 over `warmup_steps` optimizer steps, then linear decrease to 0 at `max_steps`."""
+    """Linear increase from 0 over `warmup_steps` optimizer steps, then linear decrease to 0 at `max_steps`.
+
+    In a short run, the increase takes at most a quarter of the steps.
+    """
     require(warmup_steps >= 0, "optimizer.schedule.warmup_steps", warmup_steps, "0 or more steps")
+    if max_steps > 0:
+        warmup_steps = min(warmup_steps, max_steps // 4)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
