@@ -18,12 +18,25 @@ class Scores(Callback):
 
 
 def test_the_newest_and_the_best(train, tmp_path) -> None:
-    """last.ckpt is of step 4, the last multiple of 2; best.ckpt is of step 3, although step 5 is later."""
+    """last.ckpt is of step 5, the last one; best.ckpt is of step 3, although step 5 is later."""
     callbacks = [LastCheckpoint(every_n_train_steps=2), BestCheckpoint("val/score", every_n_train_steps=1), Scores()]
     train(tmp_path, [IndexRefresh(0, 50), *callbacks], 5)
     files = {file.name: file for file in (tmp_path / "checkpoints").iterdir()}
     steps = {name: torch.load(file, weights_only=True)["global_step"] for name, file in files.items()}
-    assert steps == {"last.ckpt": 4, "best.ckpt": 3}
+    assert steps == {"last.ckpt": 5, "best.ckpt": 3}
+
+
+def test_before_the_last_step_only_regular_steps_are_saved(train, tmp_path) -> None:
+    seen = {}
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, *_) -> None:
+            if last.exists():
+                seen[trainer.global_step] = torch.load(last, weights_only=True)["global_step"]
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    train(tmp_path, [IndexRefresh(0, 50), LastCheckpoint(every_n_train_steps=2), Watch()], 5)
+    assert seen == {2: 2, 3: 2, 4: 4}
 
 
 def test_a_resumed_run_saves_no_incomplete_step(train, tmp_path) -> None:

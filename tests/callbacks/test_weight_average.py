@@ -26,14 +26,15 @@ def test_the_last_weights_are_the_average(train, tmp_path) -> None:
         torch.testing.assert_close(found[name], 0.25 * before[name] + 0.75 * after[name])
 
 
-@pytest.mark.parametrize("every", [5, 6])
-def test_a_resumed_run_ends_with_the_same_average(train_retriever, tmp_path, every) -> None:
-    """The last checkpoint is of step 10, with the trained weights, or of step 12, with the average."""
-    options = [CALLBACK, f"callbacks.last_checkpoint.every_n_train_steps={every}"]
+@pytest.mark.parametrize(("name", "step"), [("regular", 10), ("last", 12)])
+def test_a_resumed_run_ends_with_the_same_average(train_retriever, tmp_path, name, step) -> None:
+    """The checkpoint of step 10 has the trained weights, and that of step 12 the average."""
+    regular = "{_target_: dream.callbacks.checkpoints._RunCheckpoint, filename: regular, every_n_train_steps: 5}"
+    options = [CALLBACK, f"+callbacks.regular={regular}"]
     expected, _ = train_retriever("run", *options)
-    last = tmp_path / "run/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 2 * every
-    again, _ = train_retriever("run", *options, ckpt=last)
+    checkpoint = tmp_path / f"run/checkpoints/{name}.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == step
+    again, _ = train_retriever("run", *options, ckpt=checkpoint)
     for name, weight in weights(again).items():
         assert torch.equal(weight, weights(expected)[name])
 

@@ -34,7 +34,7 @@ class _RunCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(_RunCheckpoint):
-    """Saves checkpoints/last.ckpt at regular steps, to resume from.
+    """Saves checkpoints/last.ckpt at regular steps and at the last one, to resume from, or to train further.
 
     Args:
         every_n_train_steps: optimizer steps between two checkpoints; a crash loses at most the work of these steps.
@@ -42,6 +42,13 @@ class LastCheckpoint(_RunCheckpoint):
 
     def __init__(self, every_n_train_steps: int) -> None:
         super().__init__("last", every_n_train_steps)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *batch: Any) -> None:
+        regular = self._every_n_train_steps
+        if trainer.global_step == trainer.max_steps:
+            self._every_n_train_steps = trainer.global_step  # so that this step is saved
+        super().on_train_batch_end(trainer, pl_module, *batch)
+        self._every_n_train_steps = regular
 
 
 class BestCheckpoint(_RunCheckpoint):
