@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from dream.batch import TokenBatch, WindowBatch
@@ -180,3 +182,11 @@ def train_retriever(tiny_config):
         return module, trainer
 
     return train
+
+
+CONSTANT_RATE = "optimizer.schedule={_target_: tests.callbacks.conftest.constant_rate}"
+
+
+def constant_rate(optimizer: torch.optim.Optimizer, max_steps: int, **_: Any) -> LambdaLR:
+    """Does not depend on the number of steps, so a run of fewer steps is the start of a longer one."""
+    return LambdaLR(optimizer, lambda step: 1.0)

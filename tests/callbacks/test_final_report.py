@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tests.callbacks.conftest import CONSTANT_RATE
 
 from dream.evaluation.labelled_queries import LabelledQueries
 from dream.indexes.bm25 import BM25Index
@@ -12,7 +13,7 @@ from dream.utils.atomic_io import read_checked_json, write_checked_json
 
 SYSTEMS = ("bm25", "untrained", "trained", "hybrid")
 METRICS = ("ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10")
-SHORT = ["trainer.max_steps=6", "callbacks.index_refresh.every_n_steps=3", "optimizer.optimizer.lr=0.05"]
+SHORT = ["trainer.max_steps=6", "callbacks.index_refresh.every_n_steps=3", "optimizer.optimizer.lr=0.01", CONSTANT_RATE]
 
 
 @pytest.fixture

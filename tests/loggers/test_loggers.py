@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tests.callbacks.conftest import CONSTANT_RATE
 
 from dream import build
 from dream.callbacks.hyperparameters import flat
@@ -14,7 +15,7 @@ from dream.commands.train import train
 from dream.utils import errors
 from dream.utils.errors import ConfigError
 
-SHORT = ["objective=info_nce", "callbacks.candidate_panels=null", "trainer.max_steps=3"]
+SHORT = ["objective=info_nce", "callbacks.candidate_panels=null", "trainer.max_steps=3", CONSTANT_RATE]
 
 
 def hparams_of(folder) -> dict:
