@@ -33,7 +33,7 @@ def test_a_number_is_taken_as_it_is():
     assert steps_of(trainer, Windows(256, 10**6)) == most_steps(trainer) == 7
 
 
-def test_a_run_with_automatic_steps_ends_and_is_not_trained_twice(config, tmp_path, capsys):
+def test_a_run_with_automatic_steps_ends_and_can_be_trained_further(config, tmp_path, capsys):
     overrides = ("trainer.max_steps=auto", "data.batch_size=32", "candidates.scored_windows=0")
     cfg = config("run", *overrides)
     wanted = steps_of(cfg.trainer, build_text(cfg).data)
@@ -46,6 +46,8 @@ def test_a_run_with_automatic_steps_ends_and_is_not_trained_twice(config, tmp_pa
     assert summary["steps"] == wanted
     train(config("run", *overrides, "ckpt=last"))
     assert f"This run is finished: its {wanted} steps are done" in capsys.readouterr().out
+    train(config("run", "trainer.max_steps=50", *overrides[1:], "ckpt=last"))  # trains it further
+    assert json.loads((tmp_path / "logs/run/summary.json").read_text())["steps"] == 50
 
 
 def test_a_run_with_automatic_steps_resumes_bitwise(config, tmp_path):
