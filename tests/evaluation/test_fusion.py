@@ -44,7 +44,7 @@ def test_the_hybrid_of_a_run():
 
 
 def test_held_out_questions_choose_the_weight():
-    """BM25 has the document of the first two queries first, the dense ranking that of the third: 0 or 1 of three."""
+    """BM25 ranks document 1 first for each query, and the dense ranking document 2."""
     ranking = lambda rows: Ranking(np.array(rows), np.array([[2.0, 1.0]] * len(rows), np.float32))  # noqa: E731
     lexical, dense = ranking([[1, 2]] * 3), ranking([[2, 1]] * 3)
     judged = lambda rows: Judgements(["q"] * len(rows), ["q"] * len(rows), [{row: 1} for row in rows],  # noqa: E731

@@ -69,28 +69,37 @@ def embed_corpus(
     record = PROGRESS if ranks.is_first() else f"progress-{ranks.rank()}.json"
     shards = _shards(count, rows_per_shard)
     own = shards[ranks.rank() :: ranks.world()]
-    total = sum(end - first for _, (first, end) in own)
-    bar = progress(total=total, unit=" passages", unit_scale=True, desc="embedding the corpus", leave=False)
-
-    def embedded() -> Iterator[tuple[str, np.ndarray]]:
-        for name, (first, end) in own:
-            if name in done:
-                bar.update(end - first)
-                continue
-            shard = np.empty((end - first, encoder.width), dtype=np.float16)
-            for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
-                shard[ids - first] = _embed(encoder, store, ids, device)
-                bar.update(len(ids))
-            yield name, shard
+    missing = [(name, ends) for name, ends in own if name not in done]
+    total, left = (sum(end - first for _, (first, end) in part) for part in (own, missing))
+    bar = progress(total=total, initial=total - left, unit=" passages", unit_scale=True, desc="embedding the corpus",
+                   leave=False)  # fmt: skip
 
     def write(name: str, shard: np.ndarray) -> None:
         done[name] = _write_shard(folder / name, shard)
         write_checked_json(folder / record, {"made_of": made_of, "shards": done})
 
     with torch.inference_mode(), _in_eval_mode(encoder), bar:
-        _write_beside(embedded(), write, meanwhile)
+        embedded = _embedded(missing, encoder, store, device, batch_passages, bar.update)
+        _write_beside(embedded, write, meanwhile)
     digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
     return {name: digests[name] for name, _ in shards}
+
+
+def _embedded(
+    shards: list[tuple[str, tuple[int, int]]],
+    encoder: Encoder,
+    store: Store,
+    device: torch.device | str,
+    batch_passages: int,
+    count: Callable[[int], Any],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(file name, embeddings) of each shard. `count` is called with the number of passages of each batch."""
+    for name, (first, end) in shards:
+        shard = np.empty((end - first, encoder.width), dtype=np.float16)
+        for ids in _batches_by_length(store, first, end, encoder.max_tokens, batch_passages):
+            shard[ids - first] = _embed(encoder, store, ids, device)
+            count(len(ids))
+        yield name, shard
 
 
 def _write_beside(

@@ -280,8 +280,8 @@ def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
         summary = read_or_report(read_checked_json, folder / SUMMARY)
         stores = Path(cfg.data.stores_dir).glob(f"*-{summary['store']}") if summary else ()
         whole += [is_whole(part) for part in (folder / ENCODER, *stores)]
-        is_last = cfg.trainer.max_steps == AUTO or (summary and summary["steps"] >= cfg.trainer.max_steps)
-        if summary and snapshots and all(whole) and is_last:
+        is_done = cfg.trainer.max_steps == AUTO or (summary and summary["steps"] >= cfg.trainer.max_steps)
+        if summary and snapshots and all(whole) and is_done:
             run.summary = summary
     return run
 
