@@ -7,6 +7,8 @@
         objective=leave_one_out objective._target_=head_students.SavedLeaveOneOut …
     PYTHONPATH=benchmarks dream-train … experiment=questions '~objective.lm_temperature' \\
         objective=marginal objective._target_=head_students.SavedMarginal …
+    PYTHONPATH=benchmarks dream-train … experiment=adapt_questions '~objective.lm_temperature' '~objective.target' \\
+        objective=attention objective._target_=head_students.HeadJointPosterior objective.heads=… objective.count=16 …
 
 `LinearAttention` is `objective=attention`, linearised: the loss of a window is -Σ_k p_k · g_k. g_k is the derivative of
 the mean log-likelihood of its target by the weight of passage k, where the chosen heads give all passages the same
@@ -27,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dream.objectives.attention import Attention
 from dream.objectives.base import Candidates, LossInputs, LossOutput
+from dream.objectives.joint_posterior import JointPosterior
 from dream.objectives.kl_posterior import KLPosterior
 from dream.objectives.leave_one_out import LeaveOneOut
 from dream.objectives.marginal import Marginal
@@ -38,6 +41,7 @@ from dream.store.store import Store
 from dream.utils.atomic_io import fingerprint
 
 LM_TEMPERATURE = 4.0  # of experiment=questions
+UNTRAINED_TEMPERATURE = 0.05  # of objective=joint_posterior
 FOUND, RANDOM, SEEDS = (4, 16), 16, (0, 1, 2)  # numbers of heads, and seeds of the random ones
 
 
@@ -159,9 +163,36 @@ class _ScaledGradient(KLPosterior):
         self.heads = heads
 
     def candidate_loglik(self, candidates: Candidates) -> Tensor:
-        gradient_SK, loglik_SK = self.heads.gradient(candidates.scores), candidates.scores.loglik_SK
-        spread, wanted = ((part - part.mean(1, keepdim=True)).std() for part in (gradient_SK, loglik_SK))
-        return gradient_SK * (wanted / spread)
+        return scaled_gradient(self.heads, candidates)
+
+
+class HeadJointPosterior(LinearAttention):
+    """`objective=joint_posterior` of experiment=adapt_questions, with the heads' gradient, scaled as above."""
+
+    needs_untrained = True
+
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        return _ScaledJointGradient(self)(inputs)
+
+
+class _ScaledJointGradient(JointPosterior):
+    def __init__(self, heads: LinearAttention) -> None:
+        super().__init__(
+            UNTRAINED_TEMPERATURE, "best_passage", temperature=heads.temperature, lm_temperature=LM_TEMPERATURE,
+            direction="forward", in_batch=True, continuation=heads.continuation, null_similarity=None,
+            unhelped_weight=1.0,
+        )  # fmt: skip
+        self.heads = heads
+
+    def candidate_loglik(self, candidates: Candidates) -> Tensor:
+        return scaled_gradient(self.heads, candidates)
+
+
+def scaled_gradient(heads: LinearAttention, candidates: Candidates) -> Tensor:
+    """gradient_SK of the heads, with the spread that the log-likelihoods of these candidates have."""
+    gradient_SK, loglik_SK = heads.gradient(candidates.scores), candidates.scores.loglik_SK
+    spread, wanted = ((part - part.mean(1, keepdim=True)).std() for part in (gradient_SK, loglik_SK))
+    return gradient_SK * (wanted / spread)
 
 
 class SavedLeaveOneOut(LeaveOneOut):

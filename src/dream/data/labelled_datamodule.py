@@ -72,7 +72,7 @@ class LabelledDataModule(WindowDataModule):
             batch_size=self.batch_size,
             max_query_tokens=self.max_query_tokens,
             continuation_tokens=self.continuation_tokens,
-            document_start_fraction=self.document_start_fraction,
+            document_start_fraction=self.start_fraction,
             limit=self.limit_windows,
             scored=0,
             start=self.consumed,

@@ -20,6 +20,10 @@ from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require, require_count
 from dream.utils.signals import ignore_in_worker
 
+AUTO = "auto"  # a value of `document_start_fraction`
+MOST_STARTS = 0.5
+STARTS_IN_A_PASS = 2.5
+
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]
 
@@ -128,7 +132,8 @@ class WindowDataModule(L.LightningDataModule):
         limit_windows: train only on the first n windows of the order, repeatedly; None: all windows.
         questions: take the scored windows in turn from questions about this many passages, written by the language
             model; None: windows of documents.
-        document_start_fraction: share of the windows that start a document.
+        document_start_fraction: share of the windows that start a document. `auto`: half. It is less if documents are
+            long: in one pass over the windows, a start is drawn at most 2.5 times.
         continuation_tokens: encoder tokens of a continuation.
         seed: seed of the order.
         passage_tokens: maximum length of a passage, in encoder tokens.
@@ -153,7 +158,7 @@ class WindowDataModule(L.LightningDataModule):
         workers: int,
         limit_windows: int | None,
         questions: int | None,
-        document_start_fraction: float,
+        document_start_fraction: float | str,
         continuation_tokens: int,
         seed: int,
         passage_tokens: int,
@@ -220,6 +225,14 @@ class WindowDataModule(L.LightningDataModule):
         """Number of different windows in the stream."""
         return min(len(self.store.windows), self.limit_windows or len(self.store.windows))
 
+    @property
+    def start_fraction(self) -> float:
+        """`document_start_fraction` as a number."""
+        if self.document_start_fraction != AUTO:
+            return float(self.document_start_fraction)
+        starts, windows = len(self.store.document_start_windows), len(self.store.windows)
+        return min(MOST_STARTS, STARTS_IN_A_PASS * starts / max(1, windows))
+
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         stream = self.stream(rank, world)
@@ -233,7 +246,7 @@ class WindowDataModule(L.LightningDataModule):
             self.batch_size,
             self.max_query_tokens,
             self.continuation_tokens,
-            self.document_start_fraction,
+            self.start_fraction,
             self.limit_windows,
             self.scored,
             self.consumed,
@@ -253,7 +266,7 @@ class WindowDataModule(L.LightningDataModule):
 
 
 def _check_order(batch_size: int, workers: int, limit_windows: int | None,
-                 questions: int | None, document_start_fraction: float, target: str) -> None:  # fmt: skip
+                 questions: int | None, document_start_fraction: float | str, target: str) -> None:  # fmt: skip
     """Raise ConfigError if a setting of the order of windows is impossible."""
     require(batch_size > 1, "data.batch_size", batch_size, "at least 2 windows a step")
     require(workers >= 0, "data.workers", workers, "0 or more loader processes")
@@ -261,12 +274,9 @@ def _check_order(batch_size: int, workers: int, limit_windows: int | None,
     require_count("data.questions", questions)
     require(questions is None or target == "context", "data.questions", questions,
             "set data.target=context: the language model is asked for the question")  # fmt: skip
-    require(
-        0 <= document_start_fraction <= 1,
-        "data.document_start_fraction",
-        document_start_fraction,
-        "between 0 and 1",
-    )
+    is_share = isinstance(document_start_fraction, int | float) and 0 <= document_start_fraction <= 1
+    require(is_share or document_start_fraction == AUTO, "data.document_start_fraction", document_start_fraction,
+            f"between 0 and 1, or {AUTO}")  # fmt: skip
     require(target in TARGETS, "data.target", target, f"choose one of {', '.join(TARGETS)}")
 
 

@@ -13,7 +13,7 @@ from dream.batch import TokenBatch
 
 # Tokens of a forward without gradient on a CPU (benchmarks/embedding.py).
 CPU_TOKENS = 2048  # the activations then fit into the cache
-AMX_TOKENS = 8192  # in bfloat16 with AMX: small matrix products do not use its speed
+AMX_TOKENS = 4096  # in bfloat16 with AMX: small matrix products do not use its speed
 
 
 def fastest_chunk(batch: TokenBatch, chunk: int | None, weights: torch.dtype) -> int | None:
