@@ -1,4 +1,4 @@
-"""Makes two test collections from Debian's files: neither was used to choose anything in this project.
+"""Makes test collections from Debian's files, to test what was chosen on others.
 
     curl -O http://deb.debian.org/debian/dists/bookworm/main/i18n/Translation-en.xz
     apt-get install perl-doc python3.11-doc          # or: apt-get download, then dpkg-deb -x
@@ -8,8 +8,9 @@
 - packages: a document is the long description of a package; 1,500 of the one-line descriptions are queries.
 - faq: a document is a section of the documentation of Perl and Python without its heading; the headings of their FAQs
   that are questions are queries.
+- pages: the same sections and queries, but a document is a whole page: 598 long documents.
 
-Both are written in BEIR's layout, with one relevant document for each query, all in the split test. Then:
+All are written in BEIR's layout, with one relevant document for each query, all in the split test. Then:
 
     dream-train experiment=quickstart corpus=beir corpus.path=unseen/faq evaluation.report_split=test
 """
@@ -19,7 +20,7 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 QUERIES, SEED = 1500, 5
-LEAST_WORDS = {"packages": 20, "faq": 15}  # of a document
+LEAST_WORDS = {"packages": 20, "faq": 15, "pages": 15}  # of a document, or of a section of a page
 LEAST_QUERY_WORDS = 4  # of a package's one-line description
 RST_LINE = re.compile(r"^([=\-~^*\"])\1{3,}$")  # below a heading
 RST_RULE = re.compile(r"^([=\-~^*\"#])\1{3,}$")
@@ -101,18 +102,26 @@ def rst_sections(folder: Path) -> Iterator[Document]:
                            re.sub(r"[`:]", "", heading) if is_question else None)  # fmt: skip
 
 
-def write(folder: Path, documents: Iterable[Document]) -> None:
-    """Write the collection in BEIR's layout."""
+def page(section: str) -> str:
+    """Id of the page of a section."""
+    return section.rpartition("-")[0]
+
+
+def write(folder: Path, documents: Iterable[Document], name: Callable[[str], str] = str) -> None:
+    """Write the collection in BEIR's layout. Documents with the same `name` of their ids are one document."""
     (folder / "qrels").mkdir(parents=True)
     kept = [row for row in documents if len(row.text.split()) >= LEAST_WORDS[folder.name]]
     asked = [row for row in kept if row.query]
-    rows = [{"_id": row.id, "title": "", "text": row.text} for row in kept]
+    texts: dict[str, list[str]] = {}
+    for row in kept:
+        texts.setdefault(name(row.id), []).append(row.text)
+    rows = [{"_id": document, "title": "", "text": "\n\n".join(parts)} for document, parts in texts.items()]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = [{"_id": f"q-{row.id}", "text": row.query} for row in asked]
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labels = "".join(f"q-{row.id}\t{row.id}\t1\n" for row in asked)
+    labels = "".join(f"q-{row.id}\t{name(row.id)}\t1\n" for row in asked)
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + labels)
-    log.info(f"{folder}: {len(kept):,} documents, {len(asked):,} queries")
+    log.info(f"{folder}: {len(texts):,} documents, {len(asked):,} queries")
 
 
 if __name__ == "__main__":
@@ -120,7 +129,9 @@ if __name__ == "__main__":
     parser.add_argument("--descriptions", type=Path, required=True, help="Debian's Translation-en.xz")
     parser.add_argument("--pods", type=Path, required=True, help="folder of Perl's .pod files")
     parser.add_argument("--sources", type=Path, required=True, help="folder _sources of Python's documentation")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two collections")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the collections")
     options = parser.parse_args()
     write(options.out / "packages", packages(options.descriptions))
-    write(options.out / "faq", [*pod_sections(options.pods), *rst_sections(options.sources)])
+    sections = [*pod_sections(options.pods), *rst_sections(options.sources)]
+    write(options.out / "faq", sections)
+    write(options.out / "pages", sections, page)
