@@ -197,7 +197,7 @@ def main() -> None:
         name = "steps" if options.device == "cpu" else "steps_gpu"
         record(name, transformer(options.model, overrides, options.rounds, options.steps, options.device))
     if options.old:
-        record("steps_static", [static(options.old, overrides, options.rounds)])
+        record("steps_static", [static(options.old.resolve(), overrides, options.rounds)])
 
 
 if __name__ == "__main__":
