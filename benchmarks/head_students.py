@@ -19,6 +19,7 @@ saved in data/head_students. Runs of other objectives with the same seed have th
 Shapes: S scored windows, K candidates of a window, G groups of heads, H heads, R rows, T tokens, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -116,7 +117,7 @@ class Saved:
             missing = CandidateScores(scores.scorer, scores.store, *ids, scores.timer)
             self.known |= {keys[row]: array for row, array in zip(new, compute(missing), strict=True)}
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part.npz")
+            part = self.file.with_suffix(f".{os.getpid()}.npz")  # several runs may write
             np.savez(part, **self.known)  # type: ignore[arg-type]
             part.replace(self.file)
         return [self.known[key] for key in keys]
