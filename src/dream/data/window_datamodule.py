@@ -21,8 +21,8 @@ from dream.utils.errors import require, require_count
 from dream.utils.signals import ignore_in_worker
 
 AUTO = "auto"  # a value of `document_start_fraction`
-MOST_STARTS = 0.5
-STARTS_IN_A_PASS = 2.5
+MOST_STARTS = 0.5  # of the windows
+STARTS_IN_A_PASS = 2.5  # most times that a start is drawn in one pass over the windows (RESULTS.md)
 
 # window ids, document rows, encoder ids of contexts and of continuations
 Examples = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray]]

@@ -70,19 +70,23 @@ def embed_corpus(
     shards = _shards(count, rows_per_shard)
     own = shards[ranks.rank() :: ranks.world()]
     missing = [(name, ends) for name, ends in own if name not in done]
-    total, left = (sum(end - first for _, (first, end) in part) for part in (own, missing))
-    bar = progress(total=total, initial=total - left, unit=" passages", unit_scale=True, desc="embedding the corpus",
-                   leave=False)  # fmt: skip
 
     def write(name: str, shard: np.ndarray) -> None:
         done[name] = _write_shard(folder / name, shard)
         write_checked_json(folder / record, {"made_of": made_of, "shards": done})
 
-    with torch.inference_mode(), _in_eval_mode(encoder), bar:
+    with torch.inference_mode(), _in_eval_mode(encoder), _bar(own, missing) as bar:
         embedded = _embedded(missing, encoder, store, device, batch_passages, bar.update)
         _write_beside(embedded, write, meanwhile)
     digests = {name: digest for part in ranks.everyone(done) for name, digest in part.items()}  # all are complete
     return {name: digests[name] for name, _ in shards}
+
+
+def _bar(own: list[tuple[str, tuple[int, int]]], missing: list[tuple[str, tuple[int, int]]]) -> Any:
+    """A progress bar over the passages of this rank's shards. It starts at those of complete shards."""
+    total, left = (sum(end - first for _, (first, end) in part) for part in (own, missing))
+    return progress(total=total, initial=total - left, unit=" passages", unit_scale=True, desc="embedding the corpus",
+                    leave=False)  # fmt: skip
 
 
 def _embedded(
