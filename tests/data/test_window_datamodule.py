@@ -148,14 +148,16 @@ def test_the_lead_share_opens_documents_and_every_window_still_comes(store):
     np.testing.assert_array_equal(np.sort(rest), np.arange(len(store.windows)))
 
 
-def test_beginnings_are_half_of_the_windows_but_fewer_if_documents_are_long(corpus, tokenizer, tmp_path):
+def test_beginnings_are_half_of_the_windows_but_fewer_if_documents_are_long(corpus, tokenizer, tmp_path, caplog):
     made = make_datamodule(corpus, tokenizer, tmp_path, document_start_fraction="auto")
     starts = len(made.store.document_start_windows)
     assert len(made.store.windows) > 5 * starts
     made.store.windows = made.store.windows[: 5 * starts]
     assert made.start_fraction == made.stream(0, 1).document_start_fraction == 0.5
     made.store.windows = np.concatenate([made.store.windows] * 4)
+    assert "instead of half" not in caplog.text
     assert made.start_fraction == made.stream(0, 1).document_start_fraction == 2.5 / 20
+    assert "12% of the windows are beginnings of documents instead of half" in caplog.text
 
 
 def test_a_limit_repeats_the_first_windows(store):

@@ -18,7 +18,10 @@ from dream.store.permutation import permute
 from dream.store.ragged import pad_tokens
 from dream.store.store import ENCODER, TARGETS, Store
 from dream.utils.errors import require, require_count
+from dream.utils.logging import get_logger
 from dream.utils.signals import ignore_in_worker
+
+log = get_logger(__name__)
 
 AUTO = "auto"  # a value of `document_start_fraction`
 MOST_STARTS = 0.5  # of the windows
@@ -240,6 +243,9 @@ class WindowDataModule(L.LightningDataModule):
 
     def stream(self, rank: int, world: int) -> WindowStream:
         """This rank's share of the stream. It starts at the first window that the run has not consumed."""
+        if self.document_start_fraction == AUTO and self.start_fraction < MOST_STARTS:
+            log.info(f"{self.start_fraction:.0%} of the windows are beginnings of documents instead of half, because "
+                     f"documents are long (data.document_start_fraction={MOST_STARTS} changes it)")  # fmt: skip
         return WindowStream(
             self.store,
             self.seed,
