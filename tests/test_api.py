@@ -39,6 +39,22 @@ def test_a_mistake_is_one_line(run):
         dream.load(run).search("some words", mode="fast")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.temperature=-1", r"objective\.temperature=-1"),
+        ("objective.temprature=1", r"objective\.temprature: no such key; did you mean objective\.temperature\?"),
+        ("objective=unknown", "objective=unknown: no such option; choose from"),
+        ("trainer.max_steps=-1", r"trainer\.max_steps=-1: a number of steps, at least 1, or auto"),
+    ],
+)
+def test_a_mistake_in_an_override_is_one_line(run_overrides, tmp_path, override, message):
+    folders = [f"paths.data={tmp_path / 'data'}", f"paths.logs={tmp_path / 'logs'}"]
+    with pytest.raises(dream.DreamError, match=message) as mistake:
+        dream.train([*run_overrides, *folders, override])
+    assert "\n" not in str(mistake.value)
+
+
 def test_the_log_of_a_run_has_levels_and_the_table(run):
     text = (run / "train.log").read_text()
     assert "INFO" in text

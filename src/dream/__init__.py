@@ -58,9 +58,11 @@ def train(overrides: Sequence[str] = (), config_dir: "str | Path | None" = None)
         DreamError: a mistake that the user can fix, in one line.
     """
     import dream.utils.runtime  # noqa: F401  before torch
+    from dream.commands.app import mistakes_raised
     from dream.commands.train import train
     from dream.runs.compose import compose_run
 
-    cfg = compose_run(overrides, config_dir)
-    train(cfg)
+    with mistakes_raised("train"):
+        cfg = compose_run(overrides, config_dir)
+        train(cfg)
     return Path(cfg.paths.run)

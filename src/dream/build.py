@@ -58,7 +58,8 @@ def check_config(cfg: DictConfig) -> None:
     """Refuse values that no part of the training can check itself, before a run folder is made."""
     require(isinstance(cfg.seed, int), "seed", cfg.seed, "must be a whole number")
     steps = cfg.trainer.max_steps
-    require(isinstance(steps, int) or steps == AUTO, "trainer.max_steps", steps, f"a number of steps, or {AUTO}")
+    is_count = isinstance(steps, int) and steps > 0
+    require(is_count or steps == AUTO, "trainer.max_steps", steps, f"a number of steps, at least 1, or {AUTO}")
     strategy = cfg.trainer.get("strategy", "auto")
     known = not isinstance(strategy, str) or strategy == "auto" or strategy.startswith(("ddp", "single_device"))
     require(known, "trainer.strategy", strategy, "is not supported; choose trainer=ddp, or trainer=fsdp, which divides "
@@ -160,7 +161,7 @@ def build_module(cfg: DictConfig, text: TextComponents, device: torch.device | s
     if objective.needs_candidates:
         scorer = load_scorer()
         ask_questions(text, scorer)
-        # The passage of a question is a candidate, or its continuation, but not both.
+        # Without continuations, the passage of a question is always its first candidate.
         own_passage = bool(text.data.questions) and not objective.needs_continuation
         text.candidates.prepare(store, index, steps_of(cfg.trainer, text.data), own_passage)
         objective.prepare(scorer, store, text.candidates.k)

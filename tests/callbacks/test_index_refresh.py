@@ -4,6 +4,7 @@ pytest tests/callbacks/test_index_refresh.py
 """
 
 import csv
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_keeps_what_checkpoints_name(train, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("dream.callbacks.index_refresh.KEEP", 3)
     train(third, [refresh_every(2)], 7)
     assert on_disk(third) == [4, 6, 7]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_training_further_keeps_the_snapshot_of_the_saved_encoder(train, tmp_path, finished) -> None:
+    """Until its new end, the run is searched with the encoder that it saved at its first end."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    module, _ = train(run, [refresh_every(2), checkpoints(outside, every=4)], 4)
+    if finished:
+        (run / "encoder").mkdir()
+        content = {"encoder_fingerprint": module.encoder.fingerprint()}
+        (run / "encoder" / "belongs_to.json").write_text(json.dumps(content))
+    (checkpoint,) = (outside / "checkpoints").iterdir()
+    train(run, [refresh_every(2)], 8, ckpt=checkpoint)
+    assert on_disk(run) == ([4, 8] if finished else [8])
 
 
 def test_an_unreadable_checkpoint_deletes_nothing(train, tmp_path) -> None:

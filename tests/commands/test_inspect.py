@@ -1,11 +1,15 @@
 """A corpus is described before training. Run: pytest tests/commands/test_inspect.py"""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
+from omegaconf import OmegaConf
 
+from dream.commands.estimate import StepClock, refreshes_of
 from dream.commands.inspect import inspect
 from dream.evaluation.corpus_report import languages, scripts
 from dream.scorers.attention.heads import HeadFinder
@@ -39,6 +43,8 @@ def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp
     expected = estimate["seconds_per_step"] * estimate["steps"] + estimate["refresh_seconds"]
     assert estimate["total_seconds"] == pytest.approx(expected, abs=0.2)
     assert estimate["memory_mb"] > 0
+    assert estimate["refreshes"] == 3  # at steps 0, 3 and 6
+    assert not (tmp_path / "data" / "loglik").exists()  # a second estimate scores as much as the first
     (folder,) = (tmp_path / "logs" / "inspections").iterdir()
     assert json.loads((folder / "report.json").read_text()) == report
     assert all(imread(folder / f"{name}.png").std() > 0 for name in ("document_lengths", "windows_per_document"))
@@ -46,6 +52,23 @@ def test_the_report_has_counts_windows_candidates_and_an_estimate(inspected, tmp
     assert "nothing is trained" in printed.splitlines()[0]
     assert "Estimate on cpu: " in printed
     assert not (tmp_path / "logs" / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("every_n_steps", "steps", "refreshes"), [(125, 30, 2), (125, 500, 5), (125, 501, 6), (0, 30, 2)]
+)
+def test_the_corpus_is_embedded_at_the_start_every_n_steps_and_at_the_end(every_n_steps, steps, refreshes):
+    assert refreshes_of(OmegaConf.create({"every_n_steps": every_n_steps}), steps) == refreshes
+    assert refreshes_of(None, steps) == 0
+
+
+def test_a_step_of_several_batches_is_timed_once():
+    clock, trainer = StepClock(), SimpleNamespace(global_step=0)
+    clock.on_train_start(trainer, None)
+    for step in (0, 1, 1, 2):
+        trainer.global_step = step
+        clock.on_train_batch_end(trainer, SimpleNamespace(device=torch.device("cpu")))
+    assert len(clock.seconds) == 2
 
 
 def test_heads_are_not_found_for_the_estimate(inspected, monkeypatch):

@@ -278,3 +278,4 @@ def test_a_run_that_starts_from_another_runs_checkpoint_has_only_its_own_metrics
     train(config("other", "objective=info_nce", f"ckpt={checkpoint}"))
     summary = json.loads((tmp_path / "logs" / "other" / "summary.json").read_text())
     assert [name for name in summary if name.startswith("train/")] == []
+    assert Searcher(tmp_path / "logs" / "other").run.index.current.step == summary["steps"]  # it has its own index

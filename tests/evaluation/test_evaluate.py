@@ -348,6 +348,15 @@ def test_paths_are_shortened_if_the_names_still_differ():
     assert short_names(["st:/a/b/model", "st:/c/b/model"])["st:/a/b/model"] == "st:/a/b/model"
 
 
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(config, world, tmp_path):
+    run = shutil.copytree(world / "logs/sweep/1", tmp_path / "other")
+    cfg = OmegaConf.load(run / "config.yaml")
+    cfg.optimizer.optimizer.lr *= 2
+    OmegaConf.save(cfg, run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"differ in optimizer\.optimizer\.lr \(0\.\d+, 0\.\d+\); evaluate them"):
+        evaluate(config(f"run=[{world / 'logs/sweep/0'},{run}]"))
+
+
 def test_a_sweeps_folder_names_its_finished_runs(world):
     assert find_runs(str(world / "logs/sweep")) == [world / "logs/sweep/0", world / "logs/sweep/1"]
 

@@ -47,7 +47,7 @@ def test_vectors_are_the_encoders(world, tmp_path) -> None:
             np.testing.assert_allclose(stored[passage_id], summed_D / summed_D.norm(), atol=1e-3)
     np.testing.assert_array_equal(snapshot.rows(np.array([170, 3, 49, 50])), stored[[170, 3, 49, 50]])
     assert report.overlap_at_10 is None
-    assert report.passages_per_second > 0
+    assert report.seconds > 0
 
 
 def test_finds_itself_first(world, tmp_path) -> None:
@@ -228,9 +228,11 @@ def test_open_with_another_index_builds_it(world, tmp_path) -> None:
 
 def test_the_same_step_again(world, tmp_path) -> None:
     """A resumed run with the same weights opens the existing snapshot. Other weights leave it untouched."""
-    refresh(new_handle(tmp_path), world, step=5)
-    handle = new_handle(tmp_path)
-    assert refresh(handle, world, step=5).passages_per_second == 0
+    first, handle = new_handle(tmp_path), new_handle(tmp_path)
+    refresh(first, world, step=5)
+    written = (first.current.path / "manifest.json").stat().st_mtime_ns
+    refresh(handle, world, step=5)
+    assert (handle.current.path / "manifest.json").stat().st_mtime_ns == written
     assert [path.name for path in handle.snapshots()] == ["snapshot-00000005"]
     other = world.make_encoder(seed=1)
     refresh(handle, world, other, step=5)

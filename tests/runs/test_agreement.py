@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from dream.commands.train import train
 from dream.runs.agreement import changed_keys
 from dream.utils.errors import ConfigError, DataError
+from dream.utils.lr_schedule import warmup_then_linear
 from dream.utils.optimizer_settings import OptimizerSettings
 
 
@@ -126,6 +127,41 @@ def test_learning_rate_and_weight_decay_of_the_config_are_used_after_a_resume(
     assert (group["weight_decay"], group["initial_lr"]) == (0.1, 0.0001)
     assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.0001]
     assert 0 <= group["lr"] <= 0.0001
+
+
+def test_a_run_that_is_trained_further_has_the_learning_rate_of_its_new_length():
+    """Its first run ended with 0."""
+
+    def make(max_steps: int):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+        return optimizer, warmup_then_linear(optimizer, max_steps, warmup_steps=2)
+
+    def train(optimizer, schedule, steps: int) -> list[float]:
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    first, first_schedule = make(10)
+    train(first, first_schedule, 10)
+    assert first.param_groups[0]["lr"] == 0
+    optimizer, schedule = make(20)
+    settings = OptimizerSettings(optimizer, schedule)
+    optimizer.load_state_dict(first.state_dict())
+    schedule.load_state_dict(first_schedule.state_dict())
+    settings.apply()
+    assert train(optimizer, schedule, 10) == train(*make(20), 20)[10:]
+
+
+def test_other_heads_and_other_learning_rates_are_changes():
+    before = {"objective": {"finder": {"rows": "window"}}, "optimizer": {"lr": 1.0}, "data": {"workers": 1}}
+    now = OmegaConf.create(
+        {"objective": {"finder": {"rows": "context"}}, "optimizer": {"lr": 2.0}, "data": {"workers": 2}}
+    )
+    assert changed_keys(before, now) == {"objective.finder.rows": ("window", "context")}
+    assert changed_keys(before, now, ("optimizer",)) == {"optimizer.lr": (1.0, 2.0)}
 
 
 def test_settings_of_a_schedule_with_state_follow_the_config_and_its_step_does_not():

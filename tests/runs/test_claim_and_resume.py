@@ -123,11 +123,16 @@ def test_a_job_that_slurm_starts_again_goes_on(tmp_path, find, monkeypatch):
 
 
 def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
-    dead, resumable, mine = (tmp_path / "logs" / "x" / name for name in ("dead", "resumable", "mine"))
+    names = ("dead", "resumable", "mine", "finished", "further")
+    dead, resumable, mine, finished, further = (tmp_path / "logs" / "x" / name for name in names)
     make_run(dead, 1, checkpoint=None)
     make_run(resumable, 2)
     make_run(mine, 3, checkpoint=None)
-    for run in (dead, resumable, mine):
+    for run, ended in ((finished, 2e9), (further, 1)):  # after, and before its last checkpoint
+        make_run(run, 4)
+        (run / "summary.json").write_text("{}")
+        os.utime(run / "summary.json", (ended, ended))
+    for run in (dead, resumable, mine, finished, further):
         (run / "index" / ".snapshot-00000000.partial").mkdir(parents=True)
     (tmp_path / "data" / "stores" / ".store.0123abcd.tmp").mkdir(parents=True)
     (dead / ".untrained.json.0123abcd.tmp").write_text("{")  # of a run that nobody will continue with
@@ -137,7 +142,9 @@ def test_tidying_spares_what_a_run_can_go_on_with(tmp_path):
     remove_unfinished(tmp_path / "data", tmp_path / "logs", mine)
     assert not list((dead / "index").iterdir())
     assert not list(dead.glob(".*"))
+    assert not list((finished / "index").iterdir())
     assert list((resumable / "index").iterdir())
+    assert list((further / "index").iterdir())
     assert list((mine / "index").iterdir())
     assert not list((tmp_path / "data" / "stores").iterdir())
     assert all(file.exists() for file in foreign)

@@ -64,6 +64,8 @@ def test_a_run_with_automatic_steps_resumes_bitwise(config, tmp_path):
     assert whole["trained/ndcg_at_10"] == resumed["trained/ndcg_at_10"]
 
 
-def test_other_text_is_refused(config):
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps=many: a number of steps, or auto"):
+def test_other_values_are_refused(config):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=many: a number of steps, at least 1, or auto"):
         train(config("run", "trainer.max_steps=many"))
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=-1: a number of steps, at least 1, or auto"):
+        train(config("run", "trainer.max_steps=-1"))

@@ -1,5 +1,6 @@
 """Keeps the index fresh: every n steps, the current encoder embeds the whole corpus again."""
 
+import json
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from dream.encoders.sharded import whole_encoder
 from dream.indexes.background import BackgroundSnapshots
 from dream.indexes.snapshot import IndexHandle
+from dream.runs.layout import BELONGS_TO, ENCODER
 from dream.utils import ranks
 from dream.utils.errors import DataError, DreamError, require
 from dream.utils.logging import get_logger
@@ -19,7 +21,7 @@ from dream.utils.logging import get_logger
 log = get_logger(__name__)
 
 MODES = ("blocking", "background")
-KEEP = 1  # number of newest snapshots to keep, in addition to the snapshots named by the run's checkpoints
+KEEP = 1  # number of newest snapshots to keep, in addition to those that `_to_keep` lists
 
 
 class IndexRefresh(L.Callback):
@@ -27,7 +29,7 @@ class IndexRefresh(L.Callback):
 
     A checkpoint names the snapshot that was searched when the checkpoint was written. Resuming opens that snapshot, so
     the run gets the same candidates as without the interruption. A snapshot is kept as long as a checkpoint in the
-    run's folder names it.
+    run's folder names it, or the run's saved encoder made it.
 
     Logs `index/overlap_at_10` and `index/seconds` at each refresh. Logs `index/age_steps` and `index/age_fraction` (the
     age divided by the refresh interval) at each step.
@@ -59,7 +61,8 @@ class IndexRefresh(L.Callback):
         self._background: BackgroundSnapshots | None = None
         self._state: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
-        self._named: dict[tuple[Path, int], set[Path] | None] = {}  # snapshots of each checkpoint file, by its mtime
+        # (checkpoint file, its mtime) → the snapshots that it names; None: it cannot be read
+        self._by_checkpoint: dict[tuple[Path, int], set[Path] | None] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._state)
@@ -112,9 +115,14 @@ class IndexRefresh(L.Callback):
             return current.encoder_fingerprint == encoder.fingerprint()
 
     def _refresh_unless_fresh(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """With gradient accumulation, several batches have the same step. Only the first of them refreshes."""
-        current = _handle(pl_module).current
-        if current is None or current.step != trainer.global_step:
+        """With gradient accumulation, several batches have the same step. Only the first of them refreshes.
+
+        A snapshot in another run's folder, which the first step with `ckpt=FILE` may search, does not count.
+        """
+        handle = _handle(pl_module)
+        current = handle.current
+        is_own = current is not None and current.path.parent.resolve() == handle.folder.resolve()
+        if current is None or not is_own or current.step != trainer.global_step:
             self.refresh(trainer, pl_module)
 
     def refresh(self, trainer: L.Trainer, pl_module: L.LightningModule, prune: bool = True) -> None:
@@ -180,9 +188,9 @@ class IndexRefresh(L.Callback):
     def _remember(self, handle: IndexHandle) -> None:
         current, background = handle.current, self._background
         assert current is not None
-        self._state = _named(handle, current.path, current.encoder_fingerprint, current.step)
+        self._state = _reference(handle, current.path, current.encoder_fingerprint, current.step)
         if background is not None and background.path is not None:
-            self._state["pending"] = _named(handle, background.path, background.fingerprint, background.step)
+            self._state["pending"] = _reference(handle, background.path, background.fingerprint, background.step)
 
     def _reopen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """Open the snapshot that the checkpoint names: in this run, in the checkpoint's run, or at its old path."""
@@ -211,19 +219,34 @@ class IndexRefresh(L.Callback):
         return False
 
     def _to_keep(self, handle: IndexHandle) -> set[Path]:
-        """The newest snapshots, and the snapshots that any checkpoint in the run's folder names."""
+        """The newest snapshots, those that any checkpoint in the run's folder names, and that of its saved encoder."""
         newest = sorted(handle.snapshots(), key=lambda path: (path / "manifest.json").stat().st_mtime)[-KEEP:]
         run = handle.folder.parent
         named: set[Path] = set()
         for file in run.rglob("*.ckpt"):
             key = (file, file.stat().st_mtime_ns)
-            if key not in self._named:
-                self._named[key] = _snapshots_of(file, run, self.state_key)
-            paths = self._named[key]
+            if key not in self._by_checkpoint:
+                self._by_checkpoint[key] = _snapshots_of(file, run, self.state_key)
+            paths = self._by_checkpoint[key]
             if paths is None:
                 return set(handle.snapshots())  # an unreadable checkpoint may need any snapshot, so keep all
             named |= paths
-        return named | set(newest)
+        return named | set(newest) | _of_saved_encoder(handle)
+
+
+def _of_saved_encoder(handle: IndexHandle) -> set[Path]:
+    """The snapshots by the encoder that the run has saved. A finished run that is trained further has the older
+    encoder until its end, and is searched with it."""
+    saved = _fingerprint_in(handle.folder.parent / ENCODER / BELONGS_TO)
+    return {path for path in handle.snapshots() if saved and _fingerprint_in(path / "manifest.json") == saved}
+
+
+def _fingerprint_in(file: Path) -> str | None:
+    """The encoder's fingerprint in a JSON file. None if the file cannot be read."""
+    try:
+        return json.loads(file.read_text())["encoder_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _snapshots_of(checkpoint: Path, run: Path, state_key: str) -> set[Path] | None:
@@ -242,7 +265,7 @@ def _places(trainer: L.Trainer, handle: IndexHandle, named: dict[str, Any]) -> l
     return list(dict.fromkeys([*(run / named["snapshot"] for run in runs), Path(named["absolute"])]))
 
 
-def _named(handle: IndexHandle, path: Path, fingerprint: str, step: int) -> dict[str, Any]:
+def _reference(handle: IndexHandle, path: Path, fingerprint: str, step: int) -> dict[str, Any]:
     """How a checkpoint names a snapshot."""
     path, run = path.absolute(), handle.folder.parent.absolute()
     relative = str(path.relative_to(run)) if path.is_relative_to(run) else str(path)

@@ -29,7 +29,7 @@ class WeightAverage(L.Callback):
         untrained: share of the weights before training, 0 to 1.
 
     Raises:
-        ConfigError: the share is out of its range, or there is no last step.
+        ConfigError: the share is out of its range.
     """
 
     def __init__(self, untrained: float) -> None:
@@ -39,7 +39,6 @@ class WeightAverage(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Keep a copy of the weights. Lightning restores a checkpoint after this hook."""
-        require(trainer.max_steps > 0, KEY, self.untrained, "needs a last step: set trainer.max_steps")
         self.before = {name: weight.detach().clone() for name, weight in _trained(pl_module.encoder)}
 
     @torch.no_grad()

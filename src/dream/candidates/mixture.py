@@ -122,13 +122,10 @@ class CandidateMixture:
             own_passage: the first candidate of a question is the passage that it was written about.
 
         Raises:
-            ConfigError: a window has fewer than K allowed passages, or the run has no last step and `schedule_steps` is
-                None.
+            ConfigError: a window has fewer than K allowed passages.
         """
         self.store, self.own_passage = store, own_passage
         self.schedule_steps = self.schedule_steps or steps
-        require(self.schedule_steps >= 1, "candidates.schedule_steps", "null", f"trainer.max_steps={steps} is no last "
-                "step; set one of them to 1 or more")  # fmt: skip
         allowed = fewest_allowed(store, self.exclude, self.k)
         remedy = f"some windows of this corpus have only {allowed} passages with candidates.exclude={self.exclude}"
         require(self.k <= allowed, "candidates.k", self.k, remedy)

@@ -87,6 +87,20 @@ def _mistakes_in_one_line(config_name: str, raises: bool) -> Iterator[None]:
         sys.exit(f"{_new_line()}error: {message}")
 
 
+@contextmanager
+def mistakes_raised(config_name: str) -> Iterator[None]:
+    """Raise a user's mistake as a DreamError of one line, for callers in Python."""
+    try:
+        yield
+    except DreamError:
+        raise
+    except Exception as error:
+        message = one_line(error, config_name)
+        if message is None:
+            raise
+        raise (user_error(error) or DreamError(message)) from error
+
+
 def _new_line() -> str:
     """A line break if a progress bar may stand in the current line."""
     return "\n" if "tqdm" in sys.modules else ""

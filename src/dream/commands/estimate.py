@@ -1,5 +1,6 @@
 """Estimates time and memory of a training from a few of its own steps."""
 
+import math
 import resource
 import sys
 import time
@@ -39,7 +40,7 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
     _leave_out_what_is_done_once(text)
     quiet_lightning()
     L.seed_everything(cfg.seed, verbose=False)
-    clock = _StepClock()
+    clock = StepClock()
     trainer = instantiate(cfg.trainer, precision=precision_of(cfg.trainer), max_steps=steps + 1, max_epochs=-1,
                           devices=1, callbacks=[clock], logger=False, enable_checkpointing=False,
                           enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -50,9 +51,8 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
     step = float(np.median(clock.seconds[1:]))
     with trainer.precision_plugin.forward_context():
         rate = _passages_per_second(module.encoder, text.store, device)
-    every = OmegaConf.select(cfg, "callbacks.index_refresh.every_n_steps") or 0
     run_steps = steps_of(cfg.trainer, text.data)
-    refreshes = 1 + (run_steps // every if every else 1)
+    refreshes = refreshes_of(OmegaConf.select(cfg, "callbacks.index_refresh"), run_steps)
     passages = len(text.store.passages)
     embedding = refreshes * passages / rate
     return {
@@ -70,8 +70,19 @@ def estimate(cfg: DictConfig, text: TextComponents, steps: int) -> dict[str, Any
     }
 
 
+def refreshes_of(settings: DictConfig | None, steps: int) -> int:
+    """How often a run embeds the corpus: at its start, every n steps, and at its end."""
+    if settings is None:
+        return 0
+    return 1 + math.ceil(steps / (settings.every_n_steps or steps))
+
+
 def _leave_out_what_is_done_once(text: TextComponents) -> None:
-    """Change the parts so that nothing is pretrained, written or found first. A step takes as long as without it."""
+    """Change the parts so that nothing is pretrained, written or found first. A step takes as long as without it.
+
+    Nor is the cache of log-likelihoods read: it may know these windows, but not most windows of a run.
+    """
+    text.scorer.cache_megabytes = 0
     if isinstance(text.scorer, ScratchScorer):
         text.scorer.pretrains = False
     if getattr(text.data, "questions", None):
@@ -82,21 +93,24 @@ def _leave_out_what_is_done_once(text: TextComponents) -> None:
         text.objective.heads = "random"  # which are as fast, and need not be found
 
 
-class _StepClock(Callback):
-    """The time of each step, with the wait for its batch, in seconds."""
+class StepClock(Callback):
+    """The time of each optimizer step, with the wait for its batches, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.ended = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:  # with gradient accumulation, a step has several batches
+            return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self.ended)
-        self.ended = now
+        self.ended, self.step = now, trainer.global_step
 
 
 def _passages_per_second(encoder: Any, store: Store, device: torch.device) -> float:
@@ -120,7 +134,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def sentence(found: dict[str, Any]) -> str:
     """The estimate in one line."""
-    each = found["refresh_seconds"] / found["refreshes"]
+    each = found["refresh_seconds"] / max(1, found["refreshes"])
     first = " The language model is trained before that, once." if found["language_model_is_trained_first"] else ""
     return (f"Estimate on {found['device']}: {duration(found['total_seconds'])} for {found['steps']:,} steps of "
             f"{found['seconds_per_step']:.2f} s, and {found['refreshes']} times {duration(each)} to embed the corpus "

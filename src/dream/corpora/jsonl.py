@@ -41,7 +41,7 @@ class JsonlCorpus(RecordCorpus):
         on_bad_document: Literal["error", "skip"],
         max_document_mb: float,
         language: str | None,
-        format: str | None = None,  # configs of runs by version 0.3 lack it
+        format: str | None = None,  # configs of runs by version 0.2 lack it
     ) -> None:
         self.path = existing_path("corpus.path", path, "file")
         super().__init__(name, id_field, title_field, text_fields, deduplicate, queries, qrels, on_bad_document,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from dream.corpora.base import Corpus
 from dream.encoders.base import Encoder
@@ -18,6 +17,8 @@ from dream.evaluation.settings import EvaluationSettings
 from dream.evaluation.system_names import FUSIONS, OF_A_RUN, Reranked, dense_part, reranked, untuned
 from dream.indexes.bm25 import BM25Index
 from dream.indexes.snapshot import IndexHandle, IndexSnapshot
+from dream.runs.agreement import FIXED, changed_keys
+from dream.runs.config_file import without_secrets
 from dream.runs.layout import CONFIG, ENCODER
 from dream.runs.load import hybrid_weight, open_config, open_encoder, open_store
 from dream.store.store import Store
@@ -26,6 +27,7 @@ from dream.utils.logging import get_logger
 
 log = get_logger(__name__)
 
+TRAINED_BY = (*FIXED, "optimizer", "trainer.max_steps", "corpus.name")  # equal in runs that differ only in the seed
 Pairs = Callable[[str], list[tuple[Ranking, Ranking]]]  # split → for each run, the two rankings to fuse
 Fuse = Callable[[Ranking, Ranking, float, Normalisation], Ranking]  # with the weight of the second ranking
 
@@ -52,10 +54,10 @@ def names_of_seeds(runs: Sequence[Path], trust: Sequence[str] = ()) -> list[str]
         ConfigError: the runs differ in more than the seed, or two have the same seed.
     """
     configs = [open_config(run, trust) for run in runs]
-    for key in ("corpus.name", "corpus.language", "encoder._target_", "objective._target_"):
-        chosen = {str(OmegaConf.select(config, key)) for config in configs}
-        require(len(chosen) <= 1, "run", [str(run) for run in runs], f"runs that are compared as seeds differ in {key} "
-                f"({', '.join(sorted(chosen))}); evaluate them one by one")  # fmt: skip
+    for config in configs[1:]:
+        for key, (first, other) in changed_keys(without_secrets(configs[0]), config, TRAINED_BY).items():
+            require(key.split(".")[-1] == "seed", "run", [str(run) for run in runs], "runs that are compared as seeds "
+                    f"differ in {key} ({first}, {other}); evaluate them one by one")  # fmt: skip
     seeds = [f"seed={config.get('seed')}" for config in configs]
     require(len(set(seeds)) == len(seeds), "run", [str(run) for run in runs], "two of the runs have the same seed; "
             "evaluate them one by one")  # fmt: skip

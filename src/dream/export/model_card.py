@@ -118,7 +118,7 @@ def _facts(job: Job, summary: dict[str, Any]) -> str:
         "training": f"{summary['steps']:,} steps of {config['data']['batch_size']} windows" if summary else None,
         "pairs scored": f"{summary['pairs_asked']:,}" if summary.get("pairs_asked") else None,
         "seed": config["seed"],
-        "time": f"{summary['wall_seconds']:,.0f} s" if summary else None,
+        "time since the last start": f"{summary['wall_seconds']:,.0f} s" if summary else None,
         "versions": ", ".join(f"{key[8:]} {value}" for key, value in summary.items() if key.startswith("version/")),
     }
     return "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value not in (None, ""))

@@ -47,12 +47,10 @@ class RefreshReport:
     Args:
         seconds: wall time of the whole refresh.
         overlap_at_10: `overlap` of the old and the new snapshot; None for the first snapshot.
-        passages_per_second: speed of embedding and writing. 0 if the snapshot existed already.
     """
 
     seconds: float
     overlap_at_10: float | None
-    passages_per_second: float
 
 
 class IndexSnapshot:
@@ -186,7 +184,7 @@ class IndexHandle:
         began = time.perf_counter()
         old, fingerprint = self.current, ranks.on_rank_zero(encoder.fingerprint)
         name, exists = ranks.on_rank_zero(lambda: self.name_of(fingerprint, store.hash, step))
-        path, speed, is_built = self.folder / name, 0.0, False
+        path, is_built = self.folder / name, False
         if not exists:  # otherwise a run resumed from an earlier checkpoint repeats this step
             digests: dict[str, str] = {}
             with ExitStack() as making:  # rank 0 creates and completes the folder
@@ -195,12 +193,10 @@ class IndexHandle:
                 def keep() -> None:
                     digests[WEIGHTS] = keep_weights(encoder, weights, unfinished / WEIGHTS)
 
-                started = time.perf_counter()
                 rows = self.rows_per_shard or min(MOST_ROWS, max(LEAST_ROWS, -(-len(store.passages) // SHARDS)))
                 shards = embed_corpus(unfinished, encoder, store, device, batch_passages, rows, fingerprint,
                                       keep if ranks.is_first() else None)  # fmt: skip
                 digests |= shards
-                speed = len(store.passages) / (time.perf_counter() - started)
                 made_of = {"store_hash": store.hash, "encoder_fingerprint": fingerprint, "step": step,
                            "count": len(store.passages), "width": encoder.width, "shards": list(shards)}  # fmt: skip
 
@@ -214,7 +210,7 @@ class IndexHandle:
         if not is_built:
             self.open(path, store, encoder.width)
         shared = overlap(old, self.current) if old and self.current and ranks.is_first() else None
-        return RefreshReport(time.perf_counter() - began, shared, speed)
+        return RefreshReport(time.perf_counter() - began, shared)
 
     def _complete(self, folder: Path, made_of: dict[str, Any]) -> Index:
         """Write the index and the manifest next to the shards. Returns the index."""

@@ -56,7 +56,8 @@ class LossInputs:
     """The inputs of an objective for B windows.
 
     Args:
-        same_document_BA: whether two windows come from the same document, or from documents with near copies.
+        same_document_BA: whether two windows come from the same document, or from documents with near copies. These are
+            known only if the objective needs candidates.
         candidates: the candidates; None if the objective does not need them.
         continuation_sim_BA: cosine of the context of window b and the continuation of window c, with gradient; None if
             the objective does not need it.

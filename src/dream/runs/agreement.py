@@ -1,6 +1,6 @@
 """Checks that a resumed run agrees with the run that wrote the checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -32,20 +32,20 @@ FREE = {
 }
 
 
-def changed_keys(before: dict[str, Any], now: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Fixed keys that differ: name → (value when the run was started, value now)."""
+def changed_keys(before: dict[str, Any], now: DictConfig, keys: Sequence[str] = FIXED) -> dict[str, tuple[Any, Any]]:
+    """Keys that differ: name → (value when the run was started, value now). Keys in FREE are left out.
+
+    Args:
+        before: the config of the run, resolved.
+        now: the other config.
+        keys: the keys and sections that are compared, in addition to the language of the corpus.
+    """
     after = without_secrets(now)  # as the saved config is
     assert isinstance(after, dict)
-    old, new = (
-        _flat({name: config.get(name) for name in FIXED})
-        | {"corpus.language": (config.get("corpus") or {}).get("language")}
-        for config in (before, after)
-    )
-    return {
-        key: (old.get(key), new.get(key))
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key not in FREE and not key.startswith("objective.finder.")
-    }
+    old, new = _flat(before), _flat(after)
+    sections = tuple(f"{key}." for key in (*keys, "corpus.language"))
+    compared = sorted(key for key in {*old, *new} if f"{key}.".startswith(sections) and key not in FREE)
+    return {key: (old.get(key), new.get(key)) for key in compared if old.get(key) != new.get(key)}
 
 
 def refuse_changes(before: dict[str, Any], now: DictConfig) -> None:

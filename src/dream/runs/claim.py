@@ -46,10 +46,15 @@ def remove_unfinished(data: Path, logs: Path, run: Path) -> None:
         remove_leftovers(folder)
     for partial in logs.rglob("index/.*.partial"):
         folder = partial.parent.parent
-        resumable = (folder / LAST).exists() and not (folder / SUMMARY).exists()
-        if folder != run and not resumable and (lock := try_lock(folder)) is not None:
+        if folder != run and not _can_continue(folder) and (lock := try_lock(folder)) is not None:
             discard(partial)
             unlock(lock)
+
+
+def _can_continue(folder: Path) -> bool:
+    """Whether a run has work left: it is unfinished, or it was finished and is trained further."""
+    last, summary = folder / LAST, folder / SUMMARY
+    return last.exists() and (not summary.exists() or last.stat().st_mtime > summary.stat().st_mtime)
 
 
 def remove_unused(folder: Path) -> None:

@@ -31,7 +31,6 @@ from dream.runs.layout import (
     LOG,
     SLURM_JOB,
     SUMMARY,
-    is_in_run,
     run_of,
 )
 from dream.runs.steps import AUTO, most_steps
@@ -55,7 +54,6 @@ class Run:
         cfg: the resolved config; `cfg.paths.run` is the folder.
         folder: the run's folder.
         checkpoint: the checkpoint to resume from, or None.
-        resumed: whether the run continues in the folder where it stopped.
         is_new: whether the run has a new folder.
         summary: content of summary.json if the run is already finished, otherwise None.
         timer: measures the time of the run, from its start.
@@ -64,7 +62,6 @@ class Run:
     cfg: DictConfig
     folder: Path
     checkpoint: Path | None = None
-    resumed: bool = False
     is_new: bool = True
     summary: dict[str, Any] | None = None
     timer: Timer = field(default_factory=Timer)
@@ -72,7 +69,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What the other ranks of the job must know, as plain values."""
-        names = ("folder", "checkpoint", "resumed", "is_new", "summary")
+        names = ("folder", "checkpoint", "is_new", "summary")
         return {"cfg": OmegaConf.to_container(self.cfg, resolve=True)} | {name: getattr(self, name) for name in names}
 
     def check(self, identity: Mapping[str, str]) -> None:
@@ -266,8 +263,7 @@ def _announce(run: Run, in_sweep: bool) -> None:
 
 def _reopen(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> Run:
     """The run that stopped or ended in this folder. Damaged files are reported, and rebuilt on resume."""
-    resumed = checkpoint is not None and is_in_run(checkpoint, folder)
-    run = Run(cfg, folder, checkpoint, resumed, is_new=False)
+    run = Run(cfg, folder, checkpoint, is_new=False)
     for file in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
         if file.resolve() != checkpoint:  # `checkpoint` is already verified
             read_or_report(verify_checkpoint, file)

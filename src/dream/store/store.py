@@ -58,7 +58,8 @@ class Store:
     def ask(self, questions: Questions) -> None:
         """Add questions as windows: their ids follow those of the windows that are pieces of documents.
 
-        A question is a context, its continuation is the passage that it was written about, and no passage overlaps it.
+        A question is a context. Its continuation starts with the passage that it was written about, and can be longer.
+        No passage overlaps a question.
         """
         self.questions = questions
 

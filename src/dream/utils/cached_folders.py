@@ -125,14 +125,13 @@ def _listing(entries: dict[str, list]) -> bytes:
     return (json.dumps({"checksum": digest, "files": entries}, indent=1) + "\n").encode()
 
 
-def verify(folder: Path, content: bool = True, ignore: str | None = None) -> None:
+def verify(folder: Path, ignore: str | None = None) -> None:
     """Check that the folder has not changed since `seal`.
 
     The checksums of a large folder are compared once: see `verified.py`.
 
     Args:
         folder: a sealed folder.
-        content: compare checksums, not only sizes.
         ignore: name of a file that may be damaged.
 
     Raises:
@@ -143,8 +142,8 @@ def verify(folder: Path, content: bool = True, ignore: str | None = None) -> Non
         if not listing.is_file():
             raise DamageError(f"{listing}: missing, so nothing in this folder can be verified")
         entries = _entries(listing)
-        stamps = stamps_of(folder, [CHECKSUMS, *entries]) if content else None
-        content = content and not is_recorded(folder, stamps)
+        stamps = stamps_of(folder, [CHECKSUMS, *entries])
+        is_new = not is_recorded(folder, stamps)
         for name, (size, digest) in entries.items():
             file = folder / name
             if name == ignore:
@@ -153,9 +152,9 @@ def verify(folder: Path, content: bool = True, ignore: str | None = None) -> Non
                 raise DamageError(f"{file}: missing")
             if file.stat().st_size != size:
                 raise DamageError(f"{file}: damaged ({file.stat().st_size:,} bytes instead of {size:,})")
-            if content and checksum(file) != digest:
+            if is_new and checksum(file) != digest:
                 raise DamageError(f"{file}: damaged (its checksum has changed)")
-        if content and ignore is None:
+        if is_new and ignore is None:
             record(folder, stamps)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error

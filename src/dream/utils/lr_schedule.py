@@ -12,8 +12,7 @@ def warmup_then_linear(optimizer: torch.optim.Optimizer, max_steps: int, warmup_
     In a short run, the increase takes at most a quarter of the steps.
     """
     require(warmup_steps >= 0, "optimizer.schedule.warmup_steps", warmup_steps, "0 or more steps")
-    if max_steps > 0:
-        warmup_steps = min(warmup_steps, max_steps // 4)
+    warmup_steps = min(warmup_steps, max_steps // 4)
 
     def factor(step: int) -> float:
         if step < warmup_steps:

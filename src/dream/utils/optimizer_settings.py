@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dream.utils.logging import get_logger
 
@@ -15,7 +15,8 @@ class OptimizerSettings:
     """Settings of a new optimizer and its schedule, such as learning rate and weight decay, to apply after a resume.
 
     A checkpoint restores the optimizer's moments and the schedule's step, which are kept. It also restores the settings
-    of the run that wrote it. `apply` replaces them.
+    of the run that wrote it. `apply` replaces them. It also computes the learning rate of a `LambdaLR` from its step
+    again: a run that is trained further has another one there, and a finished run had 0.
 
     Args:
         optimizer: a new optimizer, built from the config.
@@ -36,18 +37,25 @@ class OptimizerSettings:
     def apply(self) -> None:
         """Replace the restored settings by those of the config, and log the changes."""
         changes = self._changes()
-        if not changes:
+        if not changes and not isinstance(self.schedule, LambdaLR):
             return
         for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
             group |= settings
         for name, value in self.arguments.items():
             setattr(self.schedule, name, value)
-        factors = [lr / base if base else 0.0 for lr, base in zip(self._lrs(), self.schedule.base_lrs, strict=True)]
+        factors = self._factors()
         self.schedule.base_lrs = list(self.base_lrs)
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, factors, strict=True):
             group["lr"] = base * factor
         self.schedule._last_lr = self._lrs()  # type: ignore[assignment]
-        log.info(f"Resuming with other optimizer settings than before: {', '.join(changes)}")
+        if changes:
+            log.info(f"Resuming with other optimizer settings than before: {', '.join(changes)}")
+
+    def _factors(self) -> list[float]:
+        """What each base learning rate is multiplied by at the restored step."""
+        if isinstance(self.schedule, LambdaLR):
+            return [float(function(self.schedule.last_epoch)) for function in self.schedule.lr_lambdas]
+        return [lr / float(base) if base else 0.0 for lr, base in zip(self._lrs(), self.schedule.base_lrs, strict=True)]
 
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
