@@ -1,9 +1,9 @@
 """Batches of windows and tokens, from the store to the objective.
 
-Shape suffixes, in all files: B windows of a step on this rank; A windows of the step on all ranks, first those of this
-rank; S windows of B that the LM scores; P windows of B that have candidates; K candidates of a window; U distinct
-candidates of the step on all ranks; N passages of the corpus; T tokens
-(padded); D embedding width; V vocabulary; Q labelled queries.
+Shape suffixes, in all files that have no legend of their own: B windows of a step on this rank; A windows of the step
+on all ranks, first those of this rank; S windows of B that the LM scores; P windows of B that have candidates; K
+candidates of a window; U distinct candidates of the step on all ranks; N passages of the corpus; T tokens (padded); D
+embedding width; V vocabulary; Q labelled queries.
 """
 
 from dataclasses import dataclass

@@ -110,32 +110,39 @@ class RetrieverModule(L.LightningModule):
         return torch.from_numpy(~own_BU).to(self.device)
 
     def _score_candidates(self, batch: WindowBatch, query_BD: Tensor) -> Candidates | None:
-        """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index.
-
-        Each rank proposes candidates for its own windows, and all ranks together embed those of all windows.
-        """
+        """Similarities with all distinct candidates of the step, computed by the current encoder, not by the index."""
         if not self.objective.needs_candidates:
             return None
-        world = ranks.world()
-        scored, proposed = (batch.head(count // world) for count in self.candidates.counts(len(batch) * world))
-        with self.timer("propose"):
-            query_PD = query_BD[: len(proposed)].detach()
-            candidate_ids_PK = self.candidates.propose(proposed, query_PD, self.global_step, len(scored))
-        ids = scored.window_ids_B, candidate_ids_PK[: len(scored)]
-        scores = CandidateScores(self.scorer, self.store, *ids, self.timer)
+        scored, candidate_ids_PK = self._propose(batch, query_BD)
+        candidate_ids_SK = candidate_ids_PK[: len(scored)]
+        scores = CandidateScores(self.scorer, self.store, scored.window_ids_B, candidate_ids_SK, self.timer)
         with self.timer("encode"):
-            distinct_U, columns = torch.unique(ranks.gather(candidate_ids_PK), return_inverse=True)
+            distinct_U, columns_RSK = self._distinct(candidate_ids_PK, len(scored))
             sim_BU = cosines(query_BD, self._embed_passages(distinct_U))
-        columns_RSK = columns.to(self.device).unflatten(0, (world, len(proposed)))[:, : len(scored)]  # R ranks
         columns_SK = columns_RSK[0]
         negative_BU = self._negatives(batch, distinct_U)
         # The candidates of a scored window share its posterior: they may come from its own document.
         allowed_BU = negative_BU.clone()
         allowed_BU[: len(scored)].scatter_(1, columns_SK, True)
-        untrained_sim_SK = self.untrained.similarities(scored.context, ids[1]) if self.untrained else None
+        untrained_sim_SK = self.untrained.similarities(scored.context, candidate_ids_SK) if self.untrained else None
         return Candidates(
             sim_BU, columns_SK, allowed_BU, negative_BU, distinct_U, columns_RSK.unique(), scores, untrained_sim_SK
         )
+
+    def _propose(self, batch: WindowBatch, query_BD: Tensor) -> tuple[WindowBatch, Tensor]:
+        """(scored windows, candidate_ids_PK): the first windows of a batch are scored, the first P have candidates."""
+        world = ranks.world()
+        scored, proposed = (batch.head(count // world) for count in self.candidates.counts(len(batch) * world))
+        with self.timer("propose"):
+            query_PD = query_BD[: len(proposed)].detach()
+            return scored, self.candidates.propose(proposed, query_PD, self.global_step, len(scored))
+
+    def _distinct(self, candidate_ids_PK: Tensor, scored: int) -> tuple[Tensor, Tensor]:
+        """(distinct_U, columns_RSK): the distinct candidates of all R ranks' windows, and where those of the scored
+        windows are among them. This rank is the first of R, because `gather` puts its own rows first."""
+        distinct_U, columns = torch.unique(ranks.gather(candidate_ids_PK), return_inverse=True)
+        columns_RPK = columns.to(self.device).unflatten(0, (ranks.world(), len(candidate_ids_PK)))
+        return distinct_U, columns_RPK[:, :scored]
 
     def _embed_passages(self, distinct_U: Tensor) -> Tensor:
         """passage_UD, with gradient. Each rank embeds an equal share of the passages; the last one may repeat some."""

@@ -108,9 +108,7 @@ def panels(store: Store, window_ids_B: Tensor, outputs: dict[str, Tensor]) -> di
             f"{HEADINGS[kind]}: posterior entropy {entropy_S[s]:.2f} of at most {most:.2f} nats, "
             f"gain {gain_S[s]:.2f} nats per token"
         )
-        window = Window(
-            *store.scored_text(window_id), _name(store, int(store.window_rows(np.array([window_id]))["document"][0]))
-        )
+        window = Window(*store.scored_text(window_id), _name(store, store.document_of(window_id)))
         shown[kind] = candidate_table(heading, window, rows)
     return shown
 

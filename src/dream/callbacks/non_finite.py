@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +104,7 @@ class NonFiniteGuard(L.Callback):
                 })  # fmt: skip
         return {
             "window_id": window_id,
-            "document": store.document_names[int(store.window_rows(np.array([window_id]))["document"][0])],
+            "document": store.document_names[store.document_of(window_id)],
             "context": context[-CHARACTERS:],
             "target": target[:CHARACTERS],
             "candidates": candidates,

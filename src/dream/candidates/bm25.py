@@ -26,9 +26,6 @@ class BM25Candidates:
         M is k plus the number of passages of the batch's longest document: a window's own passages usually come first,
         and are excluded later.
         """
-        documents_B = windows.document_ids_B.cpu().numpy()
-        owned_B = np.searchsorted(self.store.passage_documents, documents_B, side="right") - np.searchsorted(
-            self.store.passage_documents, documents_B, side="left"
-        )
+        first_B, end_B = self.store.passages_of(windows.document_ids_B.cpu().numpy())
         contexts = [self.store.window_text(window)[0] for window in windows.window_ids_B.tolist()]
-        return self.index.search(contexts, k + int(owned_B.max()))[1]
+        return self.index.search(contexts, k + int((end_B - first_B).max()))[1]

@@ -31,8 +31,7 @@ def excluded_ranges(window_ids_B: np.ndarray, store: Store, mode: str) -> tuple[
     """
     windows = store.window_rows(window_ids_B)
     is_question_B = windows["characters"][:, 0] < 0
-    first_B = np.searchsorted(store.passage_documents, windows["document"], side="left")
-    end_B = np.searchsorted(store.passage_documents, windows["document"], side="right")
+    first_B, end_B = store.passages_of(windows["document"])
     end_B = np.where(is_question_B, first_B, end_B)
     if excludes_document(mode, store):
         return first_B, end_B

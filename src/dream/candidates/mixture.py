@@ -1,4 +1,7 @@
-"""The candidates of a window: a mixture of sources whose shares change linearly during the run."""
+"""The candidates of a window: a mixture of sources whose shares change linearly during the run.
+
+Shape suffixes besides those of `dream.batch`: C sources of candidates; M ids that a source proposes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -174,9 +177,9 @@ class CandidateMixture:
         positions_B, ids_B = windows.positions_B.cpu().numpy(), windows.window_ids_B.cpu().numpy()
         drawn_B = random_bits(self.seed, SOURCE_STREAM, positions_B, ids_B) / 2.0**64
         source_B = np.searchsorted(np.cumsum(list(shares.values()))[:-1], drawn_B, side="right")
-        wanted_BS = wanted * (source_B[:, None] == np.arange(len(shares)))
-        wanted_BS[:scored] = list(quotas(shares, wanted).values())
-        return {name: wanted_BS[:, [s]] for s, name in enumerate(shares) if wanted_BS[:, s].any()}
+        wanted_BC = wanted * (source_B[:, None] == np.arange(len(shares)))
+        wanted_BC[:scored] = list(quotas(shares, wanted).values())
+        return {name: wanted_BC[:, [c]] for c, name in enumerate(shares) if wanted_BC[:, c].any()}
 
     def _ranked(self, name: str, asks_B: np.ndarray, windows: WindowBatch, query_BD: Tensor, step: int) -> np.ndarray:
         """ids_BM of a source, best first; -1 for the windows that do not ask it and for ids that are not allowed."""

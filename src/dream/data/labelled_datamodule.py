@@ -108,8 +108,7 @@ class LabelledDataModule(WindowDataModule):
 
     def _passages(self, texts: list[str], documents: list[list[int]]) -> list[np.ndarray]:
         """For each query, the passages that represent its documents."""
-        owner = self.store.passage_documents
-        starts, ends = (np.searchsorted(owner, np.arange(len(self.store.texts)), side) for side in ("left", "right"))
+        starts, ends = self.store.passages_of(np.arange(len(self.store.texts)))
         if self.passage == "first":
             return [starts[rows] for rows in documents]
         index = BM25Index.open_or_build(self.store)

@@ -97,7 +97,7 @@ def windows_with_candidates(store: Store, window_ids_W: np.ndarray, shown: int) 
     found = []
     for window in window_ids_W.tolist():
         context, target = store.window_text(window)
-        document = int(store.window_rows(np.array([window]))["document"][0])
+        document = store.document_of(window)
         scores_K, ids_K = (row[0] for row in index.search([context], shown + int(owned_N[document])))
         candidates = [
             {"document": store.document_names[int(store.passage_documents[passage])], "score": round(float(score), 2),

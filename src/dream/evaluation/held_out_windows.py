@@ -97,13 +97,13 @@ def draw_windows(store: Store, count: int, k: int, seed: int) -> HeldOutWindows:
         ConfigError: the corpus has no such window.
     """
     index = BM25Index.open_or_build(store)
-    passages_of = np.bincount(store.passage_documents, minlength=len(store.texts))
-    documents = np.flatnonzero(passages_of > 1)
+    first_N, end_N = store.passages_of(np.arange(len(store.texts)))
+    documents = np.flatnonzero(end_N - first_N > 1)
     judgements, ranking = Judgements([], [], [], [], 0), Ranking.empty(count, k)
     passages_QR = np.full((count, k), -1)
     for document in documents[permute(seed, np.arange(len(documents)), len(documents))] if len(documents) else ():
-        first = int(np.searchsorted(store.passage_documents, document))
-        own = np.arange(first, first + passages_of[document])
+        first = int(first_N[document])
+        own = np.arange(first, end_N[document])
         held_out = own[int(random_bits(seed, 0, document)) % len(own)]
         sentence = _sentence(store.passage_text(int(held_out)), int(random_bits(seed, 1, document)))
         ids, scores = _candidates(index.scores_of(sentence), store.passage_documents, own[own != held_out], own, k)

@@ -78,8 +78,7 @@ class LanguageModelRanker:
         for q, query in enumerate(queries):
             scores_N = index.scores_of(query)
             for rank in np.flatnonzero(documents_QR[q] >= 0):
-                document = documents_QR[q, rank]
-                first, end = np.searchsorted(self.store.passage_documents, [document, document + 1])
+                first, end = self.store.passages_of(documents_QR[q, rank])
                 passages_QR[q, rank] = first + scores_N[first:end].argmax()
         return passages_QR
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from dream.objectives.base import Candidates, LossInputs, LossOutput, Objective, check_knobs, spread, window_weights
 from dream.utils.errors import require
 
+Columns = tuple[Tensor, Tensor, Tensor]  # target, cosines, and which are allowed: a row for each window of the step
+
 
 def kl_posterior(
     posterior_BU: Tensor, sim_BU: Tensor, allowed_BU: Tensor, temperature: float, direction: str
@@ -101,26 +103,40 @@ class KLPosterior(Objective):
         assert candidates is not None
         loglik_SK = self.candidate_loglik(candidates)
         target_SK, null_S1, weights = self._target(candidates, loglik_SK)
-        (scored, _), (windows, width) = candidates.columns_SK.shape, candidates.sim_BU.shape
-        target_SU = torch.cat([spread(target_SK, candidates.columns_SK, width), null_S1], dim=1)
-        own_SU = spread(torch.ones_like(target_SK), candidates.columns_SK, width) > 0
-        unscored = (0, 0, 0, windows - scored)  # padding: rows to append
-        has_null_B1 = F.pad(torch.ones_like(null_S1, dtype=torch.bool), unscored)
-        sim_B1 = torch.full_like(has_null_B1, self.null_similarity or 0.0, dtype=candidates.sim_BU.dtype)
-        allowed_BU = candidates.allowed_BU if self.in_batch else F.pad(own_SU, unscored)
-        target_BU = F.pad((1 - self.continuation) * target_SU, unscored)
-        sims, allowed = [candidates.sim_BU, sim_B1], [allowed_BU, has_null_B1]
-        targets = [target_BU]
+        columns = [self._candidate_columns(candidates, target_SK), self._null_column(candidates, null_S1)]
         if self.needs_continuation:
-            assert inputs.continuation_sim_BA is not None
-            own_BA = torch.eye(*inputs.same_document_BA.shape, dtype=torch.bool, device=target_SU.device)
-            targets.append(own_BA * (1 - target_BU.sum(1, keepdim=True)))
-            sims.append(inputs.continuation_sim_BA)
-            allowed.append(own_BA | ~inputs.same_document_BA if self.in_batch else own_BA)
+            given_B1 = torch.cat([target for target, _, _ in columns], dim=1).sum(1, keepdim=True)
+            columns.append(self._continuation_columns(inputs, 1 - given_B1))
+        scored, windows = len(target_SK), len(candidates.sim_BU)
         used = windows if self.needs_continuation else scored
-        target, sim, is_allowed = (torch.cat(parts, dim=1)[:used] for parts in (targets, sims, allowed))
+        target, sim, is_allowed = (torch.cat(part, dim=1)[:used] for part in zip(*columns, strict=True))
         loss_B = kl_posterior(target, sim, is_allowed, self.temperature, self.direction)
         return LossOutput(torch.cat([loss_B[:scored] * weights, loss_B[scored:]]).mean(), loglik_SK, weights)
+
+    def _candidate_columns(self, candidates: Candidates, target_SK: Tensor) -> Columns:
+        """A column for each distinct candidate of the step. Only scored windows have targets among them."""
+        windows, width = candidates.sim_BU.shape
+        target_SU = (1 - self.continuation) * spread(target_SK, candidates.columns_SK, width)
+        if self.in_batch:
+            allowed_BU = candidates.allowed_BU
+        else:
+            own_SU = spread(torch.ones_like(target_SK), candidates.columns_SK, width) > 0
+            allowed_BU = _with_unscored(own_SU, windows)
+        return _with_unscored(target_SU, windows), candidates.sim_BU, allowed_BU
+
+    def _null_column(self, candidates: Candidates, null_S1: Tensor) -> Columns:
+        """The column of "no passage". It has the width 0 if this is no candidate."""
+        windows = len(candidates.sim_BU)
+        target_B1 = _with_unscored((1 - self.continuation) * null_S1, windows)
+        sim_B1 = torch.full_like(target_B1, self.null_similarity or 0.0, dtype=candidates.sim_BU.dtype)
+        return target_B1, sim_B1, _with_unscored(torch.ones_like(null_S1, dtype=torch.bool), windows)
+
+    def _continuation_columns(self, inputs: LossInputs, rest_B1: Tensor) -> Columns:
+        """A column for each continuation of the step. The window's own one has the rest of the target."""
+        assert inputs.continuation_sim_BA is not None
+        own_BA = torch.eye(*inputs.same_document_BA.shape, dtype=torch.bool, device=rest_B1.device)
+        allowed_BA = own_BA | ~inputs.same_document_BA if self.in_batch else own_BA
+        return own_BA * rest_B1, inputs.continuation_sim_BA, allowed_BA
 
     def _target(self, candidates: Candidates, loglik_SK: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """(target_SK of the candidates, target of "no passage", weights of the windows)"""
@@ -134,3 +150,8 @@ class KLPosterior(Objective):
         posterior = torch.softmax(torch.cat(parts, dim=1) / self.lm_temperature, dim=1)
         k = loglik_SK.shape[1]
         return posterior[:, :k], posterior[:, k:]
+
+
+def _with_unscored(rows_SX: Tensor, windows: int) -> Tensor:
+    """Rows of zeros for the windows that are not scored, after those of the scored ones."""
+    return F.pad(rows_SX, (0, 0, 0, windows - len(rows_SX)))

@@ -182,8 +182,14 @@ def start_run(cfg: DictConfig | None) -> Iterator[Run]:
 def start_first(cfg: DictConfig) -> Iterator[Run]:
     """Claim the run's folder, save the resolved config, point logs/latest at it, and log what the run will do.
 
-    It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from. A
-    job of a resumed sweep continues in its own folder, or is already finished.
+    It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from.
+
+    | start                                    | folder          | checkpoint                 |
+    |------------------------------------------|-----------------|----------------------------|
+    | a new run                                | new             | none                       |
+    | `ckpt=FILE`                              | new             | FILE                       |
+    | `ckpt=last` or `auto`; restarted by SLURM | that of the run | its newest                 |
+    | a job of a resumed sweep                 | that of the job | its newest, if it is whole |
     """
     leave_out_dependents(cfg.get("callbacks"))
     logs, unused = Path(cfg.paths.logs), Path(cfg.paths.run)

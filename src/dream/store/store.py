@@ -115,7 +115,7 @@ class Store:
         if self.target != "context" or self.manifest.get("context") not in OPENINGS or not len(self.windows):
             return self.passages
         rows = np.array(self.passages)
-        firsts = np.searchsorted(self.passage_documents, self.windows["document"], side="left")
+        firsts, _ = self.passages_of(self.windows["document"])
         middles, ends = self.windows["tokens"][:, :, 1], rows["tokens"][firsts, :, 1]
         longer = (middles < ends).all(1)
         rows["tokens"][firsts[longer], :, 0] = middles[longer]
@@ -198,6 +198,15 @@ class Store:
         start, middle, end = self.windows["tokens"][window_id, side]
         return self.tokens[side][start:middle], self.tokens[side][middle:end]
 
+    def passages_of(self, documents: Any) -> tuple[Any, Any]:
+        """(first, end): a document's passages have the ids first ≤ id < end, in text order. Arrays for an array."""
+        first, end = (np.searchsorted(self.passage_documents, documents, side=side) for side in ("left", "right"))
+        return first, end
+
+    def document_of(self, window_id: int) -> int:
+        """The row of the document that a window comes from."""
+        return int(self.window_rows(np.array([window_id]))["document"][0])
+
     def read_tokens(self, passage_id: int, side: int) -> np.ndarray:
         """Tokens of the part of a passage that is read in training: see `readings`."""
         start, end = self.readings["tokens"][passage_id, side]
@@ -219,8 +228,8 @@ class Store:
         """The first `longest` encoder ids of the document's text, from the beginning of the window's target."""
         row = self.window_rows(np.array([window_id]))[0]
         middle = row["tokens"][ENCODER, 1]
-        last_passage = np.searchsorted(self.passage_documents, row["document"], side="right") - 1
-        return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
+        _, end = self.passages_of(row["document"])
+        return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][end - 1, ENCODER, 1])]
 
     def passage_batch(
         self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int, training: bool = False

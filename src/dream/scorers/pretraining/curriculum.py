@@ -190,7 +190,7 @@ def plant(passage_L: np.ndarray, window: np.ndarray, span_tokens: Sequence[int],
 
 def random_passages(store: Store, windows_B: np.ndarray, draws_B: np.ndarray) -> np.ndarray:
     """ids_B: for each window a uniformly random passage of another document. `draws_B` is in [0, 1)."""
-    first_B, end_B = own_passages(store, windows_B)
+    first_B, end_B = store.passages_of(store.window_rows(windows_B)["document"])
     owned_B = end_B - first_B
     ids_B = (draws_B * (len(store.passages) - owned_B)).astype(np.int64)
     return ids_B + np.where(ids_B >= first_B, owned_B, 0)
@@ -203,7 +203,7 @@ def neighbour_passages(
 
     If it finds fewer, the passage in `otherwise_B` is repeated.
     """
-    first_B, end_B = own_passages(store, windows_B)
+    first_B, end_B = store.passages_of(store.window_rows(windows_B)["document"])
     texts = ["".join(store.window_text(int(window))) for window in windows_B]
     found_BM = index.search(texts, count + int((end_B - first_B).max(initial=0)))[1]
     usable_BM = (found_BM >= 0) & ((found_BM < first_B[:, None]) | (found_BM >= end_B[:, None]))
@@ -212,10 +212,3 @@ def neighbour_passages(
         kept = found_BM[b, usable_BM[b]][:count]
         result[b, : len(kept)] = kept
     return result
-
-
-def own_passages(store: Store, windows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first_B, end_B): range of the passages of each window's own document."""
-    documents_B = store.window_rows(windows_B)["document"]
-    first_B, end_B = (np.searchsorted(store.passage_documents, documents_B, side=side) for side in ("left", "right"))
-    return first_B, end_B
