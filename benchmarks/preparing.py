@@ -83,6 +83,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(measure(options.part, options.file, options.tokenizer, options.folder)))
         return
+    options.folder.mkdir(parents=True, exist_ok=True)
     file = write_jsonl(options.text, options.folder / "corpus.jsonl", options.megabytes)
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     parts = {"store": set(cores), "tokenizers": set(cores), "one_core": set(cores[:1])}

@@ -32,6 +32,7 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 ROUNDS = 5
+REST = 0.3  # seconds before each measurement: waiting threads of the contestant before may keep a core busy
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "transformers", "sentence-transformers", "bm25s", "faiss-cpu", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -109,6 +110,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + warm):
         for name, run in contestants.items():
+            time.sleep(REST)
             start = time.perf_counter()
             run()
             if number >= warm:

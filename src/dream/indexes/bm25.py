@@ -159,10 +159,13 @@ class BM25Index:
         """Write the same results as without numba. Each of torch's threads searches for a part of the queries."""
         from dream.indexes.bm25_compiled import best_rows
 
-        terms_Q = [self._terms(text) for text in texts]
-        bounds = np.cumsum([0, *map(len, terms_Q)])
-        flat = np.fromiter(chain.from_iterable(chain.from_iterable(terms_Q)), dtype=np.int64)
-        terms, counts = flat.reshape(-1, 2).T
+        known = self.vocabulary
+        terms_Q = [[known[word] for word in self.analyze(text) if word in known] for text in texts]
+        query_T = np.repeat(np.arange(len(texts)), [len(terms) for terms in terms_Q])
+        term_T = np.fromiter(chain.from_iterable(terms_Q), dtype=np.int64, count=len(query_T))
+        pairs, counts = np.unique(query_T * len(known) + term_T, return_counts=True)  # sorted, as those of `_terms`
+        queries, terms = np.divmod(pairs, max(1, len(known)))
+        bounds = np.searchsorted(queries, np.arange(len(texts) + 1))
         starts, ends = self.ends[terms], self.ends[terms + 1]
         threads = torch.get_num_threads()
 
