@@ -184,12 +184,12 @@ def start_first(cfg: DictConfig) -> Iterator[Run]:
 
     It sets `cfg.paths.run` to the folder. If the run is interrupted, the error names the checkpoint to resume from.
 
-    | start                                    | folder          | checkpoint                 |
-    |------------------------------------------|-----------------|----------------------------|
-    | a new run                                | new             | none                       |
-    | `ckpt=FILE`                              | new             | FILE                       |
+    | start                                     | folder          | checkpoint                 |
+    |-------------------------------------------|-----------------|----------------------------|
+    | a new run                                 | new             | none                       |
+    | `ckpt=FILE`                               | new             | FILE                       |
     | `ckpt=last` or `auto`; restarted by SLURM | that of the run | its newest                 |
-    | a job of a resumed sweep                 | that of the job | its newest, if it is whole |
+    | a job of a resumed sweep                  | that of the job | its newest, if it is whole |
     """
     leave_out_dependents(cfg.get("callbacks"))
     logs, unused = Path(cfg.paths.logs), Path(cfg.paths.run)

@@ -228,8 +228,8 @@ class Store:
         """The first `longest` encoder ids of the document's text, from the beginning of the window's target."""
         row = self.window_rows(np.array([window_id]))[0]
         middle = row["tokens"][ENCODER, 1]
-        _, end = self.passages_of(row["document"])
-        return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][end - 1, ENCODER, 1])]
+        last_passage = np.searchsorted(self.passage_documents, row["document"], side="right") - 1
+        return self.tokens[ENCODER][middle : min(middle + longest, self.passages["tokens"][last_passage, ENCODER, 1])]
 
     def passage_batch(
         self, passage_ids: Sequence[int] | np.ndarray | Tensor, longest: int, training: bool = False
